@@ -1,0 +1,76 @@
+"""The command `dinov3 <verb>`: one module of `dinov3_hf.commands` a verb."""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+
+from ._version import __version__
+
+
+VERBS = {
+    "quickstart": "train a tiny ViT on rendered scenes, measure it and write a report, in minutes on a CPU",
+    "pretrain": "train a DINOv3 on your images",
+    "evaluate": "measure a checkpoint's frozen features beside its untrained twin and raw pixels",
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the list of every flag."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())
+    parser = OneLineParser(
+        prog="dinov3",
+        usage="dinov3 <verb> [flags]",
+        description=f"Train DINOv3 on your own images with the Hugging Face stack.\n\nverbs:\n{listing}",
+        epilog="dinov3 <verb> --help lists the flags of a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return its exit code: 0 done, 2 refused input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = build_parser()
+    if not argv or argv[0].startswith("-"):
+        parser.parse_args(argv)
+        parser.print_help()
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        parser.error(f"verb: got {verb!r}, accepted: {', '.join(VERBS)}{hint}")
+    command = importlib.import_module(f"dinov3_hf.commands.{verb}")
+    verb_parser = OneLineParser(prog=f"dinov3 {verb}", description=VERBS[verb], allow_abbrev=False)
+    command.add_arguments(verb_parser)
+    arguments, unknown = verb_parser.parse_known_args(rest)
+    if unknown:
+        flags = [option for action in verb_parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown[0], flags, n=1)
+        verb_parser.error(f"unknown flag {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+    try:
+        return command.run(arguments) or 0
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        # DINOV3_TRACEBACK=1 shows where a refusal came from; users need the sentence, developers the place.
+        if os.environ.get("DINOV3_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split())
+        print(f"dinov3 {verb}: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"dinov3 {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,359 @@
+"""The recipe: every field of a training run, typed, from a YAML file and the command line."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def _help(text: str, default=dataclasses.MISSING, **kwargs):
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text, **kwargs})
+    return field(default=default, metadata={"help": text, **kwargs})
+
+
+def _require(condition: bool, name: str, value, accepted: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}: got {value!r}, accepted: {accepted}")
+
+
+@dataclass
+class ModelArguments:
+    """The student: a named size, and overrides of single fields of its configuration."""
+
+    size: str | None = _help("named size: vits16, vits16plus, vitb16, vitl16, vith16plus or vit7b16", "vits16")
+    patch_size: int | None = _help("side of a patch in pixels; null keeps the size's own", None)
+    hidden_size: int | None = _help("width D; null keeps the size's own", None)
+    num_hidden_layers: int | None = _help("number of blocks; null keeps the size's own", None)
+    num_attention_heads: int | None = _help("attention heads; null keeps the size's own", None)
+    intermediate_size: int | None = _help("hidden width of the MLP; null keeps the size's own", None)
+    num_register_tokens: int | None = _help("register tokens R; null keeps the size's own", None)
+    key_bias: bool | None = _help("train a bias on the keys; null keeps the size's own (none)", None)
+    layerscale_value: float | None = _help("initial layer scale; null keeps the size's own (1e-5)", None)
+    layer_norm_eps: float | None = _help("epsilon of every LayerNorm; null keeps the size's own (1e-5)", None)
+    untie_global_and_local_cls_norm: bool = _help("own final norm for cls and registers of local crops", False)
+    drop_path_rate: float = _help("share of a batch's rows each residual branch skips", 0.0)
+    rope_shift: float | None = _help("RoPE augmentation: shift coordinates by up to this much", None)
+    rope_jitter: float | None = _help("RoPE augmentation: scale each axis by up to this factor", None)
+    rope_rescale: float | None = _help("RoPE augmentation: scale both axes by up to this factor", None)
+    dino_prototypes: int = _help("prototypes K of the image head", 65536)
+    dino_hidden_size: int = _help("hidden width of the image head", 2048)
+    dino_bottleneck_size: int = _help("bottleneck width of the image head", 256)
+    ibot_prototypes: int = _help("prototypes K of the patch head", 65536)
+    ibot_hidden_size: int = _help("hidden width of the patch head", 2048)
+    ibot_bottleneck_size: int = _help("bottleneck width of the patch head", 256)
+    head_layers: int = _help("linear layers of each head before the prototypes", 3)
+    head_initializer_range: float = _help("standard deviation of the heads' initial weights", 0.02)
+
+    def validate(self) -> None:
+        _require(0 <= self.drop_path_rate < 1, "drop_path_rate", self.drop_path_rate, "0 to below 1")
+        for name in ("rope_jitter", "rope_rescale"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "null or a factor of at least 1")
+        _require(self.rope_shift is None or self.rope_shift >= 0, "rope_shift", self.rope_shift, "null or at least 0")
+        names = [f"{head}_{part}" for head in ("dino", "ibot") for part in ("prototypes", "hidden_size", "bottleneck_size")]
+        for name in (*names, "head_layers"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+
+
+@dataclass
+class DataArguments:
+    """Where the images come from."""
+
+    data: str = _help("scenes, scenes:crowded, an image folder, Parquet files, WebDataset tars, or a hub data set id", "scenes")
+    split: str = _help("split to train on", "train")
+    image_column: str | None = _help("column that holds the images; null takes the only image column", None)
+    streaming: bool = _help("read as a stream instead of preparing the whole data set first", True)
+    num_images: int = _help("how many scenes to render as the training set (data: scenes only)", 50000)
+    shuffle_block: int = _help("rows shuffled together, read ahead by each reader", 4096)
+    max_bad_images: float = _help("abort when more than this share of the images read cannot be decoded", 0.1)
+    num_workers: int = _help("worker processes that decode and augment, per training process", 1)
+
+    def validate(self) -> None:
+        _require(self.num_images >= 1, "num_images", self.num_images, "a whole number of at least 1")
+        _require(self.shuffle_block >= 1, "shuffle_block", self.shuffle_block, "a whole number of at least 1")
+        _require(0 <= self.max_bad_images <= 1, "max_bad_images", self.max_bad_images, "a share from 0 to 1")
+        _require(self.num_workers >= 0, "num_workers", self.num_workers, "a whole number of at least 0")
+
+
+@dataclass
+class CropArguments:
+    """Crops, their augmentation and the masks of the patch objective."""
+
+    global_crop_size: int = _help("side of the two global crops in pixels", 224)
+    local_crop_size: int = _help("side of the local crops in pixels", 96)
+    local_crops: int = _help("number L of local crops", 8)
+    global_crop_scale: list[float] = _help("smallest and largest share of the image a global crop covers", [0.32, 1.0])
+    local_crop_scale: list[float] = _help("smallest and largest share of the image a local crop covers", [0.05, 0.32])
+    horizontal_flips: bool = _help("flip half of the crops", True)
+    color_jitter_probability: float = _help("share of the crops with colour jitter", 0.8)
+    color_jitter: list[float] = _help("strength of brightness, contrast, saturation and hue", [0.4, 0.4, 0.2, 0.1])
+    grayscale_probability: float = _help("share of the crops turned grey", 0.2)
+    # The paper prints 1.0 / 0.1 / 0.5; the published weights were trained with 0 / 0.9 / 0.5.
+    blur_probability: list[float] = _help("share blurred: first global, second global, local crops", [0.0, 0.9, 0.5])
+    blur_kernel_size: int = _help("kernel of the blur in pixels, odd; sigma is drawn from .1 to 2", 9)
+    solarize_probability: float = _help("share of the second global crops that is solarized", 0.2)
+    image_mean: list[float] = _help("mean of the normalisation, on the 0..1 scale", [0.485, 0.456, 0.406])
+    image_std: list[float] = _help("deviation of the normalisation, on the 0..1 scale", [0.229, 0.224, 0.225])
+    mask_probability: float = _help("share of the global crops that is masked", 0.5)
+    mask_ratio: list[float] = _help("smallest and largest share of patches masked in a masked crop", [0.1, 0.5])
+
+    def validate(self) -> None:
+        _require(self.local_crops >= 0, "local_crops", self.local_crops, "a whole number of at least 0")
+        for name in ("global_crop_size", "local_crop_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of pixels, at least 1")
+        for name in ("global_crop_scale", "local_crop_scale", "mask_ratio"):
+            value = getattr(self, name)
+            good = len(value) == 2 and 0 <= value[0] <= value[1] <= 1 and value[1] > 0
+            _require(good, name, value, "two shares, the smaller first, from 0 to 1")
+        for name, length in (("color_jitter", 4), ("blur_probability", 3), ("image_mean", 3), ("image_std", 3)):
+            _require(len(getattr(self, name)) == length, name, getattr(self, name), f"{length} numbers")
+        _require(min(self.image_std) > 0, "image_std", self.image_std, "numbers above 0")
+        _require(max(self.color_jitter[:3]) <= 1 and min(self.color_jitter) >= 0, "color_jitter", self.color_jitter, "strengths from 0 to 1")
+        _require(self.color_jitter[3] <= 0.5, "color_jitter", self.color_jitter, "a hue strength (fourth number) of at most .5")
+        probabilities = ["color_jitter_probability", "grayscale_probability", "solarize_probability", "mask_probability"]
+        for name in probabilities:
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a share from 0 to 1")
+        good = min(self.blur_probability) >= 0 and max(self.blur_probability) <= 1
+        _require(good, "blur_probability", self.blur_probability, "shares from 0 to 1")
+        good = self.blur_kernel_size % 2 == 1 and self.blur_kernel_size >= 1
+        _require(good, "blur_kernel_size", self.blur_kernel_size, "an odd number of pixels")
+
+
+@dataclass
+class ObjectiveArguments:
+    """Weights and temperatures of the objective (DINOv3, section 3)."""
+
+    dino_weight: float = _help("weight of the image objective", 1.0)
+    ibot_weight: float = _help("weight of the patch objective", 1.0)
+    koleo_weight: float = _help("weight of KoLeo", 0.1)
+    student_temperature: float = _help("temperature of the student's softmax", 0.1)
+    ignore_diagonal: bool = _help("leave out pairs of a global crop with itself", True)
+    sinkhorn_iterations: int = _help("Sinkhorn-Knopp iterations on the teacher's logits", 3)
+    koleo_topk: int = _help("nearest neighbours that KoLeo pushes away", 1)
+    koleo_distributed: bool = _help("look for KoLeo neighbours over all processes instead of the local batch", False)
+    koleo_group_size: int | None = _help("rows of the gathered batch among which KoLeo looks (distributed only); null: all", None)
+
+    def validate(self) -> None:
+        for name in ("dino_weight", "ibot_weight", "koleo_weight"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a weight of at least 0")
+        _require(self.student_temperature > 0, "student_temperature", self.student_temperature, "a number above 0")
+        for name in ("sinkhorn_iterations", "koleo_topk"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        grouped = self.koleo_group_size is None or self.koleo_distributed
+        _require(grouped, "koleo_group_size", self.koleo_group_size, "null unless koleo_distributed is true")
+
+
+@dataclass
+class OptimizationArguments:
+    """AdamW, its schedules and parameter groups (DINOv3, section 3 and appendix C)."""
+
+    steps: int = _help("optimizer steps of the run", 125000)
+    batch_size: int = _help("images per process and step", 64)
+    lr: float = _help("peak learning rate, before lr_scaling", 1e-3)
+    lr_scaling: Literal["none", "sqrt_wrt_1024"] = _help("sqrt_wrt_1024 multiplies lr and lr_end by 4 sqrt(global batch / 1024)", "sqrt_wrt_1024")
+    lr_end: float | None = _help("learning rate at the last step, reached by a cosine; null keeps the peak (DINOv3's choice)", None)
+    lr_warmup_steps: int = _help("steps of linear warm-up of the learning rate", 12500)
+    weight_decay: float = _help("weight decay at the first step", 0.04)
+    weight_decay_end: float | None = _help("weight decay at the last step, reached by a cosine; null keeps it constant", None)
+    adam_betas: list[float] = _help("AdamW betas", [0.9, 0.999])
+    clip_grad_norm: float | None = _help("largest gradient norm of each network (backbone and both heads apart)", 3.0)
+    layerwise_decay: float = _help("learning-rate multiplier from each block to the one below", 0.9)
+    patch_embed_lr_mult: float = _help("further multiplier for the patch embedding", 0.2)
+    freeze_last_layer_steps: int = _help("first steps in which the prototypes do not move", 1250)
+    momentum: float = _help("EMA momentum of the teacher at the first step", 0.992)
+    momentum_end: float | None = _help("EMA momentum at the last step, reached by a cosine; null keeps it constant", None)
+    teacher_temperature_start: float = _help("teacher temperature at the first step", 0.04)
+    teacher_temperature: float = _help("teacher temperature after its warm-up", 0.07)
+    teacher_temperature_warmup_steps: int = _help("steps of linear warm-up of the teacher temperature", 37500)
+    local_weight: float = _help("extra weight of the local-crop part of the image objective at the first step", 1.0)
+    local_weight_end: float | None = _help("its value at the last step, reached by a cosine; null keeps it constant", None)
+
+    def validate(self) -> None:
+        for name in ("steps", "batch_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        for name in ("lr", "weight_decay", "lr_warmup_steps", "freeze_last_layer_steps", "teacher_temperature_warmup_steps"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("momentum", "momentum_end"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, name, value, "from 0 to 1")
+        for name in ("teacher_temperature_start", "teacher_temperature", "layerwise_decay"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        good = len(self.adam_betas) == 2 and all(0 <= beta < 1 for beta in self.adam_betas)
+        _require(good, "adam_betas", self.adam_betas, "two numbers from 0 to below 1")
+        _require(self.clip_grad_norm is None or self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "null or a number above 0")
+        _require(self.lr_warmup_steps <= self.steps, "lr_warmup_steps", self.lr_warmup_steps, f"at most steps ({self.steps})")
+
+
+@dataclass
+class RunArguments:
+    """Where a run writes, how often, and how it goes on after a stop."""
+
+    output_dir: str = _help("folder of the run: recipe, metrics, checkpoints and the exported model", "outputs/pretrain")
+    seed: int = _help("seed of the weights, the data order, crops and masks", 0)
+    resume: bool = _help("go on from the newest checkpoint in output_dir", False)
+    overwrite: bool = _help("delete the run that output_dir holds and start anew", False)
+    log_every: int = _help("steps between two lines of metrics.jsonl", 10)
+    save_every: int = _help("steps between two checkpoints", 500)
+    keep_checkpoints: int = _help("newest checkpoints kept", 2)
+    report_to: Literal["none", "tensorboard", "trackio"] = _help("tracker that also gets the metrics", "none")
+    mixed_precision: Literal["no", "bf16"] | None = _help("compute precision; null takes Accelerate's (no, unless launched otherwise)", None)
+
+    def validate(self) -> None:
+        for name in ("log_every", "save_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        both = self.resume and self.overwrite
+        _require(not both, "resume", self.resume, "resume or overwrite, not both")
+
+
+@dataclass
+class PretrainRecipe:
+    """All fields of a pretraining run, in the groups above."""
+
+    model: ModelArguments = field(default_factory=ModelArguments)
+    data: DataArguments = field(default_factory=DataArguments)
+    crops: CropArguments = field(default_factory=CropArguments)
+    objective: ObjectiveArguments = field(default_factory=ObjectiveArguments)
+    optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
+    run: RunArguments = field(default_factory=RunArguments)
+
+    def validate(self) -> "PretrainRecipe":
+        for group in dataclasses.fields(self):
+            getattr(self, group.name).validate()
+        return self
+
+    def as_flat_dict(self) -> dict:
+        """Return every field of every group in one dictionary, as a recipe file holds them."""
+        return {key: value for group in dataclasses.asdict(self).values() for key, value in group.items()}
+
+
+GROUPS = {group.name: group.default_factory for group in dataclasses.fields(PretrainRecipe)}
+FIELDS = {item.name: item for group in GROUPS.values() for item in dataclasses.fields(group)}
+HINTS = {name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()}
+
+
+def _alternatives(hint) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def describe_type(hint) -> str:
+    """Say in words which values a field takes."""
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
+    parts = []
+    for part in _alternatives(hint):
+        if typing.get_origin(part) is Literal:
+            parts += [str(value) for value in typing.get_args(part)]
+        elif typing.get_origin(part) is list:
+            parts.append("list of numbers")
+        else:
+            parts.append(names[part])
+    return ", ".join(parts[:-1]) + " or " + parts[-1] if len(parts) > 1 else parts[0]
+
+
+def convert(name: str, value):
+    """Return `value` as the type of the recipe field `name`, or raise one line that says what is accepted."""
+    for part in _alternatives(HINTS[name]):
+        if part is type(None) and value is None:
+            return None
+        if part is float and isinstance(value, str):
+            # YAML 1.1 reads 1e-3 (no dot) as text.
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        if part is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if typing.get_origin(part) is Literal and value in typing.get_args(part):
+            return value
+        if typing.get_origin(part) is list and isinstance(value, list | tuple):
+            try:
+                return [float(item) for item in value]
+            except (TypeError, ValueError):
+                continue
+        if part in (int, str, bool) and type(value) is part:
+            return value
+    raise ValueError(f"{name}: got {value!r}, accepted: {describe_type(HINTS[name])}")
+
+
+def nearest(name: str, known) -> str:
+    """Return a hint with the known name nearest to a mistyped one, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def read_recipe(name_or_path: str) -> dict:
+    """Read a recipe by its name (a file in `recipes/`) or path, checking every key and value.
+
+    Raises FileNotFoundError for a missing recipe and ValueError for an unknown key or a value of the wrong type.
+    """
+    import yaml
+
+    path = Path(name_or_path)
+    if not path.suffix:
+        path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = sorted(item.stem for item in RECIPES.glob("*.yaml"))
+        raise FileNotFoundError(f"config: no recipe {name_or_path!r}, accepted: a YAML file or one of {', '.join(known)}")
+    values = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} holds a {type(values).__name__}, accepted: one `field: value` a line")
+    for key in values:
+        if key not in FIELDS:
+            raise ValueError(f"config: unknown field {key!r} in {path}{nearest(str(key), FIELDS)}")
+    return {key: convert(key, value) for key, value in values.items()}
+
+
+def build_recipe(config: str | None = None, **overrides) -> PretrainRecipe:
+    """Build a validated recipe: defaults, then the recipe file `config`, then single fields."""
+    values = read_recipe(config) if config else {}
+    for key, value in overrides.items():
+        if key not in FIELDS:
+            raise ValueError(f"unknown field {key!r}{nearest(key, FIELDS)}")
+        values[key] = convert(key, value)
+    groups = {}
+    for group, factory in GROUPS.items():
+        names = {item.name for item in dataclasses.fields(factory)}
+        groups[group] = factory(**{key: value for key, value in values.items() if key in names})
+    return PretrainRecipe(**groups).validate()
+
+
+def add_recipe_flags(parser) -> None:
+    """Add `--config` and one flag for each recipe field to an argparse parser."""
+    parser.add_argument("--config", help="recipe: a name from the package or a YAML file; flags override its fields")
+    for group, factory in GROUPS.items():
+        section = parser.add_argument_group(group, factory.__doc__)
+        for item in dataclasses.fields(factory):
+            many = typing.get_origin(HINTS[item.name]) is list
+            nargs = "+" if many else "?" if HINTS[item.name] is bool else None
+            default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
+            shown = " ".join(map(str, default)) if many else "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+            section.add_argument(
+                "--" + item.name.replace("_", "-"),
+                nargs=nargs,
+                const="true" if nargs == "?" else None,
+                default=None,
+                metavar="X",
+                help=f"{item.metadata['help']} [{describe_type(HINTS[item.name])}; default {shown}]".replace("%", "%%"),
+            )
+
+
+def recipe_from_flags(arguments) -> PretrainRecipe:
+    """Build the recipe from parsed flags; values are read as in a recipe file (`null`, `true`, numbers)."""
+    import yaml
+
+    given = {name: getattr(arguments, name) for name in FIELDS if getattr(arguments, name, None) is not None}
+    parsed = {}
+    for name, text in given.items():
+        if isinstance(text, list):
+            parsed[name] = [yaml.safe_load(item) for item in text]
+        else:
+            # A path or hub id stays the text it is: YAML would read `10` or `no` as something else.
+            is_text = str in _alternatives(HINTS[name]) and text != "null"
+            parsed[name] = text if is_text else yaml.safe_load(text)
+    return build_recipe(arguments.config, **parsed)

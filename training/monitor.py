@@ -1,0 +1,40 @@
+"""What a run tells: one JSON line a logged step, and a tracker when asked."""
+
+import json
+import math
+from pathlib import Path
+
+
+class Monitor:
+    """Append metrics to `metrics.jsonl` and pass them to Accelerate's tracker.
+
+    On a resume the file is cut back to `first_step`, so that no step stands in it twice.
+    """
+
+    def __init__(self, output_dir: Path, accelerator, first_step: int, recipe: dict, report_to: str):
+        self.path = Path(output_dir) / "metrics.jsonl"
+        self.accelerator = accelerator
+        kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if report_to != "none":
+            flat = {key: str(value) if isinstance(value, list) or value is None else value for key, value in recipe.items()}
+            accelerator.init_trackers("dinov3-hf", config=flat)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of one optimizer step; `step` counts steps applied."""
+        line = {"step": step} | {key: value if math.isfinite(value) else None for key, value in values.items()}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=step)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Read a metrics file; a last line cut off by a kill is left out."""
+    lines = []
+    if Path(path).is_file():
+        for text in Path(path).read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines

@@ -1,0 +1,118 @@
+"""Pretrain a DINOv3: the main of `dinov3 pretrain`, read from top to bottom.
+
+A student sees two global crops (some of their patches masked) and several local ones; its teacher, a moving average
+of the student, sees the global crops whole. The student learns to give the teacher's prototypes for the image
+(DINO), for each masked patch (iBOT), while KoLeo spreads the batch (DINOv3, section 3).
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .arguments import CropArguments, ModelArguments, PretrainRecipe
+
+
+# A resumed run must be the same run: only these fields may differ from the recipe it was started with.
+FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "log_every", "save_every", "keep_checkpoints", "report_to"}
+
+
+def build_config(model: ModelArguments, crops: CropArguments):
+    """Translate the recipe's model fields into a `Dinov3Config`; a null field keeps the size's own value."""
+    from dinov3_hf import Dinov3Config
+
+    names = ("patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_register_tokens", "key_bias", "layerscale_value", "layer_norm_eps")
+    fields = {name: getattr(model, name) for name in names if getattr(model, name) is not None}
+    fields |= {
+        "image_size": crops.global_crop_size,
+        "drop_path_rate": model.drop_path_rate,
+        "untie_global_and_local_cls_norm": model.untie_global_and_local_cls_norm,
+    }
+    return Dinov3Config.from_size(model.size, **fields) if model.size else Dinov3Config(**fields)
+
+
+def prepare_output(recipe: PretrainRecipe) -> Path:
+    """Refuse, clear or reuse the output folder, and write down the recipe, the versions and the state of git."""
+    import yaml
+
+    run = recipe.run
+    output_dir = Path(run.output_dir)
+    file = output_dir / "recipe.yaml"
+    if file.exists() and run.overwrite:
+        for name in ("checkpoints", "model"):
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+        (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+    elif file.exists() and not run.resume:
+        raise FileExistsError(f"output_dir: {output_dir} already holds a run, accepted: another folder, --resume or --overwrite")
+    elif file.exists():
+        before, now = yaml.safe_load(file.read_text()), recipe.as_flat_dict()
+        changed = sorted(name for name in now if name not in FREE_ON_RESUME and before.get(name) != now[name])
+        if changed:
+            shown = ", ".join(f"{name} (was {before.get(name)}, now {now[name]})" for name in changed)
+            raise ValueError(f"resume: the recipe differs from the run in {output_dir}: {shown}; accepted: the same recipe, or --overwrite")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(recipe.as_flat_dict(), sort_keys=False))
+    (output_dir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+    return output_dir
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of the libraries that decide the numbers, and the git commit if there is one."""
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("torch", "torchvision", "transformers", "accelerate", "datasets")}
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {"python": platform.python_version(), "dinov3_hf": version("dinov3-hf"), **found, "git": git.stdout.strip(), "command": " ".join(sys.argv)}
+
+
+def pretrain(recipe: PretrainRecipe):
+    """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
+    import torch
+    from accelerate import Accelerator
+    from transformers import DINOv3ViTImageProcessor
+
+    from dinov3_hf import Dinov3ForPreTraining
+    from dinov3_hf.data.streams import load_source
+
+    from .collate import make_loader
+    from .loop import train
+    from .param_groups import parameter_groups
+    from .schedules import Schedules
+    from .self_distillation import SelfDistillation
+
+    model, data, crops, optimization, run = recipe.model, recipe.data, recipe.crops, recipe.optimization, recipe.run
+    config = build_config(model, crops)
+    rows = load_source(data.data, data.split, streaming=data.streaming, image_column=data.image_column, num_images=data.num_images)
+    output_dir = prepare_output(recipe)
+    tracker = None if run.report_to == "none" else run.report_to
+    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=tracker, project_dir=output_dir)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"processes: got {accelerator.num_processes}, accepted: 1")
+
+    torch.manual_seed(run.seed)
+    student = Dinov3ForPreTraining(config)
+    objective = SelfDistillation(student, recipe.objective)
+    loader = make_loader(rows, data, crops, optimization.batch_size, run.seed, config.patch_size)
+    schedules = Schedules(optimization, optimization.batch_size * accelerator.num_processes)
+    groups = parameter_groups(student, optimization.layerwise_decay, optimization.patch_embed_lr_mult)
+
+    side, mean, std = crops.global_crop_size, crops.image_mean, crops.image_std
+    processor = DINOv3ViTImageProcessor(size={"height": side, "width": side}, image_mean=mean, image_std=std)
+
+    def export(directory: Path) -> None:
+        objective.export(directory)
+        processor.save_pretrained(directory)
+
+    result = train(objective, groups, loader, schedules, accelerator, optimization, run, recipe.as_flat_dict(), export)
+    print(f"{result.steps} steps; {result.images_read} images read, {result.bad_images} of them could not be decoded")
+    if result.finished:
+        print(f"model: {output_dir / 'model'}")
+    return result
+
+
+if __name__ == "__main__":
+    from dinov3_hf.cli import main
+
+    sys.exit(main(["pretrain", *sys.argv[1:]]))
