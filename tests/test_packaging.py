@@ -1,0 +1,91 @@
+"""What setup.cfg promises is what the tree holds, and the rooms import only what they may."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"dinov3_hf": ROOT / "src" / "dinov3_hf", "dinov3_hf.training": ROOT / "training"}
+LIGHT = {"torch", "torchvision", "transformers", "safetensors", "numpy", "PIL", "huggingface_hub"}
+
+
+def setup_cfg():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config
+
+
+def packages_in_tree():
+    for name, folder in ROOMS.items():
+        for file in folder.rglob("*.py"):
+            inside = file.parent.relative_to(folder).parts
+            yield ".".join((name, *inside))
+
+
+def test_every_package_is_listed():
+    listed = set(setup_cfg()["options"]["packages"].split())
+    assert listed == set(packages_in_tree())
+
+
+def test_every_package_has_an_init_file():
+    for name, folder in ROOMS.items():
+        for file in folder.rglob("*.py"):
+            assert (file.parent / "__init__.py").exists(), f"{name}: {file.parent} has no __init__.py"
+
+
+def test_every_data_folder_is_listed():
+    listed = {(room, pattern) for room, patterns in setup_cfg()["options.package_data"].items() for pattern in patterns.split()}
+    kept = {".py", ".pyc"}
+    for name, folder in ROOMS.items():
+        for file in folder.rglob("*"):
+            if file.is_file() and file.suffix not in kept:
+                owner = max((room for room, pattern in listed if file.match(pattern)), default=None)
+                assert owner == name, f"{file} is in no package_data of {name}"
+
+
+def test_importing_the_library_stays_light():
+    heavy = ["datasets", "accelerate", "gradio", "matplotlib", "sklearn", "peft", "timm", "torchdata"]
+    code = f"import sys; before = set(sys.modules); import transformers, torchvision; base = set(sys.modules); import dinov3_hf; print([m for m in {heavy} if m in sys.modules and m not in base])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def imports(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+@pytest.mark.parametrize("file", sorted(ROOMS["dinov3_hf"].rglob("*.py")), ids=lambda file: file.name)
+def test_library_never_imports_training(file):
+    if file.name == "cli.py" or file.parent.name == "commands":
+        pytest.skip("the door may import every room")
+    for name in imports(ast.parse(file.read_text())):
+        assert "training" not in name.split("."), f"{file.name} imports {name}"
+
+
+@pytest.mark.parametrize("file", sorted(ROOMS["dinov3_hf"].glob("*_dinov3.py")), ids=lambda file: file.name)
+def test_modelling_files_are_flat(file):
+    """The Hub's remote code ships these files side by side, without the package around them."""
+    for name in imports(ast.parse(file.read_text())):
+        local = name.startswith(".")
+        assert not name.startswith("..") and not name.startswith("dinov3_hf"), f"{file.name} imports {name}"
+        assert not local or name.endswith("_dinov3"), f"{file.name} imports {name}"
+        assert local or name.split(".")[0] in LIGHT | set(sys.stdlib_module_names), f"{file.name} imports {name}"
+
+
+def test_training_refuses_to_be_a_top_level_package():
+    result = subprocess.run([sys.executable, "-c", "import training"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0 and "dinov3_hf.training" in result.stderr
+
+
+def test_nothing_longer_than_a_screen_of_pages():
+    long = {str(file): count for file in ROOT.glob("**/*.py") if ".venv" not in file.parts and "tests" not in file.parts and (count := len(file.read_text().splitlines())) > 400}
+    assert not long, f"over 400 lines, split along a concept: {long}"

@@ -1,0 +1,97 @@
+"""Recipes: every wrong value is refused in one line that names the field, the value and what is accepted."""
+
+import argparse
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from dinov3_hf.training import arguments
+from dinov3_hf.training.arguments import FIELDS, RECIPES, add_recipe_flags, build_recipe, recipe_from_flags
+
+
+def from_flags(*argv):
+    parser = argparse.ArgumentParser()
+    add_recipe_flags(parser)
+    return recipe_from_flags(parser.parse_args(list(argv)))
+
+
+def write(tmp_path, text):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in RECIPES.glob("*.yaml")))
+def test_shipped_recipes_are_valid(name):
+    assert build_recipe(name).optimization.steps > 0
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
+    file = write(tmp_path, "steps: 7\nlr: 1e-3\nmask_ratio: [0.2, 0.4]\nsize: null\nlr_warmup_steps: 0\n")
+    recipe = from_flags("--config", file, "--steps", "9", "--resume", "--clip-grad-norm", "null", "--global-crop-scale", "0.1", "1")
+    assert recipe.optimization.steps == 9 and recipe.optimization.lr == 1e-3 and recipe.run.resume is True
+    assert recipe.model.size is None and recipe.optimization.clip_grad_norm is None
+    assert recipe.crops.mask_ratio == [0.2, 0.4] and recipe.crops.global_crop_scale == [0.1, 1.0]
+    assert recipe.crops.local_crops == 8
+
+
+def test_text_fields_keep_their_text():
+    assert from_flags("--data", "10", "--split", "no").data.data == "10"
+    assert from_flags("--data", "10", "--split", "no").data.split == "no"
+
+
+def test_unknown_key_names_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown field 'momentun'.*did you mean momentum\?"):
+        build_recipe(write(tmp_path, "momentun: 0.9\n"))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("steps: many", "steps: got 'many', accepted: whole number"),
+        ("steps: 1.5", "steps: got 1.5, accepted: whole number"),
+        ("steps: true", "steps: got True, accepted: whole number"),
+        ("streaming: 1", "streaming: got 1, accepted: true or false"),
+        ("lr: fast", "lr: got 'fast', accepted: number"),
+        ("lr_scaling: cubic", "lr_scaling: got 'cubic', accepted: none or sqrt_wrt_1024"),
+        ("mask_ratio: 0.3", "mask_ratio: got 0.3, accepted: list of numbers"),
+        ("mask_ratio: [0.5, 0.1]", "mask_ratio: got [0.5, 0.1], accepted: two shares"),
+        ("drop_path_rate: 1.0", "drop_path_rate: got 1.0, accepted: 0 to below 1"),
+        ("batch_size: 0", "batch_size: got 0"),
+        ("blur_kernel_size: 4", "blur_kernel_size: got 4, accepted: an odd number"),
+        ("koleo_group_size: 16", "koleo_group_size: got 16, accepted: null unless koleo_distributed"),
+        ("steps: 5", "lr_warmup_steps: got 12500, accepted: at most steps (5)"),
+        ("- steps", "accepted: one `field: value` a line"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(ValueError) as error:
+        build_recipe(write(tmp_path, text + "\n"))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_recipe_lists_the_known():
+    with pytest.raises(FileNotFoundError, match="no recipe 'huge'.*tiny_cpu"):
+        build_recipe("huge")
+
+
+def test_field_names_are_unique_over_groups():
+    names = [item.name for group in arguments.GROUPS.values() for item in dataclasses.fields(group)]
+    assert len(names) == len(set(names)) == len(FIELDS)
+
+
+def test_every_field_is_read_somewhere():
+    """A field that nothing reads is a promise the package breaks."""
+    root = Path(arguments.__file__).parent
+    read = set()
+    for file in root.rglob("*.py"):
+        if file.name == "arguments.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)
+    assert not set(FIELDS) - read
