@@ -39,26 +39,26 @@ class ModelArguments:
     layer_norm_eps: float | None = _help("epsilon of every LayerNorm; null keeps the size's own (1e-5)", None)
     untie_global_and_local_cls_norm: bool = _help("own final norm for cls and registers of local crops", False)
     drop_path_rate: float = _help("share of a batch's rows each residual branch skips", 0.0)
-    rope_shift: float | None = _help("RoPE augmentation: shift coordinates by up to this much", None)
-    rope_jitter: float | None = _help("RoPE augmentation: scale each axis by up to this factor", None)
-    rope_rescale: float | None = _help("RoPE augmentation: scale both axes by up to this factor", None)
-    dino_prototypes: int = _help("prototypes K of the image head", 65536)
-    dino_hidden_size: int = _help("hidden width of the image head", 2048)
-    dino_bottleneck_size: int = _help("bottleneck width of the image head", 256)
-    ibot_prototypes: int = _help("prototypes K of the patch head", 65536)
-    ibot_hidden_size: int = _help("hidden width of the patch head", 2048)
-    ibot_bottleneck_size: int = _help("bottleneck width of the patch head", 256)
-    head_layers: int = _help("linear layers of each head before the prototypes", 3)
+    pos_embed_shift: float | None = _help("RoPE augmentation: shift coordinates by up to this much", None)
+    pos_embed_jitter: float | None = _help("RoPE augmentation: scale each axis by up to this factor", None)
+    pos_embed_rescale: float | None = _help("RoPE augmentation: scale both axes by up to this factor", None)
+    dino_head_num_prototypes: int = _help("prototypes K of the image head", 65536)
+    dino_head_hidden_size: int = _help("hidden width of the image head", 2048)
+    dino_head_bottleneck_size: int = _help("bottleneck width of the image head", 256)
+    ibot_head_num_prototypes: int = _help("prototypes K of the patch head", 65536)
+    ibot_head_hidden_size: int = _help("hidden width of the patch head", 2048)
+    ibot_head_bottleneck_size: int = _help("bottleneck width of the patch head", 256)
+    head_num_layers: int = _help("linear layers of each head before the prototypes", 3)
     head_initializer_range: float = _help("standard deviation of the heads' initial weights", 0.02)
 
     def validate(self) -> None:
         _require(0 <= self.drop_path_rate < 1, "drop_path_rate", self.drop_path_rate, "0 to below 1")
-        for name in ("rope_jitter", "rope_rescale"):
+        for name in ("pos_embed_jitter", "pos_embed_rescale"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "null or a factor of at least 1")
-        _require(self.rope_shift is None or self.rope_shift >= 0, "rope_shift", self.rope_shift, "null or at least 0")
-        names = [f"{head}_{part}" for head in ("dino", "ibot") for part in ("prototypes", "hidden_size", "bottleneck_size")]
-        for name in (*names, "head_layers"):
+        _require(self.pos_embed_shift is None or self.pos_embed_shift >= 0, "pos_embed_shift", self.pos_embed_shift, "null or at least 0")
+        parts = ("num_prototypes", "hidden_size", "bottleneck_size")
+        for name in (*(f"{head}_head_{part}" for head in ("dino", "ibot") for part in parts), "head_num_layers"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
 
 

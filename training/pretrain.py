@@ -23,12 +23,11 @@ def build_config(model: ModelArguments, crops: CropArguments):
     """Translate the recipe's model fields into a `Dinov3Config`; a null field keeps the size's own value."""
     from dinov3_hf import Dinov3Config
 
-    names = ("patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_register_tokens", "key_bias", "layerscale_value", "layer_norm_eps")
-    fields = {name: getattr(model, name) for name in names if getattr(model, name) is not None}
+    fields = {name: value for name, value in vars(model).items() if value is not None and name not in ("size", "head_num_layers")}
     fields |= {
         "image_size": crops.global_crop_size,
-        "drop_path_rate": model.drop_path_rate,
-        "untie_global_and_local_cls_norm": model.untie_global_and_local_cls_norm,
+        "dino_head_num_layers": model.head_num_layers,
+        "ibot_head_num_layers": model.head_num_layers,
     }
     return Dinov3Config.from_size(model.size, **fields) if model.size else Dinov3Config(**fields)
 
@@ -75,6 +74,7 @@ def pretrain(recipe: PretrainRecipe):
 
     from dinov3_hf import Dinov3ForPreTraining
     from dinov3_hf.data.streams import load_source
+    from dinov3_hf.rope_dinov3 import RopeAugmentation
 
     from .collate import make_loader
     from .loop import train
@@ -93,6 +93,9 @@ def pretrain(recipe: PretrainRecipe):
 
     torch.manual_seed(run.seed)
     student = Dinov3ForPreTraining(config)
+    if any((config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)):
+        augmentation = RopeAugmentation(config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)
+        student.dinov3.rope_augmentation = augmentation
     objective = SelfDistillation(student, recipe.objective)
     loader = make_loader(rows, data, crops, optimization.batch_size, run.seed, config.patch_size)
     schedules = Schedules(optimization, optimization.batch_size * accelerator.num_processes)

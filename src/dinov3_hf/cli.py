@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         parser.error(f"verb: got {verb!r}, accepted: {', '.join(VERBS)}{hint}")
-    command = importlib.import_module(f"dinov3_hf.commands.{verb}")
     verb_parser = OneLineParser(prog=f"dinov3 {verb}", description=VERBS[verb], allow_abbrev=False)
+    command = importlib.import_module(f"dinov3_hf.commands.{verb}")
     command.add_arguments(verb_parser)
     arguments, unknown = verb_parser.parse_known_args(rest)
     if unknown:
@@ -66,6 +66,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         message = " ".join(str(error).split())
         print(f"dinov3 {verb}: error: {message}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("dinov3_hf"):
+            raise
+        print(f"dinov3 {verb}: error: {error.name} is not installed: pip install 'dinov3-hf[train,eval]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"dinov3 {verb}: interrupted", file=sys.stderr)

@@ -232,7 +232,9 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
         known = _field_names(cls) | _TRANSFORMERS_KEYS
         unknown = sorted(set(config_dict) - known)
         if unknown:
-            logger.warning_once(f"{cls.__name__} ignores unknown fields of the stored configuration: {', '.join(unknown)}")
+            logger.warning_once(
+                f"{cls.__name__} ignores unknown fields of the stored configuration: {', '.join(unknown)}"
+            )
         return super().from_dict({name: value for name, value in config_dict.items() if name in known}, **kwargs)
 
 

@@ -11,7 +11,12 @@ from transformers import initialization as init
 
 # Internals of transformers 5: backbones of its heads and recorded hidden states need them, and no public name exists.
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput, ModelOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    ModelOutput,
+)
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
@@ -126,10 +131,6 @@ class Dinov3PreTrainedModel(PreTrainedModel):
             init.zeros_(module.mask_token)
         elif isinstance(module, Dinov3LayerScale):
             init.constant_(module.lambda1, self.config.layerscale_value)
-        elif isinstance(module, Dinov3ProjectionHead):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):
-                    _init_linear(layer, self.config.head_initializer_range)
         else:
             super()._init_weights(module)
 
@@ -257,7 +258,8 @@ class Dinov3Backbone(BackboneMixin, Dinov3Model):
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> Dinov3BackboneOutput:
         """Images [B,C,H,W] to the feature maps of `config.out_features`."""
         kwargs["output_hidden_states"] = True
-        output = super().forward(pixel_values, **kwargs)
+        # Not super(): BackboneMixin comes first, with a forward that only raises.
+        output = Dinov3Model.forward(self, pixel_values, **kwargs)
         height, width = self._grid(pixel_values)
         prefix = self.rope_embeddings.num_prefix_tokens
         feature_maps, cls_tokens = [], []
@@ -329,6 +331,12 @@ class Dinov3ForPreTraining(Dinov3PreTrainedModel):
             config.ibot_head_num_layers,
         )
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # The backbone initialises itself: the linear layers met here are those of the heads.
+        if isinstance(module, nn.Linear):
+            _init_linear(module, self.config.head_initializer_range)
 
     def forward(
         self,

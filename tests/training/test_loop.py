@@ -129,8 +129,8 @@ def test_non_finite_step_is_skipped_never_applied(tmp_path):
 
 
 def test_three_non_finite_steps_abort_and_name_the_last_checkpoint(tmp_path):
-    with pytest.raises(NonFiniteLoss, match="3 non-finite steps in a row at step 6; the last good checkpoint is .*step_00000003"):
-        run(tmp_path / "a", Line(spoil={4, 5, 6}))
+    with pytest.raises(NonFiniteLoss, match="3 non-finite steps in a row at step 5; the last good checkpoint is .*step_00000003"):
+        run(tmp_path / "a", Line(spoil={3, 4, 5}))
     assert [item.name for item in list_checkpoints(tmp_path / "a")] == ["step_00000003"]
 
 

@@ -1,0 +1,1 @@
+"""Evaluation protocols for frozen features: one file a protocol, each with an untrained twin and raw pixels beside."""

@@ -1,0 +1,283 @@
+"""`dinov3 evaluate`: measure a checkpoint's frozen features beside its untrained twin and raw pixels."""
+
+import argparse
+import datetime
+import difflib
+import hashlib
+import json
+import platform
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+
+
+TASKS = ("knn", "patch-knn")
+COLUMNS = ("model", "untrained", "raw_pixels", "chance")
+WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+def _option(text: str, default=None, type=str, many: bool = False):
+    metadata = {"help": text, "type": type, "many": many}
+    return (
+        field(default_factory=lambda: list(default), metadata=metadata)
+        if many
+        else field(default=default, metadata=metadata)
+    )
+
+
+@dataclass
+class EvaluateArguments:
+    """One evaluation; the fields are the flags and the keys of `--config`."""
+
+    model: str | None = _option(
+        "model directory or hub id (ours or dinov3_vit), or a file in Meta's layout (.pth, .safetensors)"
+    )
+    task: list[str] = _option(f"what to measure, one or more of {', '.join(TASKS)}", ["knn"], many=True)
+    data: str = _option("scenes, an image folder, Parquet files, WebDataset tars, or a hub data set id", "scenes")
+    train_split: str = _option("split that the neighbours come from", "train")
+    test_split: str = _option("split that is classified", "test")
+    image_column: str | None = _option("column of the images [default: the only image column]")
+    label_column: str = _option("column of the classes, for knn", "label")
+    mask_column: str = _option("column of the semantic masks (images of class indices), for patch-knn", "mask")
+    ignore_index: int = _option("mask value that does not count, for patch-knn", 255, int)
+    num_train: int = _option("train images used, drawn by seed", 2000, int)
+    num_test: int = _option("test images used, drawn by seed", 500, int)
+    image_size: int | None = _option("side in pixels the network sees [default: the checkpoint's own]", None, int)
+    resize_size: int | None = _option(
+        "shorter side in pixels before the centre crop [default: 256/224 of image-size; scenes: image-size]", None, int
+    )
+    k: list[int] = _option("neighbours that vote, one or more", [10, 20], int, many=True)
+    max_bank_patches: int = _option("patches kept as neighbours, for patch-knn", 100_000, int)
+    batch_size: int = _option("images per forward pass", 64, int)
+    seed: int = _option("seed of the untrained weights and of every draw", 0, int)
+    controls: bool = _option("also measure the untrained network and raw pixels", True, bool)
+    output_dir: str = _option("folder for results.json", "outputs/evaluate")
+    overwrite: bool = _option("replace the results.json that output-dir holds", False, bool)
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError("model: missing, accepted: a model directory, a hub id or a .pth or .safetensors file")
+        for task in self.task:
+            if task not in TASKS:
+                close = difflib.get_close_matches(task, TASKS, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(f"task: got {task!r}, accepted: {', '.join(TASKS)}{hint}")
+        for name in ("num_train", "num_test", "batch_size", "max_bank_patches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepted: a whole number of at least 1")
+        if min(self.k, default=0) < 1:
+            raise ValueError(f"k: got {self.k}, accepted: whole numbers of at least 1")
+        if self.train_split == self.test_split:
+            raise ValueError(
+                f"test_split: got {self.test_split!r} as for train_split, where every image finds itself; accepted: another split"
+            )
+
+
+OPTIONS = {item.name: item for item in fields(EvaluateArguments)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="YAML file of the same names; flags override it")
+    for name, item in OPTIONS.items():
+        text, kind = item.metadata["help"], item.metadata["type"]
+        default = item.default if item.default is not MISSING else " ".join(map(str, item.default_factory()))
+        if default is not None and kind is not bool:
+            text += f" [default {default}]"
+        flag = "--" + name.replace("_", "-")
+        if name == "model":
+            parser.add_argument("model", nargs="?", help=text)
+        elif kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            parser.add_argument(
+                flag, type=kind, nargs="+" if item.metadata["many"] else None, default=None, metavar="X", help=text
+            )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name, None) is not None}
+    settings = EvaluateArguments(**(read_config(arguments.config) | given))
+    output = Path(settings.output_dir) / "results.json"
+    if output.exists() and not settings.overwrite:
+        raise FileExistsError(f"output_dir: {output} exists, accepted: another folder, or --overwrite")
+    record = evaluate(settings)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=2) + "\n")
+    print(format_table(record["results"]))
+    for result in record["results"]:
+        skipped = sum(result["skipped_images"].values())
+        if skipped:
+            print(f"{result['task']}: {skipped} images could not be decoded and were left out")
+    print(f"results: {output}")
+    return 0
+
+
+def read_config(path: str | None) -> dict:
+    """Read a YAML file of settings; raises FileNotFoundError without it, ValueError for unknown keys and wrong types."""
+    if path is None:
+        return {}
+    import yaml
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config: no file {path!r}, accepted: a YAML file of the flags' names")
+    values = yaml.safe_load(Path(path).read_text()) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} holds a {type(values).__name__}, accepted: one `field: value` a line")
+    settings = {}
+    for key, value in values.items():
+        if key not in OPTIONS:
+            close = difflib.get_close_matches(str(key), OPTIONS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"config: unknown field {key!r} in {path}{hint}")
+        kind, many = OPTIONS[key].metadata["type"], OPTIONS[key].metadata["many"]
+        items = value if many and isinstance(value, list) else [value]
+        optional = OPTIONS[key].default is None
+        if not all(type(item) is kind or (item is None and optional) for item in items):
+            raise ValueError(f"{key}: got {value!r}, accepted: {'a list of ' if many else ''}{kind.__name__}")
+        settings[key] = items if many else value
+    return settings
+
+
+def evaluate(settings: EvaluateArguments) -> dict:
+    """Run the tasks and return the record that results.json holds."""
+    from dinov3_hf.evaluation.features import check_image_size
+
+    model, provenance, preprocessing = load_model(settings)
+    check_image_size(preprocessing.image_size, model.config.patch_size)
+    results = [run_task(task, model, preprocessing, settings) for task in dict.fromkeys(settings.task)]
+    return {
+        "results": results,
+        "model": provenance,
+        "settings": vars(settings),
+        "versions": versions(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def load_model(settings: EvaluateArguments):
+    """Return the model in fp32, where it came from, and the preprocessing its processor asks for."""
+    import torch
+    from transformers import AutoImageProcessor
+
+    from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
+    from dinov3_hf.checkpoints import load_meta
+    from dinov3_hf.evaluation.features import Preprocessing
+
+    name, path = settings.model, Path(settings.model)
+    if path.is_file():
+        if path.suffix not in WEIGHT_SUFFIXES:
+            raise ValueError(
+                f"model: got {name!r}, accepted: a directory, a hub id, or a {', '.join(WEIGHT_SUFFIXES)} file"
+            )
+        model = load_meta(path).float()
+        model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
+        processor, provenance = None, {"path": name, "sha256": file_digest(path)}
+    else:
+        looks_local = path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
+        if looks_local and not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"model: no config.json in {name!r}, accepted: a model directory, a hub id or a .pth or .safetensors file"
+            )
+        try:
+            found, _ = Dinov3Config.get_config_dict(name)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"model: {name!r} is no directory here and the hub gave no configuration: {str(error).splitlines()[0]}"
+            ) from None
+        if found.get("model_type") != Dinov3Config.model_type:
+            raise ValueError(
+                f"model: {name!r} is of type {found.get('model_type')!r}, accepted: {Dinov3Config.model_type} or dinov3_vit"
+            )
+        model = Dinov3Model.from_pretrained(name, dtype=torch.float32)
+        provenance = {"path": name, "revision": getattr(model.config, "_commit_hash", None)}
+        if path.is_dir():
+            provenance["sha256"] = {file.name: file_digest(file) for file in sorted(path.glob("model*.safetensors"))}
+        try:
+            processor = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError):
+            processor = None
+    statistics, size = {}, model.config.image_size
+    if processor is not None:
+        statistics = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+        size = processor.crop_size if processor.do_center_crop else processor.size
+        size = (
+            size.get("height") or size.get("shortest_edge")
+            if hasattr(size, "get")
+            else size.height or size.shortest_edge
+        )
+    size = size if isinstance(size, int) else size[0]
+    image_size = settings.image_size or size
+    is_rendered = settings.data.split(":")[0] == "scenes"
+    resize_size = settings.resize_size or (image_size if is_rendered else round(image_size * 256 / 224))
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model, provenance, Preprocessing(image_size, resize_size, **statistics)
+
+
+def run_task(task: str, model, preprocessing, settings: EvaluateArguments) -> dict:
+    """Load a task's two splits, measure, and add to the result what data it was measured on."""
+    from dinov3_hf.evaluation.knn import evaluate_knn
+    from dinov3_hf.evaluation.patch_knn import evaluate_patch_knn
+
+    subset = "single" if task == "knn" else "crowded"
+    source = f"scenes:{subset}" if settings.data == "scenes" else settings.data
+    target = settings.label_column if task == "knn" else settings.mask_column
+    train = load_rows(source, settings.train_split, settings.num_train, settings.image_column, target, settings.seed)
+    test = load_rows(source, settings.test_split, settings.num_test, settings.image_column, target, settings.seed)
+    shared = {
+        "image_column": settings.image_column or image_column_of(train),
+        "ks": settings.k,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "controls": settings.controls,
+    }
+    if task == "knn":
+        result = evaluate_knn(model, train, test, preprocessing, label_column=target, **shared)
+    else:
+        dense = {"max_bank_patches": settings.max_bank_patches, "ignore_index": settings.ignore_index}
+        result = evaluate_patch_knn(model, train, test, preprocessing, mask_column=target, **dense, **shared)
+    data = {
+        name: {
+            "split": split,
+            "images": len(rows),
+            "fingerprint": rows._fingerprint,
+            "version": str(rows.version or ""),
+        }
+        for name, split, rows in (("train", settings.train_split, train), ("test", settings.test_split, test))
+    }
+    return {**result, "data": {"source": source, **data}}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide the numbers."""
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("torch", "torchvision", "transformers", "datasets")}
+    return {"python": platform.python_version(), "dinov3_hf": version("dinov3-hf"), **found}
+
+
+def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def format_table(results: list[dict]) -> str:
+    """Lay out the measures of several tasks as aligned lines, one a measure."""
+    columns = [
+        name for name in COLUMNS if any(name in measure for result in results for measure in result["measures"])
+    ]
+    lines = [["", *(name.replace("_", " ") for name in columns)]]
+    for result in results:
+        for measure in result["measures"]:
+            title = f"{result['task']} {measure['measure']}, k={measure['k']}"
+            lines.append([title, *(f"{measure[name]:.4f}" for name in columns)])
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    aligned = [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join(aligned)

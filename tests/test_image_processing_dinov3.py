@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
+
+from dinov3_hf import Dinov3Config, Dinov3ImageProcessor, image_processing_dinov3
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((60, 80), (60, 80), (90, 50))
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"resample": 3, "size": {"height": 64, "width": 96}},
+        {"size": {"shortest_edge": 64}, "do_center_crop": True, "crop_size": {"height": 48, "width": 48}},
+    ],
+)
+def test_same_output_as_stock_bit_for_bit(settings, images):
+    expected = DINOv3ViTImageProcessor(**settings)(images, return_tensors="pt").pixel_values
+    assert torch.equal(Dinov3ImageProcessor(**settings)(images, return_tensors="pt").pixel_values, expected)
+
+
+def test_evaluation_protocol_of_the_docstring(images):
+    processor = Dinov3ImageProcessor(size={"shortest_edge": 256}, resample=3, do_center_crop=True, crop_size=224)
+    assert processor(images, return_tensors="pt").pixel_values.shape == (3, 3, 224, 224)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
+def test_other_colour_modes_become_rgb(mode, images):
+    pixels = Dinov3ImageProcessor()(images[0].convert(mode), return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 3, 224, 224)
+
+
+def test_images_already_in_unit_range_get_one_warning(monkeypatch):
+    seen = []
+    monkeypatch.setattr(image_processing_dinov3.logger, "warning_once", seen.append, raising=False)
+    image = torch.rand(3, 32, 32)
+    Dinov3ImageProcessor()(image, do_rescale=False)
+    Dinov3ImageProcessor()((image * 255).to(torch.uint8))
+    assert seen == []
+    Dinov3ImageProcessor()(image)
+    assert len(seen) == 1 and "pass do_rescale=False" in seen[0]
+
+
+def test_round_trip_through_auto(tmp_path):
+    Dinov3Config().save_pretrained(tmp_path)
+    Dinov3ImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, Dinov3ImageProcessor) and loaded.size.height == 96

@@ -1,0 +1,166 @@
+"""`dinov3 pretrain` from end to end, at the smallest size that is still the real thing."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dinov3_hf.cli import main
+
+
+TINY = [
+    "--config", "tiny_cpu", "--hidden-size", "32", "--num-hidden-layers", "2", "--num-attention-heads", "2",
+    "--intermediate-size", "64", "--dino-head-num-prototypes", "16", "--ibot-head-num-prototypes", "16",
+    "--global-crop-size", "32", "--local-crop-size", "16", "--local-crops", "2", "--batch-size", "4",
+    "--steps", "6", "--lr-warmup-steps", "1", "--log-every", "1", "--save-every", "3", "--num-workers", "0",
+    "--shuffle-block", "8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        pixels = rng.integers(0, 256, (40 + index, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{index:02d}.jpg")
+    return path
+
+
+def run(folder, output, *flags):
+    return main(["pretrain", *TINY, "--data", str(folder), "--output-dir", str(output), *flags])
+
+
+def losses(output):
+    return [(line["step"], line["loss"]) for line in map(json.loads, (output / "metrics.jsonl").read_text().splitlines())]
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "out"
+    assert run(folder, output) == 0
+    return output
+
+
+def test_run_leaves_everything_behind(finished):
+    assert [step for step, _ in losses(finished)] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(loss) for _, loss in losses(finished))
+    assert {"recipe.yaml", "versions.json", "metrics.jsonl", "checkpoints", "model"} <= {item.name for item in finished.iterdir()}
+    assert [item.name for item in sorted((finished / "checkpoints").iterdir())] == ["step_00000003", "step_00000006"]
+    assert {"torch", "dinov3_hf", "git", "command"} <= set(json.loads((finished / "versions.json").read_text()))
+
+
+def test_stock_transformers_reads_the_teacher(finished):
+    from transformers import AutoImageProcessor, AutoModel, DINOv3ViTModel
+
+    from dinov3_hf import Dinov3Model
+
+    stock, processor = AutoModel.from_pretrained(finished / "model"), AutoImageProcessor.from_pretrained(finished / "model")
+    assert type(stock) is DINOv3ViTModel and dict(processor.size) == {"height": 32, "width": 32}
+    pixels = processor(Image.new("RGB", (64, 48), "red"), return_tensors="pt")
+    ours = Dinov3Model.from_pretrained(finished / "model")
+    with torch.inference_mode():
+        assert torch.allclose(stock(**pixels).last_hidden_state, ours(**pixels).last_hidden_state, atol=1e-5)
+
+
+def test_exported_weights_are_the_teachers(finished):
+    from dinov3_hf.training.checkpointing import list_checkpoints, load_checkpoint
+
+    state = load_checkpoint(list_checkpoints(finished)[-1])["objective"]
+    weights = load_file(finished / "model" / "model.safetensors")
+    moved = 0
+    for name, value in weights.items():
+        assert torch.equal(state[f"teacher.dinov3.{name}"], value)
+        moved += not torch.equal(state[f"student.dinov3.{name}"], value)
+    assert moved > 0
+    heads = load_file(finished / "model" / "heads.safetensors")
+    assert any(name.startswith("dino_head.") for name in heads) and any(name.startswith("ibot_head.") for name in heads)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_interrupted_run_equals_uninterrupted(folder, finished, tmp_path, workers, monkeypatch):
+    """Stopped by a signal after step 4 and killed after step 5, then finished: the same losses and weights to the bit."""
+    from dinov3_hf.training.self_distillation import SelfDistillation
+
+    whole = finished
+    if workers != "0":
+        whole = tmp_path / "whole"
+        assert run(folder, whole, "--num-workers", workers) == 0
+    plain, cut = SelfDistillation.after_step, tmp_path / "cut"
+    flags = ("--resume", "--num-workers", workers)
+
+    def stop(self, step, values):
+        plain(self, step, values)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def crash(self, step, values):
+        plain(self, step, values)
+        if step == 4:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfDistillation, "after_step", stop)
+        assert run(folder, cut, *flags) == 130
+        assert losses(cut) == losses(whole)[:4]
+        patch.setattr(SelfDistillation, "after_step", crash)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(folder, cut, *flags)
+    assert run(folder, cut, *flags) == 0
+    assert losses(cut) == losses(whole)
+    for file in ("model.safetensors", "heads.safetensors"):
+        before, after = load_file(whole / "model" / file), load_file(cut / "model" / file)
+        assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_occupied_folder_is_refused_resumed_or_overwritten(folder, finished, tmp_path, capsys):
+    import shutil
+
+    output = tmp_path / "copy"
+    shutil.copytree(finished, output)
+    assert run(folder, output) == 2
+    assert "already holds a run, accepted: another folder, --resume or --overwrite" in capsys.readouterr().err
+    assert run(folder, output, "--resume", "--lr", "5e-4") == 2
+    assert "the recipe differs" in (shown := capsys.readouterr().err) and "lr (was 0.002, now 0.0005)" in shown
+    assert run(folder, output, "--resume") == 0
+    assert losses(output) == losses(finished)
+    assert run(folder, output, "--overwrite", "--seed", "1") == 0
+    assert losses(output) != losses(finished)
+
+
+def test_bad_images_are_skipped_counted_and_reported(folder, tmp_path, capsys):
+    import shutil
+
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    (mixed / "broken.jpg").write_bytes((folder / "00.jpg").read_bytes()[:200])
+    assert run(mixed, tmp_path / "out", "--max-bad-images", "0.5") == 0
+    out = capsys.readouterr().out
+    count = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])["bad_images"]
+    assert count >= 1 and f"{count} of them could not be decoded" in out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--global-crop-size", "30"], "global_crop_size"),
+        (["--num-attention-heads", "16"], "num_attention_heads=16"),
+        (["--size", "vitx"], "'vitx'"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_work(folder, tmp_path, capsys, flags, message):
+    assert run(folder, tmp_path / "out", *flags) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and shown.strip().count("\n") == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_scenes_are_the_default_source(tmp_path):
+    assert main(["pretrain", *TINY, "--num-images", "64", "--steps", "2", "--output-dir", str(tmp_path / "out")]) == 0
+    assert len(losses(tmp_path / "out")) == 2
