@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, DINOv3ViTImageProcessor, DINOv3ViTModel
 
@@ -87,7 +88,9 @@ def test_stock_reads_an_export_bit_equal_and_so_do_we(variant, tmp_path):
     assert config["model_type"] == "dinov3_vit" and config["architectures"] == ["DINOv3ViTModel"]
     assert config["pos_embed_shift"] is config["pos_embed_jitter"] is config["pos_embed_rescale"] is None
     assert not [name for name in config if "head_" in name or name == "auto_map" or "rope_normalize" in name]
-    assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), DINOv3ViTImageProcessor)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor, DINOv3ViTImageProcessor)
+    assert processor(Image.new("L", (40, 30)), return_tensors="pt").pixel_values.shape == (1, 3, 224, 224)
 
 
 def test_export_needs_this_package_no_more(tmp_path):

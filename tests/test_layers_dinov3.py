@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dinov3_hf import Dinov3Config
+from dinov3_hf import Dinov3Config, layers_dinov3
 from dinov3_hf.layers_dinov3 import Dinov3Embeddings, Dinov3Layer, pack_crops, split_crops
 from dinov3_hf.rope_dinov3 import Dinov3RotaryEmbedding
 
@@ -88,3 +88,13 @@ def test_mask_replaces_patches_and_its_shape_is_checked():
     assert torch.equal(masked[:, 5:][~mask], plain[:, 5:][~mask]) and torch.equal(masked[:, :5], plain[:, :5])
     with pytest.raises(ValueError, match=r"bool_masked_pos of shape \(1, 3\) must be \(1, 4\)"):
         embeddings(images, mask[:, :3])
+
+
+def test_bf16_attention_on_cpu_agrees_with_the_fused_kernel(monkeypatch):
+    layer, table = make_layer()
+    layer = layer.bfloat16()
+    states = torch.randn(2, 6, 32).bfloat16()
+    plain = layer(states, (table,), ((2, 6),))
+    monkeypatch.setattr(layers_dinov3, "_MAX_PLAIN_TOKENS", 0)
+    fused = layer(states, (table,), ((2, 6),))
+    torch.testing.assert_close(plain, fused, atol=5e-2, rtol=2e-2)

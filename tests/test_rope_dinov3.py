@@ -116,3 +116,9 @@ def test_each_augmented_call_is_a_new_draw():
     embedding, augmentation = Dinov3RotaryEmbedding(Dinov3Config()), RopeAugmentation(rescale=2.0)
     first, second = (embedding(2, 2, torch.device("cpu"), augmentation).cos for _ in range(2))
     assert not torch.equal(first, second)
+
+
+def test_mixed_precision_wrappers_do_not_find_the_tables():
+    table = Dinov3RotaryEmbedding(Dinov3Config())(2, 2, torch.device("cpu"))
+    arguments = {"position_embeddings": (table,)}
+    assert not any(isinstance(leaf, torch.Tensor) for leaf in torch.utils._pytree.tree_leaves(arguments))

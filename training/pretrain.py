@@ -85,9 +85,8 @@ def pretrain(recipe: PretrainRecipe):
     model, data, crops, optimization, run = recipe.model, recipe.data, recipe.crops, recipe.optimization, recipe.run
     config = build_config(model, crops)
     rows = load_source(data.data, data.split, streaming=data.streaming, image_column=data.image_column, num_images=data.num_images)
-    output_dir = prepare_output(recipe)
     tracker = None if run.report_to == "none" else run.report_to
-    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=tracker, project_dir=output_dir)
+    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=tracker, project_dir=run.output_dir)
     if accelerator.num_processes > 1:
         raise ValueError(f"processes: got {accelerator.num_processes}, accepted: 1")
 
@@ -101,6 +100,7 @@ def pretrain(recipe: PretrainRecipe):
     schedules = Schedules(optimization, optimization.batch_size * accelerator.num_processes)
     groups = parameter_groups(student, optimization.layerwise_decay, optimization.patch_embed_lr_mult)
 
+    output_dir = prepare_output(recipe)
     side, mean, std = crops.global_crop_size, crops.image_mean, crops.image_std
     processor = DINOv3ViTImageProcessor(size={"height": side, "width": side}, image_mean=mean, image_std=std)
 

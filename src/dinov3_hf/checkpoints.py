@@ -140,7 +140,8 @@ def _export_transformers(config: Dinov3Config, tensors: dict, beside: dict, dire
     stock_config.save_pretrained(directory)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
-    DINOv3ViTImageProcessor(size={"height": size[0], "width": size[1]}).save_pretrained(directory)
+    processor = DINOv3ViTImageProcessor(size={"height": size[0], "width": size[1]}, do_convert_rgb=True)
+    processor.save_pretrained(directory)
     if beside:
         save_file(beside, directory / _HEADS_FILE, metadata={"format": "pt"})
         parts = sorted({name.removeprefix("dinov3.").split(".")[0] for name in beside})

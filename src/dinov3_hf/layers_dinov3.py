@@ -5,6 +5,8 @@ and norms see all tokens together, attention, RoPE and drop path each group by i
 each group.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -16,6 +18,8 @@ from .rope_dinov3 import RotaryTable, apply_rotary
 
 
 CropShapes = tuple[tuple[int, int], ...]
+
+_MAX_PLAIN_TOKENS = 1100
 
 
 def split_crops(packed: torch.Tensor, crop_shapes: CropShapes) -> list[torch.Tensor]:
@@ -74,11 +78,25 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         weights = weights + attention_mask
     weights = nn.functional.dropout(weights.softmax(dim=-1), p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def select_attention(implementation: str, query: torch.Tensor) -> Callable:
+    """Attention function for query [B,heads,N,d]."""
+    # On CPU in bf16, PyTorch's fused kernel takes 2 (inference) to 5 times (training) as long as plain matrix products
+    # up to about a thousand tokens; benchmarks/forward.py shows it.
+    if (
+        implementation == "sdpa"
+        and query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and query.shape[2] <= _MAX_PLAIN_TOKENS
+    ):
+        return eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
 
 class Dinov3Attention(nn.Module):
@@ -102,16 +120,16 @@ class Dinov3Attention(nn.Module):
         crop_shapes: CropShapes,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         heads = (-1, self.head_dim)
         queries = split_crops(self.q_proj(hidden_states).unflatten(-1, heads), crop_shapes)
         keys = split_crops(self.k_proj(hidden_states).unflatten(-1, heads), crop_shapes)
         values = split_crops(self.v_proj(hidden_states).unflatten(-1, heads), crop_shapes)
         outputs, weights = [], None
         for query, key, value, table in zip(queries, keys, values, position_embeddings, strict=True):
-            output, weights = attend(
+            query = apply_rotary(query, table).transpose(1, 2)
+            output, weights = select_attention(self.config._attn_implementation, query)(
                 self,
-                apply_rotary(query, table).transpose(1, 2),
+                query,
                 apply_rotary(key, table).transpose(1, 2),
                 value.transpose(1, 2),
                 None,

@@ -192,7 +192,6 @@ class Dinov3Model(Dinov3PreTrainedModel):
         """Images [B,C,H,W], masked positions [B,P] bool (their patches become the mask token)."""
         return self._encode([pixel_values], [bool_masked_pos], **kwargs)[0]
 
-    @merge_with_config_defaults
     def forward_crops(
         self, crops: list[torch.Tensor], masks: list[torch.Tensor | None] | None = None
     ) -> list[Dinov3ModelOutput]:

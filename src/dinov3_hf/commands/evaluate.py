@@ -34,7 +34,7 @@ class EvaluateArguments:
     task: list[str] = _option(f"what to measure, one or more of {', '.join(TASKS)}", ["knn"], many=True)
     data: str = _option("scenes, an image folder, Parquet files, WebDataset tars, or a hub data set id", "scenes")
     train_split: str = _option("split that the neighbours come from", "train")
-    test_split: str = _option("split that is classified", "test")
+    test_split: str = _option("split that is classified; of data without splits a fifth is held out", "test")
     image_column: str | None = _option("column of the images [default: the only image column]")
     label_column: str = _option("column of the classes, for knn", "label")
     mask_column: str = _option("column of the semantic masks (images of class indices), for patch-knn", "mask")
@@ -46,7 +46,7 @@ class EvaluateArguments:
         "shorter side in pixels before the centre crop [default: 256/224 of image-size; scenes: image-size]", None, int
     )
     k: list[int] = _option("neighbours that vote, one or more", [10, 20], int, many=True)
-    max_bank_patches: int = _option("patches kept as neighbours, for patch-knn", 100_000, int)
+    max_bank_patches: int = _option("patches kept as neighbours, for patch-knn", 50_000, int)
     batch_size: int = _option("images per forward pass", 64, int)
     seed: int = _option("seed of the untrained weights and of every draw", 0, int)
     controls: bool = _option("also measure the untrained network and raw pixels", True, bool)
@@ -54,13 +54,13 @@ class EvaluateArguments:
     overwrite: bool = _option("replace the results.json that output-dir holds", False, bool)
 
     def __post_init__(self):
-        if not self.model:
-            raise ValueError("model: missing, accepted: a model directory, a hub id or a .pth or .safetensors file")
         for task in self.task:
             if task not in TASKS:
                 close = difflib.get_close_matches(task, TASKS, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise ValueError(f"task: got {task!r}, accepted: {', '.join(TASKS)}{hint}")
+        if not self.model:
+            raise ValueError("model: missing, accepted: a model directory, a hub id or a .pth or .safetensors file")
         for name in ("num_train", "num_test", "batch_size", "max_bank_patches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, accepted: a whole number of at least 1")
@@ -141,16 +141,45 @@ def evaluate(settings: EvaluateArguments) -> dict:
     """Run the tasks and return the record that results.json holds."""
     from dinov3_hf.evaluation.features import check_image_size
 
+    splits = {task: load_splits(task, settings) for task in dict.fromkeys(settings.task)}
     model, provenance, preprocessing = load_model(settings)
     check_image_size(preprocessing.image_size, model.config.patch_size)
-    results = [run_task(task, model, preprocessing, settings) for task in dict.fromkeys(settings.task)]
     return {
-        "results": results,
+        "results": [measure(task, model, *rows, preprocessing, settings) for task, rows in splits.items()],
         "model": provenance,
         "settings": vars(settings),
         "versions": versions(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def load_splits(task: str, settings: EvaluateArguments) -> tuple:
+    """Return a task's train and test rows, with columns checked; ValueError for one that is missing.
+
+    A source without splits (a plain folder of images) is read the same for both: a fifth of it becomes the test rows.
+    """
+    from dinov3_hf.data.streams import load_source
+    from dinov3_hf.evaluation.features import check_column
+
+    field = "label_column" if task == "knn" else "mask_column"
+    counts = {settings.train_split: settings.num_train, settings.test_split: settings.num_test}
+    splits = []
+    for split, count in counts.items():
+        request = {"streaming": False, "image_column": settings.image_column, "num_images": count}
+        splits.append(load_source(source_of(task, settings.data), split, **request))
+        check_column(splits[-1], getattr(settings, field), field)
+    if splits[0]._fingerprint == splits[1]._fingerprint:
+        splits = list(splits[0].train_test_split(test_size=0.2, seed=settings.seed).values())
+    # Drawn, because folders and many data sets are sorted by class.
+    return tuple(
+        rows.shuffle(seed=settings.seed).select(range(count)) if len(rows) > count else rows
+        for rows, count in zip(splits, counts.values(), strict=True)
+    )
+
+
+def source_of(task: str, data: str) -> str:
+    """Return the source a task reads: of the scenes, one object for whole images, crowds for patches."""
+    return {"knn": "scenes:single", "patch-knn": "scenes:crowded"}[task] if data == "scenes" else data
 
 
 def load_model(settings: EvaluateArguments):
@@ -198,12 +227,8 @@ def load_model(settings: EvaluateArguments):
     statistics, size = {}, model.config.image_size
     if processor is not None:
         statistics = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
-        size = processor.crop_size if processor.do_center_crop else processor.size
-        size = (
-            size.get("height") or size.get("shortest_edge")
-            if hasattr(size, "get")
-            else size.height or size.shortest_edge
-        )
+        asked = dict(processor.crop_size if processor.do_center_crop else processor.size)
+        size = asked.get("height") or asked.get("shortest_edge") or size
     size = size if isinstance(size, int) else size[0]
     image_size = settings.image_size or size
     is_rendered = settings.data.split(":")[0] == "scenes"
@@ -212,18 +237,15 @@ def load_model(settings: EvaluateArguments):
     return model, provenance, Preprocessing(image_size, resize_size, **statistics)
 
 
-def run_task(task: str, model, preprocessing, settings: EvaluateArguments) -> dict:
-    """Load a task's two splits, measure, and add to the result what data it was measured on."""
+def measure(task: str, model, train, test, preprocessing, settings: EvaluateArguments) -> dict:
+    """Run one task and add to its result what data it was measured on."""
+    from dinov3_hf.data.streams import find_image_column
     from dinov3_hf.evaluation.knn import evaluate_knn
     from dinov3_hf.evaluation.patch_knn import evaluate_patch_knn
 
-    subset = "single" if task == "knn" else "crowded"
-    source = f"scenes:{subset}" if settings.data == "scenes" else settings.data
     target = settings.label_column if task == "knn" else settings.mask_column
-    train = load_rows(source, settings.train_split, settings.num_train, settings.image_column, target, settings.seed)
-    test = load_rows(source, settings.test_split, settings.num_test, settings.image_column, target, settings.seed)
     shared = {
-        "image_column": settings.image_column or image_column_of(train),
+        "image_column": find_image_column(train, settings.image_column),
         "ks": settings.k,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
@@ -234,16 +256,16 @@ def run_task(task: str, model, preprocessing, settings: EvaluateArguments) -> di
     else:
         dense = {"max_bank_patches": settings.max_bank_patches, "ignore_index": settings.ignore_index}
         result = evaluate_patch_knn(model, train, test, preprocessing, mask_column=target, **dense, **shared)
-    data = {
-        name: {
+    result["data"] = {"source": source_of(task, settings.data)}
+    for name, split, rows in (("train", settings.train_split, train), ("test", settings.test_split, test)):
+        version = str(rows.version) if rows.version else None
+        result["data"][name] = {
             "split": split,
             "images": len(rows),
             "fingerprint": rows._fingerprint,
-            "version": str(rows.version or ""),
+            "version": version,
         }
-        for name, split, rows in (("train", settings.train_split, train), ("test", settings.test_split, test))
-    }
-    return {**result, "data": {"source": source, **data}}
+    return result
 
 
 def versions() -> dict[str, str]:

@@ -67,6 +67,16 @@ def check_column(rows, name: str, field: str) -> None:
         raise ValueError(f"{field}: got {name!r}, accepted: a column of the data set ({', '.join(rows.column_names)})")
 
 
+def undecoded(rows):
+    """Return a data set whose image columns give their bytes or paths."""
+    from datasets import Image
+
+    for column, feature in rows.features.items():
+        if isinstance(feature, Image) and feature.decode:
+            rows = rows.cast_column(column, Image(decode=False))
+    return rows
+
+
 def read_batches(
     rows,
     image_column: str,
@@ -81,12 +91,7 @@ def read_batches(
 
     Yields normalised images [B,3,S,S] and their targets, stacked.
     """
-    from datasets import Image
-
-    rows = rows.select_columns([image_column, target_column])
-    for column, feature in rows.features.items():
-        if isinstance(feature, Image):
-            rows = rows.cast_column(column, Image(decode=False))
+    rows = undecoded(rows.select_columns([image_column, target_column]))
 
     def read(value, target):
         try:

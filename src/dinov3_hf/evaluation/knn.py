@@ -100,29 +100,33 @@ def knn_classify(
     return NeighbourBank(bank, bank_labels, num_classes).classify(queries, [k], temperature)[k]
 
 
-def read_vocabulary(train, test, column: str) -> tuple[list[str], dict]:
-    """Return the class names of a label column and the mapping from its values to class indices.
+def read_vocabulary(train, test, column: str) -> tuple[list[str], dict, dict]:
+    """Return the class names of a label column and, for each data set, the mapping from its values to class indices.
 
-    A ClassLabel column brings its names; of any other the sorted values of both data sets are taken. Raises ValueError
-    for a column that is missing, holds no single values, or marks rows as unlabelled.
+    ClassLabel columns are matched by name (two folders may number their classes differently); of any other column the
+    sorted values of both data sets are taken. Raises ValueError for a column that is missing, holds no single values,
+    or marks rows as unlabelled.
     """
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Value
 
+    names, readings = [], []
     for rows in (train, test):
         check_column(rows, column, "label_column")
-    feature = train.features[column]
-    values = set(train.unique(column)) | set(test.unique(column)) if getattr(feature, "dtype", None) else set()
-    named = isinstance(feature, ClassLabel)
-    if not values or not all(isinstance(value, int | str) for value in values):
-        raise ValueError(
-            f"label_column: got {column!r}, accepted: a column with one class a row (ClassLabel, int or text)"
-        )
-    if named and min(values) < 0:
-        raise ValueError(f"label_column: {column!r} holds unlabelled rows (-1), accepted: splits that have labels")
-    if named:
-        return list(feature.names), {index: index for index in range(len(feature.names))}
-    ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
-    return [str(value) for value in ordered], {value: index for index, value in enumerate(ordered)}
+        feature = rows.features[column]
+        values = rows.unique(column) if isinstance(feature, ClassLabel | Value) else []
+        if not values or not all(isinstance(value, int | str) for value in values):
+            accepted = "a column with one class a row (ClassLabel, int or text)"
+            raise ValueError(f"label_column: got {column!r}, accepted: {accepted}")
+        if isinstance(feature, ClassLabel) and min(values) < 0:
+            raise ValueError(f"label_column: {column!r} holds unlabelled rows (-1), accepted: splits that have labels")
+        named = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else {v: v for v in values}
+        readings.append(named)
+        names += named.values()
+    declared = isinstance(train.features[column], ClassLabel)
+    # Declared classes keep their order; others are sorted, numbers before texts.
+    names = list(dict.fromkeys(names if declared else sorted(names, key=lambda name: (isinstance(name, str), name))))
+    indices = {name: index for index, name in enumerate(names)}
+    return [str(name) for name in names], *({v: indices[name] for v, name in reading.items()} for reading in readings)
 
 
 def evaluate_knn(
@@ -147,7 +151,7 @@ def evaluate_knn(
     check_image_size(preprocessing.image_size, model.config.patch_size)
     check_column(train, image_column, "image_column")
     check_column(test, image_column, "image_column")
-    names, index_of = read_vocabulary(train, test, label_column)
+    names, *index_of = read_vocabulary(train, test, label_column)
     ks = sorted(set(ks))
     if not 1 <= ks[0] <= ks[-1] <= len(train):
         raise ValueError(f"k: got {ks}, accepted: 1 to the number of train images ({len(train)})")
@@ -155,7 +159,7 @@ def evaluate_knn(
     if controls:
         extractors |= {"untrained": cls_features(untrained_twin(model, seed)), "raw_pixels": raw_image_features}
 
-    def read(rows, description):
+    def read(rows, index_of, description):
         features, labels = {name: [] for name in extractors}, []
         for pixel_values, targets in read_batches(
             rows,
@@ -174,8 +178,8 @@ def evaluate_knn(
             raise ValueError(f"image_column: none of the {len(rows)} images in {image_column!r} could be decoded")
         return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(labels)
 
-    bank, bank_labels = read(train, "knn: train images")
-    queries, labels = read(test, "knn: test images")
+    bank, bank_labels = read(train, index_of[0], "knn: train images")
+    queries, labels = read(test, index_of[1], "knn: test images")
     predictions = {}
     for name in extractors:
         by_k = NeighbourBank(bank[name], bank_labels, len(names)).classify(queries[name], ks)

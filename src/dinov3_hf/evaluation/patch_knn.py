@@ -16,6 +16,7 @@ from .features import (
     patch_features,
     raw_patch_features,
     read_batches,
+    undecoded,
     untrained_twin,
 )
 from .knn import TEMPERATURE, NeighbourBank
@@ -73,7 +74,7 @@ def evaluate_patch_knn(
     seed: int = 0,
     controls: bool = True,
     progress: bool = True,
-    max_bank_patches: int = 100_000,
+    max_bank_patches: int = 50_000,
     ignore_index: int = IGNORE_INDEX,
 ) -> dict:
     """Measure patch k-NN of `model` on two `datasets.Dataset`s, beside its untrained twin and the patches' raw pixels.
@@ -92,6 +93,8 @@ def evaluate_patch_knn(
             raise ValueError(
                 f"mask_column: got {mask_column!r}, accepted: a column of images with class indices as pixels"
             )
+        # Colour pictures are refused here: later they would only count as rows that cannot be read.
+        read_mask(undecoded(rows.select_columns([mask_column]))[0][mask_column])
     num_patches = (preprocessing.image_size // patch_size) ** 2
     per_image = min(num_patches, max(1, max_bank_patches // len(train)))
     ks = sorted(set(ks))

@@ -1,0 +1,56 @@
+"""Decode any image that a data set may hold into RGB, or say in one line why it cannot be."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+
+MAX_PIXELS = 200_000_000
+
+
+class BadImage(ValueError):
+    """An image that cannot be decoded."""
+
+
+def decode_image(value, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Decode bytes, a `{"bytes", "path"}` dictionary or a PIL image into RGB uint8 [3, H, W].
+
+    Grey becomes RGB, transparency is laid on white, CMYK and palettes are converted, 16-bit images are scaled to 8,
+    EXIF rotation is applied. Raises `BadImage` for anything that is no whole image of at most `max_pixels`.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    try:
+        if isinstance(value, bytes | bytearray | memoryview):
+            if len(value) == 0:
+                raise BadImage("the file is empty")
+            value = Image.open(io.BytesIO(value))
+        elif isinstance(value, str):
+            value = Image.open(value)
+        if not isinstance(value, Image.Image):
+            raise BadImage(f"got a {type(value).__name__}, accepted: an encoded image")
+        if value.width * value.height > max_pixels:
+            raise BadImage(f"{value.width}x{value.height} pixels, accepted: at most {max_pixels} in all")
+        pixels = np.asarray(to_rgb(ImageOps.exif_transpose(value)))
+    except BadImage:
+        raise
+    except Exception as error:
+        # Pillow's plugins raise almost anything on broken files (OSError, SyntaxError, struct.error, ...).
+        raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a PIL image of any mode to RGB."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Pillow clips these at 255 instead of scaling them.
+        values = np.asarray(image).astype(np.float32)
+        full = 65535.0 if image.mode != "F" else max(float(values.max(initial=0)), 1.0)
+        return Image.fromarray((values.clip(0, full) * (255.0 / full)).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

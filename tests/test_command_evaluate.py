@@ -1,0 +1,202 @@
+"""`dinov3 evaluate` from a checkpoint on disk to results.json."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTModel
+
+from dinov3_hf import Dinov3Config, Dinov3Model
+from dinov3_hf.checkpoints import export
+from dinov3_hf.cli import main
+from dinov3_hf.commands.evaluate import EvaluateArguments, format_table, load_model, load_splits
+from dinov3_hf.evaluation.knn import evaluate_knn
+
+
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "patch_size": 8,
+    "image_size": 64,
+    "layerscale_value": 0.1,
+}
+SMALL = ["--num-train", "24", "--num-test", "12", "--k", "3"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A stock `dinov3_vit` directory with statistics of its own."""
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("model")
+    DINOv3ViTModel(DINOv3ViTConfig(**SIZES)).save_pretrained(directory)
+    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.1]}
+    DINOv3ViTImageProcessor(size={"height": 64, "width": 64}, **statistics).save_pretrained(directory)
+    return directory
+
+
+def test_two_tasks_in_one_call(checkpoint, tmp_path, capsys):
+    argv = [
+        "evaluate",
+        str(checkpoint),
+        "--task",
+        "knn",
+        "patch-knn",
+        *SMALL,
+        "--output-dir",
+        str(tmp_path),
+        "--seed",
+        "3",
+    ]
+    assert main(argv) == 0
+    record = json.loads((tmp_path / "results.json").read_text())
+    shown = capsys.readouterr().out
+    knn, patches = record["results"]
+    assert (knn["task"], patches["task"]) == ("knn", "patch-knn")
+    assert (knn["data"]["source"], patches["data"]["source"]) == ("scenes:single", "scenes:crowded")
+    assert knn["data"]["train"]["images"] == 24 and knn["data"]["test"]["images"] == 12
+    assert knn["data"]["train"]["fingerprint"] and knn["protocol"]["untrained_seed"] == 3
+    assert knn["protocol"]["preprocessing"] == {
+        "image_size": 64,
+        "resize_size": 64,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.3, 0.2, 0.1],
+    }
+    assert record["model"]["path"] == str(checkpoint) and len(record["model"]["sha256"]["model.safetensors"]) == 64
+    assert record["settings"]["seed"] == 3 and {"torch", "transformers", "dinov3_hf"} <= set(record["versions"])
+    lines = [line for line in shown.splitlines() if "k=3" in line]
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+    for line, measure in zip(lines, knn["measures"] + patches["measures"], strict=True):
+        values = [float(cell) for cell in line.split("k=3")[1].split()]
+        expected = [measure[name] for name in ("model", "untrained", "raw_pixels", "chance")]
+        assert values == pytest.approx(expected, abs=1e-4) and all(0 <= value <= 1 for value in values)
+
+
+def test_command_measures_what_the_function_does(checkpoint, tmp_path):
+    settings = EvaluateArguments(model=str(checkpoint), num_train=24, num_test=12, k=[3], controls=False)
+    model, _, preprocessing = load_model(settings)
+    expected = evaluate_knn(
+        model, *load_splits("knn", settings), preprocessing, ks=[3], controls=False, progress=False
+    )
+    assert main(["evaluate", str(checkpoint), *SMALL, "--no-controls", "--output-dir", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "results.json").read_text())["results"][0]
+    assert result["measures"] == expected["measures"] and set(expected["measures"][0]) == {
+        "measure",
+        "k",
+        "model",
+        "chance",
+    }
+
+
+def test_config_file_gives_what_flags_give(checkpoint, tmp_path):
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(
+        f"model: {checkpoint}\ntask: knn\nnum_train: 24\nnum_test: 5\nk: [3]\ncontrols: false\nimage_size: 32\n"
+    )
+    argv = ["evaluate", "--config", str(config), "--num-test", "12", "--output-dir", str(tmp_path)]
+    assert main(argv) == 0
+    result = json.loads((tmp_path / "results.json").read_text())["results"][0]
+    assert result["protocol"]["num_test"] == 12 and result["protocol"]["preprocessing"]["image_size"] == 32
+
+
+@pytest.mark.parametrize("layout", ["package", "meta"])
+def test_other_layouts_load(layout, tmp_path):
+    torch.manual_seed(0)
+    model = Dinov3Model(Dinov3Config(**SIZES)).eval()
+    if layout == "package":
+        model.save_pretrained(tmp_path)
+        place = tmp_path
+    else:
+        place = export(model, tmp_path, layout="meta") / "model.pth"
+    loaded, provenance, preprocessing = load_model(
+        EvaluateArguments(model=str(place), data="some/folder", image_size=56)
+    )
+    pixel_values = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        difference = loaded(pixel_values.to(loaded.device)).pooler_output.cpu() - model(pixel_values).pooler_output
+    assert difference.abs().max() < 1e-5 and provenance["sha256"]
+    assert (preprocessing.image_size, preprocessing.resize_size) == (56, 64)  # 256 to 224, the paper's ratio
+    assert preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+def test_table_is_aligned_and_leaves_out_missing_controls():
+    result = {"task": "knn", "measures": [{"measure": "top-1", "k": 10, "model": 0.5, "chance": 0.1}]}
+    head, line = format_table([result]).splitlines()
+    assert line == "knn top-1, k=10  0.5000  0.1000" and len(head) == len(line)
+    assert head.split() == ["model", "chance"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--task", "patch_knn"], "task: got 'patch_knn', accepted: knn, patch-knn; did you mean patch-knn?"),
+        (["--label-column", "class"], "label_column: got 'class', accepted: a column of the data set (image, label"),
+        (
+            ["--task", "patch-knn", "--mask-column", "masks"],
+            "mask_column: got 'masks', accepted: a column of the data",
+        ),
+        (["--image-size", "60"], "image_size: got 60, accepted: a multiple of the model's patch size (8)"),
+        (["--resize-size", "32"], "resize_size: got 32, accepted: at least image_size (64)"),
+        (["--num-test", "0"], "num_test: got 0, accepted: a whole number of at least 1"),
+        (["--k", "30"], "k: got [30], accepted: 1 to the number of train images (24)"),
+        (["--test-split", "train"], "test_split: got 'train' as for train_split"),
+        (["--config", "nowhere.yaml"], "config: no file 'nowhere.yaml'"),
+    ],
+)
+def test_wrong_requests_are_refused_in_one_line(flags, message, checkpoint, tmp_path, capsys):
+    assert main(["evaluate", str(checkpoint), *SMALL, "--output-dir", str(tmp_path), *flags]) == 2
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert shown.startswith("dinov3 evaluate: error: ") and message in shown
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("num_trian: 5\n", "config: unknown field 'num_trian'"),
+        ("num_train: many\n", "num_train: got 'many', accepted: int"),
+        ("k: [1, two]\n", "k: got [1, 'two'], accepted: a list of int"),
+        ("- knn\n", "holds a list, accepted: one `field: value` a line"),
+    ],
+)
+def test_wrong_config_files_are_refused(text, message, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(text)
+    assert main(["evaluate", "model", "--config", str(tmp_path / "c.yaml")]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1
+    assert "num_trian" not in text or "did you mean num_train?" in shown
+
+
+def test_wrong_models_are_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "notes.txt").write_text("no weights")
+    wrong = {
+        None: "model: missing, accepted",
+        str(tmp_path): "is of type 'vit', accepted: dinov3_hf or dinov3_vit",
+        str(tmp_path / "notes.txt"): "accepted: a directory, a hub id, or a .pth, .pt, .safetensors file",
+        str(tmp_path / "absent"): "model: no config.json in",
+    }
+    for name, message in wrong.items():
+        assert main(["evaluate", *([name] if name else []), *SMALL, "--output-dir", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_results_are_not_overwritten_unasked(checkpoint, tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{}")
+    argv = ["evaluate", str(checkpoint), *SMALL, "--no-controls", "--output-dir", str(tmp_path)]
+    assert main(argv) == 2 and "accepted: another folder, or --overwrite" in capsys.readouterr().err
+    assert main([*argv, "--overwrite"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["results"]
+
+
+def test_folder_without_splits_holds_a_fifth_out(tmp_path):
+    for number in range(20):
+        folder = tmp_path / "images" / ("one" if number % 2 else "two")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 16), (number, 0, 0)).save(folder / f"{number}.png")
+    train, test = load_splits("knn", EvaluateArguments(model="m", data=str(tmp_path / "images"), num_test=3))
+    assert (len(train), len(test)) == (16, 3)
+    paths = [{row["image"]["path"] for row in rows} for rows in (train, test)]
+    assert len(paths[0]) == 16 and not paths[0] & paths[1]

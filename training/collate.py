@@ -1,0 +1,144 @@
+"""Training batches: rows decoded, cropped and masked, as a function of (seed, step, place in the global batch)."""
+
+import itertools
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from dinov3_hf.data.decoding import BadImage, decode_image
+from dinov3_hf.data.streams import RowStream, find_image_column
+
+from .arguments import CropArguments, DataArguments
+from .augment import MultiCrop
+from .masking import draw_masks
+
+
+# The stream of random numbers of crops, apart from those of masks under the same seed.
+CROPS = 0xC209
+# Share of bad images is judged from this many images read on.
+MIN_READ = 100
+
+
+class TooManyBadImages(ValueError):
+    """More images than the recipe allows cannot be decoded."""
+
+
+class TrainingBatches(IterableDataset):
+    """Endless batches of one process; worker w of W makes those of steps w, w + W, w + 2 W, ...
+
+    A batch holds global_crops [2, B, 3, S, S], local_crops [L, B, 3, s, s] (absent if L is 0), masks [2, B, P] bool,
+    step, and since the worker's last batch images_read and bad_images. An image that cannot be decoded is counted and
+    the next row takes its place. Raises `TooManyBadImages` beyond `max_bad_images`.
+    """
+
+    def __init__(
+        self,
+        rows,
+        data: DataArguments,
+        crops: CropArguments,
+        batch_size: int,
+        seed: int,
+        patch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        for name in ("global_crop_size", "local_crop_size"):
+            if getattr(crops, name) % patch_size:
+                raise ValueError(f"{name}: got {getattr(crops, name)}, accepted: a multiple of the patch size ({patch_size})")
+        self.rows, self.data, self.crops, self.seed = rows, data, crops, seed
+        self.image_column = find_image_column(rows, data.image_column)
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.grid = (crops.global_crop_size // patch_size,) * 2
+        self.multi_crop = MultiCrop(crops)
+        self.batches, self.read, self.bad = 0, 0, 0
+        self.stream, self.resumed = None, None
+
+    def state_dict(self) -> dict:
+        """Return the place of the next batch of this worker."""
+        stream = self.stream.state_dict() if self.stream is not None else self.resumed
+        return {"batches": self.batches, "read": self.read, "bad": self.bad, "stream": stream}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.batches, self.read, self.bad, self.resumed = (state[name] for name in ("batches", "read", "bad", "stream"))
+
+    def __iter__(self):
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        reader, readers = self.rank * workers + number, self.world_size * workers
+        self.stream = RowStream(self.rows, self.data.shuffle_block, self.seed, reader, readers)
+        if self.resumed is not None:
+            self.stream.load_state_dict(self.resumed)
+        images = self._images(iter(self.stream))
+        for index in itertools.count(self.batches):
+            step, before = index * workers + number, (self.read, self.bad)
+            batch = self._batch(list(itertools.islice(images, self.batch_size)), step)
+            self.batches = index + 1
+            yield {**batch, "images_read": self.read - before[0], "bad_images": self.bad - before[1]}
+
+    def _images(self, rows):
+        reason = ""
+        for row in rows:
+            self.read += 1
+            try:
+                image = decode_image(row[self.image_column])
+            except BadImage as error:
+                self.bad += 1
+                reason = str(error)
+                image = None
+            if self.read >= MIN_READ and self.bad > self.data.max_bad_images * self.read:
+                raise TooManyBadImages(
+                    f"max_bad_images: {self.bad} of {self.read} images could not be decoded, accepted: at most a share "
+                    f"of {self.data.max_bad_images}; the last: {reason}"
+                )
+            if image is not None:
+                yield image
+
+    def _batch(self, images: list[torch.Tensor], step: int) -> dict:
+        start = self.rank * self.batch_size
+        places = range(start, start + self.batch_size)
+        generators = [np.random.default_rng([self.seed, CROPS, step, place]) for place in places]
+        global_crops, local_crops = self.multi_crop(images, generators)
+        masks = draw_masks(
+            self.grid,
+            len(global_crops),
+            self.batch_size * self.world_size,
+            step,
+            self.seed,
+            self.crops.mask_probability,
+            tuple(self.crops.mask_ratio),
+            start,
+            start + self.batch_size,
+        )
+        batch = {"global_crops": global_crops, "masks": torch.from_numpy(masks), "step": step}
+        return batch | ({} if local_crops is None else {"local_crops": local_crops})
+
+
+def one_thread(worker: int) -> None:
+    """Keep a worker process to one core: workers are the parallelism."""
+    torch.set_num_threads(1)
+
+
+def make_loader(
+    rows,
+    data: DataArguments,
+    crops: CropArguments,
+    batch_size: int,
+    seed: int,
+    patch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> StatefulDataLoader:
+    """Return the loader of `TrainingBatches`; its `state_dict` resumes exactly with the same number of workers."""
+    batches = TrainingBatches(rows, data, crops, batch_size, seed, patch_size, rank, world_size)
+    workers = data.num_workers
+    return StatefulDataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        worker_init_fn=one_thread,
+        multiprocessing_context="spawn" if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )

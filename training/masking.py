@@ -1,0 +1,74 @@
+"""Block masks of the patch objective (iBOT, section 3.3, after BEiT), drawn by place in the global batch."""
+
+import math
+
+import numpy as np
+
+
+# Streams of random numbers that share a seed are told apart by a constant.
+SELECTION, SHAPE = 0x5E1EC7, 0x5A4BE
+MIN_BLOCK_PATCHES, MIN_ASPECT, TRIES = 4, 0.3, 10
+
+
+def mask_targets(num_crops: int, probability: float, ratio: tuple[float, float], patches: int, rng) -> np.ndarray:
+    """Return how many patches each of `num_crops` crops has masked: 0, or one of evenly spread counts, in random order."""
+    masked = int(num_crops * probability)
+    shares = np.linspace(*ratio, masked + 1)[1:]
+    targets = np.zeros(num_crops, dtype=int)
+    targets[rng.permutation(num_crops)[:masked]] = (patches * shares).astype(int)
+    return targets
+
+
+def block_mask(grid: tuple[int, int], target: int, rng: np.random.Generator) -> np.ndarray:
+    """Mask exactly `target` patches of a grid (h, w): rectangles first, then single patches; bool [h, w]."""
+    height, width = grid
+    mask = np.zeros(grid, dtype=bool)
+    count, largest = 0, height * width // 2
+    while count < target:
+        missing = min(target - count, largest)
+        for _ in range(TRIES):
+            area = rng.uniform(MIN_BLOCK_PATCHES, max(missing, MIN_BLOCK_PATCHES))
+            aspect = math.exp(rng.uniform(math.log(MIN_ASPECT), -math.log(MIN_ASPECT)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (0 < h < height and 0 < w < width):
+                continue
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            block = mask[top : top + h, left : left + w]
+            new = h * w - int(block.sum())
+            if 0 < new <= missing:
+                block[:] = True
+                count += new
+                break
+        else:
+            break
+    free = np.flatnonzero(~mask)
+    mask.flat[rng.permutation(free)[: target - count]] = True
+    return mask
+
+
+def draw_masks(
+    grid: tuple[int, int],
+    num_crops: int,
+    global_batch: int,
+    step: int,
+    seed: int,
+    probability: float,
+    ratio: tuple[float, float],
+    start: int,
+    stop: int,
+) -> np.ndarray:
+    """Draw the masks of a step for images `start` to `stop` of the global batch: bool [num_crops, stop - start, P].
+
+    Which crops are masked, and by how much, is drawn over the whole global batch; the shape of each mask from the
+    crop's own place in it. So the masks do not depend on how many processes share the batch.
+    """
+    patches = grid[0] * grid[1]
+    rng = np.random.default_rng([seed, SELECTION, step])
+    targets = mask_targets(num_crops * global_batch, probability, ratio, patches, rng).reshape(num_crops, global_batch)
+    masks = np.zeros((num_crops, stop - start, patches), dtype=bool)
+    for crop in range(num_crops):
+        for position in range(start, stop):
+            if targets[crop, position]:
+                rng = np.random.default_rng([seed, SHAPE, step, crop, position])
+                masks[crop, position - start] = block_mask(grid, targets[crop, position], rng).ravel()
+    return masks
