@@ -191,12 +191,13 @@ def test_results_are_not_overwritten_unasked(checkpoint, tmp_path, capsys):
     assert json.loads((tmp_path / "results.json").read_text())["results"]
 
 
-def test_folder_without_splits_holds_a_fifth_out(tmp_path):
+def test_folder_without_splits_holds_a_fifth_out(tmp_path, capsys):
     for number in range(20):
         folder = tmp_path / "images" / ("one" if number % 2 else "two")
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 16), (number, 0, 0)).save(folder / f"{number}.png")
     train, test = load_splits("knn", EvaluateArguments(model="m", data=str(tmp_path / "images"), num_test=3))
     assert (len(train), len(test)) == (16, 3)
+    assert "has no splits: a fifth of it is held out as test" in capsys.readouterr().out
     paths = [{row["image"]["path"] for row in rows} for rows in (train, test)]
     assert len(paths[0]) == 16 and not paths[0] & paths[1]

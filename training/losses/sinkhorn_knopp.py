@@ -19,13 +19,16 @@ def sinkhorn_knopp(
         return value
 
     logits = logits.float() / temperature
-    # Subtracting one global maximum changes nothing but keeps exp from overflowing.
-    largest = logits.max() if logits.numel() else logits.new_tensor(-torch.inf)
-    assignments = (logits - reduced(largest.reshape(1), dist.ReduceOp.MAX)).exp_()
-    assignments /= reduced(assignments.sum().reshape(1))
-    for _ in range(num_iterations):
-        # A prototype that no row uses at all has a sum of zero: it keeps its zeros.
-        per_prototype = reduced(assignments.sum(dim=0, keepdim=True))
+    # Each row is scaled by its own maximum, so that none underflows, and keeps its place among the others in `weights`:
+    # after the first pass over the prototypes every row sums to 1 and the scale is gone.
+    row_max = logits.amax(dim=1, keepdim=True)
+    largest = row_max.max() if row_max.numel() else row_max.new_tensor(-torch.inf)
+    weights = (row_max - reduced(largest.reshape(1), dist.ReduceOp.MAX)).exp_()
+    assignments = (logits - row_max).exp_()
+    for iteration in range(num_iterations):
+        weighted = assignments * weights if iteration == 0 else assignments
+        per_prototype = reduced(weighted.sum(dim=0, keepdim=True))
+        # A prototype that no row uses has a sum of zero: it keeps its zeros.
         assignments /= torch.where(per_prototype > 0, per_prototype, 1.0)
         assignments /= assignments.sum(dim=1, keepdim=True)
     return assignments

@@ -170,6 +170,7 @@ def load_splits(task: str, settings: EvaluateArguments) -> tuple:
         check_column(splits[-1], getattr(settings, field), field)
     if splits[0]._fingerprint == splits[1]._fingerprint:
         splits = list(splits[0].train_test_split(test_size=0.2, seed=settings.seed).values())
+        print(f"{task}: {settings.data} has no splits: a fifth of it is held out as {settings.test_split}")
     # Drawn, because folders and many data sets are sorted by class.
     return tuple(
         rows.shuffle(seed=settings.seed).select(range(count)) if len(rows) > count else rows

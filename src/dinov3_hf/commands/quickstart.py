@@ -34,3 +34,82 @@ def run(arguments: argparse.Namespace) -> int:
     report = measure_and_report(recipe, seconds, arguments.num_train, arguments.num_test)
     print(f"report: {report}")
     return 0
+
+
+def measure_and_report(recipe, seconds: float, num_train: int, num_test: int) -> Path:
+    """Evaluate the run's model beside its controls and write results.json and report.html; returns the report."""
+    import json
+
+    from dinov3_hf.evaluation.features import untrained_twin
+    from dinov3_hf.report import Curve, compare, verdict, write_report
+    from dinov3_hf.training.monitor import read_metrics
+
+    from .evaluate import EvaluateArguments, evaluate, format_table, load_model
+
+    folder = Path(recipe.run.output_dir)
+    settings = EvaluateArguments(
+        model=str(folder / "model"),
+        task=["knn", "patch-knn"],
+        num_train=num_train,
+        num_test=num_test,
+        k=[10],
+        seed=recipe.run.seed,
+        output_dir=str(folder),
+    )
+    record = evaluate(settings)
+    (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(format_table(record["results"]))
+
+    model, _, preprocessing = load_model(settings)
+    pictures = before_and_after(untrained_twin(model, settings.seed), model, preprocessing)
+    metrics = read_metrics(folder / "metrics.jsonl")
+    parts = {"dino_global": "image, global crops", "dino_local": "image, local crops", "ibot": "masked patches"}
+    losses = {name: [(line["step"], line[key]) for line in metrics] for key, name in parts.items()}
+    total = {"weighted sum": [(line["step"], line["loss"]) for line in metrics]}
+    tables = [comparison for result in record["results"] for comparison in compare(result)]
+    images = recipe.optimization.steps * recipe.optimization.batch_size
+    opening = f"A ViT of {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters saw {images:,} rendered scenes "
+    opening += f"without labels in {seconds / 60:.1f} minutes. "
+    own_images = f"dinov3 pretrain --config {RECIPE} --data path/to/images --output-dir outputs/mine --resume"
+    measure = f"dinov3 evaluate {folder / 'model'} --task knn --data path/to/labelled_images"
+    return write_report(
+        folder / "report.html",
+        title="DINOv3 quickstart",
+        summary=opening + " ".join(verdict(table) for table in tables if "accuracy" not in table.title),
+        curves=[Curve("Losses, unweighted", losses), Curve("Loss", total)],
+        tables=tables,
+        pictures=[pictures],
+        notes={
+            "Go on with your own images": f"{own_images}\n{measure}",
+            "Recipe": recipe.as_flat_dict(),
+            "Versions": record["versions"],
+        },
+    )
+
+
+def before_and_after(untrained, trained, preprocessing, num_images: int = 9):
+    """Picture patch features before and after training: input, and the PCA of both networks' patch tokens."""
+    import torch
+
+    from dinov3_hf.data.decoding import decode_image
+    from dinov3_hf.data.scenes import load_scenes
+    from dinov3_hf.report import Pictures
+    from dinov3_hf.visualization import pca_map, upscale
+
+    scenes = load_scenes("test", num_images, subset="crowded", image_size=preprocessing.image_size)
+    inputs = torch.stack([decode_image(image) for image in scenes.with_format(None)["image"]])
+    pixels = preprocessing.normalize(inputs).to(trained.device)
+    side = preprocessing.image_size // trained.config.patch_size
+    with torch.inference_mode():
+        maps = [pca_map(model(pixels).patch_tokens, (side, side)) for model in (untrained, trained)]
+    rows = [
+        (image.permute(1, 2, 0).numpy(), *(upscale(one[index], 8) for one in maps))
+        for index, image in enumerate(inputs)
+    ]
+    return Pictures(
+        "Patch features, before and after",
+        ("input", "untrained", "trained"),
+        rows,
+        "Each patch's token in the colours of its first three principal components, over all pictures of a column. "
+        "What a network takes to be alike has one colour.",
+    )
