@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "test", "compositional")
 SUBSETS = ("single", "crowded", "pairs", "clips")
 FRAMES = {"single": 1, "crowded": 1, "pairs": 2, "clips": 8}
 COLOURS = {"red": 0.0, "orange": 0.085, "yellow": 0.155, "green": 0.33, "cyan": 0.5, "blue": 0.62, "purple": 0.76, "pink": 0.9}
-MATERIALS = ("plain", "striped", "dotted", "checkered", "wavy")
+MATERIALS = ("plain", "striped", "dotted", "checkered", "wavy", "ringed", "gridded", "woven", "spotted", "scaly")
 BACKGROUNDS = ("ground", "wall", "haze")
 SIZES = ("small", "large")
 BACKGROUND_DEPTH, NEAREST_DEPTH, DEPTH_UNIT = 8.0, 1.5, 1000  # metres, metres, stored units a metre
@@ -71,18 +71,18 @@ def held_out(label: int, colour: int, material: int) -> bool:
 
 
 def usual_material(label: int) -> int:
-    """Return the material that half the objects of a class have."""
-    return (2 * label + 1) % len(MATERIALS)
+    """Return the material that seven in ten objects of a class have."""
+    return (3 * label + 1) % len(MATERIALS)
 
 
 def sample_object(label: int, instance_id: int, split: str, rng: np.random.Generator) -> SceneObject:
     """Draw what an object is; its pose comes later."""
     while True:
         colour = int(rng.integers(len(COLOURS)))
-        material = usual_material(label) if rng.random() < 0.5 else int(rng.integers(len(MATERIALS)))
+        material = usual_material(label) if rng.random() < 0.7 else int(rng.integers(len(MATERIALS)))
         if held_out(label, colour, material) == (split == "compositional"):
             break
-    low, high = (0.45, 0.55, 0.25, 3.0, 0.0, 0.0), (1.0, 1.0, 0.6, 6.0, np.pi, 2 * np.pi)
+    low, high = (0.45, 0.55, 0.25, 5.0, 0.0, 0.0), (1.0, 1.0, 0.6, 8.0, np.pi, 2 * np.pi)
     return SceneObject(
         instance_id, label, colour, material, rng.random(NUM_PROPORTIONS), rng.uniform(low, high), 0.5, 0.5, 0.3, 0.0, False, 3.0
     )
@@ -115,8 +115,8 @@ def sample_objects(index: int, split: str, subset: str, seed: int) -> list[Scene
         rng = generator(seed, split, subset, group, 2 + frame)
     for number, item in enumerate(objects):
         dominant = number == 0
-        radius = (0.28, 0.46) if subset == "single" else (0.22, 0.34) if dominant else (0.12, 0.24)
-        place(item, radius, 0.12 if subset == "single" else 0.3, rng)
+        radius = (0.32, 0.48) if subset == "single" else (0.26, 0.4) if dominant else (0.16, 0.3)
+        place(item, radius, 0.1 if subset == "single" else 0.3, rng)
     if subset == "clips":
         for item in objects:
             speed = rng.uniform(-0.03, 0.03, 4)
@@ -159,13 +159,13 @@ def render_background(kind: str, centres: np.ndarray, rng: np.random.Generator) 
     """Return the colours [S, S, 3] in 0..1 and depth [S, S] behind the objects."""
     size = len(centres)
     x, y = centres[None, :], centres[:, None]
-    first, second = (colour_of(rng.random(), rng.uniform(0.05, 0.7), rng.uniform(0.25, 1)) for _ in range(2))
+    first, second = (colour_of(rng.random(), rng.uniform(0.0, 0.45), rng.uniform(0.3, 1)) for _ in range(2))
     depth = np.full((size, size), BACKGROUND_DEPTH, np.float32)
     waves = np.zeros((size, size), np.float32)
     for _ in range(3):
         fx, fy, phase = rng.uniform((-18, -18, 0), (18, 18, 2 * np.pi))
         waves += np.sin(np.float32(fx) * x + np.float32(fy) * y + np.float32(phase))
-    waves *= np.float32(rng.uniform(0.02, 0.09))
+    waves *= np.float32(rng.uniform(0.0, 0.04))
     if kind == "ground":
         horizon, tilt = rng.uniform(0.25, 0.75), rng.uniform(-0.2, 0.2)
         below = y - np.float32(horizon) - np.float32(tilt) * (x - 0.5)
@@ -176,7 +176,7 @@ def render_background(kind: str, centres: np.ndarray, rng: np.random.Generator) 
         share = np.clip(0.5 + (x - 0.5) * np.float32(np.cos(angle)) + (y - 0.5) * np.float32(np.sin(angle)), 0, 1)
         if kind == "wall":
             tiles = rng.uniform(4, 12)
-            waves += 0.08 * np.sign(np.sin(np.float32(tiles * np.pi) * x) * np.sin(np.float32(tiles * np.pi) * y))
+            waves += np.float32(0.03) * np.sign(np.sin(np.float32(tiles * np.pi) * x) * np.sin(np.float32(tiles * np.pi) * y))
     image = first + share[..., None] * (second - first)
     image += waves[..., None]
     return image, depth
@@ -230,8 +230,18 @@ def texture(item: SceneObject, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         pattern = np.sin(u) * np.sin(v) * 2 - 0.7
     elif material == "checkered":
         pattern = np.sin(u) * np.sin(v)
-    else:
+    elif material == "wavy":
         pattern = np.sin(u + 1.5 * np.sin(v + phase))
+    elif material == "ringed":
+        pattern = np.sin(2 * frequency * np.hypot(x, y) + phase)
+    elif material == "gridded":
+        pattern = np.maximum(np.sin(u), np.sin(v)) - 0.8
+    elif material == "woven":
+        pattern = np.where(np.sin(u / 2) * np.sin(v / 2) > 0, np.sin(2 * u), np.sin(2 * v))
+    elif material == "spotted":
+        pattern = np.sin(0.55 * u + phase) + np.sin(0.55 * v) - 0.9
+    else:
+        pattern = np.sin(u + 2 * np.abs(np.sin(v / 2))) - 0.3
     return np.clip(0.5 + 3 * pattern, 0, 1)
 
 

@@ -81,9 +81,11 @@ def _files(builder: str, files: list[str], source: str, split: str, streaming: b
 
     named = {}
     for file in files:
-        for name in ("train", "validation", "val", "test", "gallery", "query"):
+        # "val" last: it begins "validation" too.
+        for name in ("train", "validation", "test", "gallery", "query", "val"):
             if Path(file).name.startswith(name):
                 named.setdefault(name, []).append(file)
+                break
     if len(files) == sum(map(len, named.values())) and (len(named) > 1 or split in named):
         if split not in named:
             raise ValueError(f"split: got {split!r}, accepted: {', '.join(named)} (of {source})")

@@ -1,0 +1,242 @@
+"""Scenes: a function of their arguments, true to their annotations, and hard for pixels."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinov3_hf.data.scene_shapes import NUM_PROPORTIONS, SHAPES
+from dinov3_hf.data.scenes import (
+    BACKGROUND_DEPTH,
+    COLOURS,
+    MATERIALS,
+    SCENE_CLASSES,
+    SPLITS,
+    SUBSETS,
+    held_out,
+    load_scenes,
+    render_scene,
+    sample_objects,
+    scenes_checksum,
+)
+
+
+def same(first, second):
+    for field in ("image", "mask", "instances", "depth", "keypoints"):
+        assert np.array_equal(getattr(first, field), getattr(second, field)), field
+    assert first.label == second.label and first.caption == second.caption
+
+
+def test_checksum_is_frozen():
+    """Numbers measured on the scenes hold for this content only: change SCENES_VERSION with it."""
+    assert scenes_checksum() == "CHECKSUM"
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_a_scene_is_a_function_of_its_arguments(subset):
+    later = render_scene(7, subset=subset)
+    for index in (3, 0):
+        render_scene(index, subset=subset)
+    same(later, render_scene(7, subset=subset))
+    others = [{"seed": 1}, {"split": "test"}, {"index": 17}]
+    for other in others:
+        assert not np.array_equal(later.image, render_scene(**{"index": 7, "subset": subset, **other}).image)
+
+
+@pytest.mark.parametrize("subset", ["single", "crowded"])
+def test_content_does_not_depend_on_the_size_in_pixels(subset):
+    for index in range(10):
+        small, large = render_scene(index, subset=subset), render_scene(index, subset=subset, image_size=128)
+        halved = large.image.reshape(64, 2, 64, 2, 3).mean((1, 3))
+        assert np.abs(halved - small.image).mean() < 6
+        assert (large.mask[::2, ::2] == small.mask).mean() > 0.97
+        assert np.allclose(large.keypoints[..., :2], 2 * small.keypoints[..., :2], atol=1e-2)
+
+
+def test_labels_are_balanced_and_the_images_too():
+    labels = [render_scene(index).label for index in range(50)]
+    assert np.bincount(labels, minlength=10).tolist() == [5] * 10
+    assert labels[:10] != labels[10:20]
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_held_out_combinations_are_where_they_belong(subset):
+    for split in SPLITS:
+        for index in range(60):
+            for item in sample_objects(index, split, subset, seed=0):
+                assert held_out(item.label, item.colour, item.material) == (split == "compositional")
+
+
+def test_every_class_keeps_most_colours_and_materials():
+    for label in range(len(SCENE_CLASSES)):
+        pairs = [(c, m) for c in range(len(COLOURS)) for m in range(len(MATERIALS)) if not held_out(label, c, m)]
+        assert len({c for c, _ in pairs}) == len(COLOURS) - 1 and len({m for _, m in pairs}) == len(MATERIALS) - 1
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_annotations_agree_with_each_other(subset):
+    seen_points = 0
+    for index in range(30):
+        scene = render_scene(index, subset=subset)
+        assert set(np.unique(scene.instances)) <= set(range(len(scene.objects) + 1))
+        assert ((scene.instances == 0) == (scene.mask == 0)).all()
+        assert (scene.depth[scene.instances == 0] >= BACKGROUND_DEPTH - 1.5).all()
+        areas = []
+        for number, item in enumerate(scene.objects):
+            region = scene.instances == number + 1
+            areas.append(region.sum())
+            assert (scene.mask[region] == item.label + 1).all()
+            assert (np.abs(scene.depth[region] - item.depth) <= 0.16).all()
+            for x, y, visible in scene.keypoints[number]:
+                if visible:
+                    assert region[int(y), int(x)]
+                    seen_points += 1
+        assert scene.label == scene.objects[int(np.argmax(areas))].label
+        # Objects are drawn far ones first, so what is seen at a pixel is the nearest there.
+        depths = [item.depth for item in scene.objects]
+        assert depths == sorted(depths, reverse=True)
+    assert seen_points > 30
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_keypoints_lie_inside_their_shape(name):
+    grid = (np.arange(400) + 0.5) / 200 - 1
+    for seed in range(20):
+        proportions = np.random.default_rng(seed).random(NUM_PROPORTIONS)
+        _, points = SHAPES[name](np.zeros(1), np.zeros(1), proportions)
+        x, y = np.array(points, float).T
+        distance, _ = SHAPES[name](x, y, proportions)
+        assert (distance < 0.02).all(), (name, seed, distance)
+        area = (SHAPES[name](grid[None], grid[:, None], proportions)[0] < 0).mean()
+        assert 0.08 < area < 0.75, (name, area)
+
+
+def test_single_has_one_dominant_object():
+    shares = [(render_scene(index).instances > 0).mean() for index in range(100)]
+    assert all(len(render_scene(index).objects) == 1 for index in range(10)) and np.median(shares) > 0.1
+
+
+def test_crowded_has_up_to_five_objects_that_overlap():
+    counts = [len(render_scene(index, subset="crowded").objects) for index in range(60)]
+    assert set(counts) == {2, 3, 4, 5}
+
+
+def test_pairs_show_the_same_instances_from_two_views():
+    for index in range(0, 12, 2):
+        first, second = (render_scene(row, subset="pairs") for row in (index, index + 1))
+        assert not np.array_equal(first.image, second.image)
+        identity = lambda scene: sorted((o.instance_id, o.label, o.colour, o.material, tuple(o.proportions)) for o in scene.objects)  # noqa: E731
+        assert identity(first) == identity(second)
+    rows = load_scenes("train", 4, subset="pairs")
+    assert [row["scene"] for row in rows] == [0, 0, 1, 1] and [row["frame"] for row in rows] == [0, 1, 0, 1]
+    assert [item["instance_id"] for item in rows[0]["keypoints"]] == [item["instance_id"] for item in rows[1]["keypoints"]]
+
+
+def test_matching_keypoints_are_the_same_place_of_the_object():
+    """Carried back into the object's own frame, the keypoints of both views agree."""
+    for index in range(0, 12, 2):
+        frames = []
+        for row in (index, index + 1):
+            scene = render_scene(row, subset="pairs")
+            own = {}
+            for item, points in zip(scene.objects, scene.keypoints, strict=True):
+                local = (points[:, :2] / 64 - (item.x, item.y)) / item.radius
+                cos, sin = np.cos(item.angle), np.sin(item.angle)
+                own[item.instance_id] = local @ np.array([[cos, -sin], [sin, cos]]) * (-1 if item.flip else 1, 1)
+            frames.append(own)
+        for instance in frames[0]:
+            assert np.allclose(frames[0][instance], frames[1][instance], atol=1e-4)
+
+
+def test_clips_move_smoothly():
+    for clip in range(4):
+        frames = [render_scene(8 * clip + frame, subset="clips") for frame in range(8)]
+        for before, after in zip(frames, frames[1:], strict=False):
+            for one, two in zip(before.objects, after.objects, strict=True):
+                assert one.instance_id == two.instance_id
+                assert 0 < np.hypot(one.x - two.x, one.y - two.y) < 0.05 and abs(one.angle - two.angle) < 0.1
+            assert (before.instances == after.instances).mean() > 0.8
+
+
+def test_captions_are_true():
+    for subset in ("single", "crowded"):
+        for index in range(60):
+            scene = render_scene(index, subset=subset)
+            names = {(list(COLOURS)[o.colour], MATERIALS[o.material], SCENE_CLASSES[o.label]) for o in scene.objects}
+            words = scene.caption.replace(":", "").split()
+            told = [position for position, word in enumerate(words) if word in SCENE_CLASSES]
+            assert told
+            for position in told:
+                colour, kind = words[position - 1], words[position]
+                material = words[position - 2] if words[position - 2] in MATERIALS else "plain"
+                assert (colour, material, kind) in names, scene.caption
+            for relation, sign in (("left", -1), ("right", 1)):
+                if f" {relation} of " in scene.caption:
+                    pick = [next(o for o in scene.objects if SCENE_CLASSES[o.label] == words[p] and list(COLOURS)[o.colour] == words[p - 1]) for p in told]
+                    assert len(pick) < 2 or SCENE_CLASSES[pick[0].label] == SCENE_CLASSES[pick[1].label] or sign * (pick[0].x - pick[1].x) > 0
+
+
+def test_rows_hold_what_was_rendered():
+    row, scene = load_scenes("train", 1, subset="crowded", image_size=48)[0], render_scene(0, subset="crowded", image_size=48)
+    assert np.array_equal(np.asarray(row["image"]), scene.image)
+    assert np.array_equal(np.asarray(row["mask"]), scene.mask) and np.array_equal(np.asarray(row["instances"]), scene.instances)
+    assert np.abs(np.asarray(row["depth"]) / 1000 - scene.depth).max() < 2e-3
+    assert row["caption"] == scene.caption and row["label"] == scene.label
+    assert len(row["keypoints"]) == len(scene.objects) and np.array(row["keypoints"][0]["points"]).shape == (6, 3)
+
+
+def test_stream_equals_data_set_and_shards_share_it():
+    rows, stream = load_scenes("test", 70), load_scenes("test", 70, streaming=True)
+    assert stream.num_shards == 64
+    assert [row["instance_id"] for row in stream] == rows["instance_id"]
+    shares = [[row["instance_id"] for row in stream.shard(3, index)] for index in range(3)]
+    assert sorted(sum(shares, [])) == sorted(rows["instance_id"])
+    assert set(stream.features) == set(rows.features)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"split": "dev"}, "split: got 'dev', accepted: train, validation, test, compositional"),
+        ({"subset": "busy"}, "subset: got 'busy', accepted: single, crowded, pairs, clips"),
+        ({"num_images": 0}, "num_images: got 0"),
+        ({"image_size": 4}, "image_size: got 4"),
+    ],
+)
+def test_wrong_arguments_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        load_scenes(**{"split": "train", "num_images": 2, **given})
+
+
+def test_raw_pixels_and_colours_say_little_about_the_class():
+    from dinov3_hf.evaluation.knn import knn_classify
+
+    def read(split, count):
+        scenes = [render_scene(index, split, image_size=32) for index in range(count)]
+        images = torch.tensor(np.stack([scene.image for scene in scenes])).float()
+        histograms = torch.stack([torch.cat([torch.histc(image[..., c], 16, 0, 256) for c in range(3)]) for image in images])
+        return images.flatten(1), histograms, torch.tensor([scene.label for scene in scenes])
+
+    *bank, labels = read("train", 1000)
+    *queries, truth = read("test", 400)
+    for name, limit, features, asked in zip(("pixels", "histograms"), (0.3, 0.2), bank, queries, strict=True):
+        accuracy = (knn_classify(features, labels, asked, 10, 10) == truth).float().mean().item()
+        assert accuracy < limit, f"{name}: {accuracy}"
+
+
+def test_scene_object_poses_are_the_only_change_between_views():
+    """`dataclasses.replace` keeps this honest: every field but the pose is shared by the two views of a pair."""
+    pose = {"x", "y", "radius", "angle", "flip", "depth"}
+    for one in sample_objects(0, "train", "pairs", 0):
+        two = next(o for o in sample_objects(1, "train", "pairs", 0) if o.instance_id == one.instance_id)
+        for field in dataclasses.fields(one):
+            if field.name not in pose:
+                assert np.array_equal(getattr(one, field.name), getattr(two, field.name)), field.name
+
+
+def test_encoded_image_is_a_file_anyone_can_read():
+    row = next(iter(load_scenes("train", 1, streaming=True).decode(False)))
+    assert Image.open(io.BytesIO(row["image"]["bytes"])).size == (64, 64)
