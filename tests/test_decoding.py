@@ -77,7 +77,11 @@ def huge_png():
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,12 @@ def huge_png():
         (b"", "empty"),
         (b"not an image at all", "cannot identify"),
         (np.random.default_rng(0).bytes(5000), "cannot identify"),
-        (encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)), "JPEG")[:2000], "truncated"),
+        (
+            encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)), "JPEG")[
+                :2000
+            ],
+            "truncated",
+        ),
         (encoded(Image.fromarray(pixels()))[:60], ""),
         (huge_png(), "pixels|bomb"),
         (None, "NoneType"),

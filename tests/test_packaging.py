@@ -39,7 +39,11 @@ def test_every_package_has_an_init_file():
 
 
 def test_every_data_folder_is_listed():
-    listed = {(room, pattern) for room, patterns in setup_cfg()["options.package_data"].items() for pattern in patterns.split()}
+    listed = {
+        (room, pattern)
+        for room, patterns in setup_cfg()["options.package_data"].items()
+        for pattern in patterns.split()
+    }
     kept = {".py", ".pyc"}
     for name, folder in ROOMS.items():
         for file in folder.rglob("*"):
@@ -92,5 +96,11 @@ def test_training_refuses_to_be_a_top_level_package():
 
 
 def test_nothing_longer_than_a_screen_of_pages():
-    long = {str(file): count for file in ROOT.glob("**/*.py") if ".venv" not in file.parts and "tests" not in file.parts and (count := len(file.read_text().splitlines())) > 400}
+    long = {
+        str(file): count
+        for file in ROOT.glob("**/*.py")
+        if ".venv" not in file.parts
+        and "tests" not in file.parts
+        and (count := len(file.read_text().splitlines())) > 400
+    }
     assert not long, f"over 400 lines, split along a concept: {long}"

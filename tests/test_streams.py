@@ -29,7 +29,10 @@ def write_parquet(folder, counts, prefix="train"):
     folder.mkdir(exist_ok=True)
     start = 0
     for shard, count in enumerate(counts):
-        rows = {"image": [{"bytes": picture(i), "path": f"{i}.png"} for i in range(start, start + count)], "number": list(range(start, start + count))}
+        rows = {
+            "image": [{"bytes": picture(i), "path": f"{i}.png"} for i in range(start, start + count)],
+            "number": list(range(start, start + count)),
+        }
         features = datasets.Features({"image": datasets.Image(), "number": datasets.Value("int64")})
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{prefix}-{shard}.parquet"))
         start += count
@@ -56,7 +59,11 @@ def test_splits_are_told_by_file_names(tmp_path):
     folder = write_parquet(tmp_path / "data", [3])
     write_parquet(folder, [2], "validation")
     write_parquet(folder, [1], "test")
-    assert [len(load_source(str(folder), split, streaming=False)) for split in ("train", "validation", "test")] == [3, 2, 1]
+    assert [len(load_source(str(folder), split, streaming=False)) for split in ("train", "validation", "test")] == [
+        3,
+        2,
+        1,
+    ]
     with pytest.raises(ValueError, match="split: got 'dev', accepted: test, train, validation"):
         load_source(str(folder), "dev")
 
@@ -182,5 +189,7 @@ def test_a_reader_without_rows_is_an_error_not_an_endless_loop(tmp_path, streami
 def test_blocks_mix_only_so_far(tmp_path):
     folder = write_parquet(tmp_path / "data", [32])
     order = numbers(itertools.islice(open_stream(folder, True, block=8), 32))
-    assert [sorted(order[start : start + 8]) for start in range(0, 32, 8)] == [list(range(s, s + 8)) for s in range(0, 32, 8)]
+    assert [sorted(order[start : start + 8]) for start in range(0, 32, 8)] == [
+        list(range(s, s + 8)) for s in range(0, 32, 8)
+    ]
     assert np.mean(np.array(order) == np.arange(32)) < 0.5

@@ -1,15 +1,8 @@
-"""The recipe: every field of a training run, typed, from a YAML file and the command line."""
+"""The fields of a recipe: everything that defines a training run, typed, with its default and its bounds."""
 
 import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
-
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 def _help(text: str, default=dataclasses.MISSING, **kwargs):
@@ -56,7 +49,12 @@ class ModelArguments:
         for name in ("pos_embed_jitter", "pos_embed_rescale"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "null or a factor of at least 1")
-        _require(self.pos_embed_shift is None or self.pos_embed_shift >= 0, "pos_embed_shift", self.pos_embed_shift, "null or at least 0")
+        _require(
+            self.pos_embed_shift is None or self.pos_embed_shift >= 0,
+            "pos_embed_shift",
+            self.pos_embed_shift,
+            "null or at least 0",
+        )
         parts = ("num_prototypes", "hidden_size", "bottleneck_size")
         for name in (*(f"{head}_head_{part}" for head in ("dino", "ibot") for part in parts), "head_num_layers"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
@@ -66,7 +64,9 @@ class ModelArguments:
 class DataArguments:
     """Where the images come from."""
 
-    data: str = _help("scenes, scenes:crowded, an image folder, Parquet files, WebDataset tars, or a hub data set id", "scenes")
+    data: str = _help(
+        "scenes, scenes:crowded, an image folder, Parquet files, WebDataset tars, or a hub data set id", "scenes"
+    )
     split: str = _help("split to train on", "train")
     image_column: str | None = _help("column that holds the images; null takes the only image column", None)
     streaming: bool = _help("read as a stream instead of preparing the whole data set first", True)
@@ -115,9 +115,24 @@ class CropArguments:
         for name, length in (("color_jitter", 4), ("blur_probability", 3), ("image_mean", 3), ("image_std", 3)):
             _require(len(getattr(self, name)) == length, name, getattr(self, name), f"{length} numbers")
         _require(min(self.image_std) > 0, "image_std", self.image_std, "numbers above 0")
-        _require(max(self.color_jitter[:3]) <= 1 and min(self.color_jitter) >= 0, "color_jitter", self.color_jitter, "strengths from 0 to 1")
-        _require(self.color_jitter[3] <= 0.5, "color_jitter", self.color_jitter, "a hue strength (fourth number) of at most .5")
-        probabilities = ["color_jitter_probability", "grayscale_probability", "solarize_probability", "mask_probability"]
+        _require(
+            max(self.color_jitter[:3]) <= 1 and min(self.color_jitter) >= 0,
+            "color_jitter",
+            self.color_jitter,
+            "strengths from 0 to 1",
+        )
+        _require(
+            self.color_jitter[3] <= 0.5,
+            "color_jitter",
+            self.color_jitter,
+            "a hue strength (fourth number) of at most .5",
+        )
+        probabilities = [
+            "color_jitter_probability",
+            "grayscale_probability",
+            "solarize_probability",
+            "mask_probability",
+        ]
         for name in probabilities:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a share from 0 to 1")
         good = min(self.blur_probability) >= 0 and max(self.blur_probability) <= 1
@@ -138,7 +153,9 @@ class ObjectiveArguments:
     sinkhorn_iterations: int = _help("Sinkhorn-Knopp iterations on the teacher's logits", 3)
     koleo_topk: int = _help("nearest neighbours that KoLeo pushes away", 1)
     koleo_distributed: bool = _help("look for KoLeo neighbours over all processes instead of the local batch", False)
-    koleo_group_size: int | None = _help("rows of the gathered batch among which KoLeo looks (distributed only); null: all", None)
+    koleo_group_size: int | None = _help(
+        "rows of the gathered batch among which KoLeo looks (distributed only); null: all", None
+    )
 
     def validate(self) -> None:
         for name in ("dino_weight", "ibot_weight", "koleo_weight"):
@@ -157,28 +174,44 @@ class OptimizationArguments:
     steps: int = _help("optimizer steps of the run", 125000)
     batch_size: int = _help("images per process and step", 64)
     lr: float = _help("peak learning rate, before lr_scaling", 1e-3)
-    lr_scaling: Literal["none", "sqrt_wrt_1024"] = _help("sqrt_wrt_1024 multiplies lr and lr_end by 4 sqrt(global batch / 1024)", "sqrt_wrt_1024")
-    lr_end: float | None = _help("learning rate at the last step, reached by a cosine; null keeps the peak (DINOv3's choice)", None)
+    lr_scaling: Literal["none", "sqrt_wrt_1024"] = _help(
+        "sqrt_wrt_1024 multiplies lr and lr_end by 4 sqrt(global batch / 1024)", "sqrt_wrt_1024"
+    )
+    lr_end: float | None = _help(
+        "learning rate at the last step, reached by a cosine; null keeps the peak (DINOv3's choice)", None
+    )
     lr_warmup_steps: int = _help("steps of linear warm-up of the learning rate", 12500)
     weight_decay: float = _help("weight decay at the first step", 0.04)
-    weight_decay_end: float | None = _help("weight decay at the last step, reached by a cosine; null keeps it constant", None)
+    weight_decay_end: float | None = _help(
+        "weight decay at the last step, reached by a cosine; null keeps it constant", None
+    )
     adam_betas: list[float] = _help("AdamW betas", [0.9, 0.999])
     clip_grad_norm: float | None = _help("largest gradient norm of each network (backbone and both heads apart)", 3.0)
     layerwise_decay: float = _help("learning-rate multiplier from each block to the one below", 0.9)
     patch_embed_lr_mult: float = _help("further multiplier for the patch embedding", 0.2)
     freeze_last_layer_steps: int = _help("first steps in which the prototypes do not move", 1250)
     momentum: float = _help("EMA momentum of the teacher at the first step", 0.992)
-    momentum_end: float | None = _help("EMA momentum at the last step, reached by a cosine; null keeps it constant", None)
+    momentum_end: float | None = _help(
+        "EMA momentum at the last step, reached by a cosine; null keeps it constant", None
+    )
     teacher_temperature_start: float = _help("teacher temperature at the first step", 0.04)
     teacher_temperature: float = _help("teacher temperature after its warm-up", 0.07)
     teacher_temperature_warmup_steps: int = _help("steps of linear warm-up of the teacher temperature", 37500)
     local_weight: float = _help("extra weight of the local-crop part of the image objective at the first step", 1.0)
-    local_weight_end: float | None = _help("its value at the last step, reached by a cosine; null keeps it constant", None)
+    local_weight_end: float | None = _help(
+        "its value at the last step, reached by a cosine; null keeps it constant", None
+    )
 
     def validate(self) -> None:
         for name in ("steps", "batch_size"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("lr", "weight_decay", "lr_warmup_steps", "freeze_last_layer_steps", "teacher_temperature_warmup_steps"):
+        for name in (
+            "lr",
+            "weight_decay",
+            "lr_warmup_steps",
+            "freeze_last_layer_steps",
+            "teacher_temperature_warmup_steps",
+        ):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("momentum", "momentum_end"):
             value = getattr(self, name)
@@ -187,15 +220,27 @@ class OptimizationArguments:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         good = len(self.adam_betas) == 2 and all(0 <= beta < 1 for beta in self.adam_betas)
         _require(good, "adam_betas", self.adam_betas, "two numbers from 0 to below 1")
-        _require(self.clip_grad_norm is None or self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "null or a number above 0")
-        _require(self.lr_warmup_steps <= self.steps, "lr_warmup_steps", self.lr_warmup_steps, f"at most steps ({self.steps})")
+        _require(
+            self.clip_grad_norm is None or self.clip_grad_norm > 0,
+            "clip_grad_norm",
+            self.clip_grad_norm,
+            "null or a number above 0",
+        )
+        _require(
+            self.lr_warmup_steps <= self.steps,
+            "lr_warmup_steps",
+            self.lr_warmup_steps,
+            f"at most steps ({self.steps})",
+        )
 
 
 @dataclass
 class RunArguments:
     """Where a run writes, how often, and how it goes on after a stop."""
 
-    output_dir: str = _help("folder of the run: recipe, metrics, checkpoints and the exported model", "outputs/pretrain")
+    output_dir: str = _help(
+        "folder of the run: recipe, metrics, checkpoints and the exported model", "outputs/pretrain"
+    )
     seed: int = _help("seed of the weights, the data order, crops and masks", 0)
     resume: bool = _help("go on from the newest checkpoint in output_dir", False)
     overwrite: bool = _help("delete the run that output_dir holds and start anew", False)
@@ -203,7 +248,9 @@ class RunArguments:
     save_every: int = _help("steps between two checkpoints", 500)
     keep_checkpoints: int = _help("newest checkpoints kept", 2)
     report_to: Literal["none", "tensorboard", "trackio"] = _help("tracker that also gets the metrics", "none")
-    mixed_precision: Literal["no", "bf16"] | None = _help("compute precision; null takes Accelerate's (no, unless launched otherwise)", None)
+    mixed_precision: Literal["no", "bf16"] | None = _help(
+        "compute precision; null takes Accelerate's (no, unless launched otherwise)", None
+    )
 
     def validate(self) -> None:
         for name in ("log_every", "save_every", "keep_checkpoints"):
@@ -231,129 +278,3 @@ class PretrainRecipe:
     def as_flat_dict(self) -> dict:
         """Return every field of every group in one dictionary, as a recipe file holds them."""
         return {key: value for group in dataclasses.asdict(self).values() for key, value in group.items()}
-
-
-GROUPS = {group.name: group.default_factory for group in dataclasses.fields(PretrainRecipe)}
-FIELDS = {item.name: item for group in GROUPS.values() for item in dataclasses.fields(group)}
-HINTS = {name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()}
-
-
-def _alternatives(hint) -> tuple:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def describe_type(hint) -> str:
-    """Say in words which values a field takes."""
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
-    parts = []
-    for part in _alternatives(hint):
-        if typing.get_origin(part) is Literal:
-            parts += [str(value) for value in typing.get_args(part)]
-        elif typing.get_origin(part) is list:
-            parts.append("list of numbers")
-        else:
-            parts.append(names[part])
-    return ", ".join(parts[:-1]) + " or " + parts[-1] if len(parts) > 1 else parts[0]
-
-
-def convert(name: str, value):
-    """Return `value` as the type of the recipe field `name`, or raise one line that says what is accepted."""
-    for part in _alternatives(HINTS[name]):
-        if part is type(None) and value is None:
-            return None
-        if part is float and isinstance(value, str):
-            # YAML 1.1 reads 1e-3 (no dot) as text.
-            try:
-                return float(value)
-            except ValueError:
-                continue
-        if part is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if typing.get_origin(part) is Literal and value in typing.get_args(part):
-            return value
-        if typing.get_origin(part) is list and isinstance(value, list | tuple):
-            try:
-                return [float(item) for item in value]
-            except (TypeError, ValueError):
-                continue
-        if part in (int, str, bool) and type(value) is part:
-            return value
-    raise ValueError(f"{name}: got {value!r}, accepted: {describe_type(HINTS[name])}")
-
-
-def nearest(name: str, known) -> str:
-    """Return a hint with the known name nearest to a mistyped one, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def read_recipe(name_or_path: str) -> dict:
-    """Read a recipe by its name (a file in `recipes/`) or path, checking every key and value.
-
-    Raises FileNotFoundError for a missing recipe and ValueError for an unknown key or a value of the wrong type.
-    """
-    import yaml
-
-    path = Path(name_or_path)
-    if not path.suffix:
-        path = RECIPES / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = sorted(item.stem for item in RECIPES.glob("*.yaml"))
-        raise FileNotFoundError(f"config: no recipe {name_or_path!r}, accepted: a YAML file or one of {', '.join(known)}")
-    values = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"config: {path} holds a {type(values).__name__}, accepted: one `field: value` a line")
-    for key in values:
-        if key not in FIELDS:
-            raise ValueError(f"config: unknown field {key!r} in {path}{nearest(str(key), FIELDS)}")
-    return {key: convert(key, value) for key, value in values.items()}
-
-
-def build_recipe(config: str | None = None, **overrides) -> PretrainRecipe:
-    """Build a validated recipe: defaults, then the recipe file `config`, then single fields."""
-    values = read_recipe(config) if config else {}
-    for key, value in overrides.items():
-        if key not in FIELDS:
-            raise ValueError(f"unknown field {key!r}{nearest(key, FIELDS)}")
-        values[key] = convert(key, value)
-    groups = {}
-    for group, factory in GROUPS.items():
-        names = {item.name for item in dataclasses.fields(factory)}
-        groups[group] = factory(**{key: value for key, value in values.items() if key in names})
-    return PretrainRecipe(**groups).validate()
-
-
-def add_recipe_flags(parser) -> None:
-    """Add `--config` and one flag for each recipe field to an argparse parser."""
-    parser.add_argument("--config", help="recipe: a name from the package or a YAML file; flags override its fields")
-    for group, factory in GROUPS.items():
-        section = parser.add_argument_group(group, factory.__doc__)
-        for item in dataclasses.fields(factory):
-            many = typing.get_origin(HINTS[item.name]) is list
-            nargs = "+" if many else "?" if HINTS[item.name] is bool else None
-            default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
-            shown = " ".join(map(str, default)) if many else "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-            section.add_argument(
-                "--" + item.name.replace("_", "-"),
-                nargs=nargs,
-                const="true" if nargs == "?" else None,
-                default=None,
-                metavar="X",
-                help=f"{item.metadata['help']} [{describe_type(HINTS[item.name])}; default {shown}]".replace("%", "%%"),
-            )
-
-
-def recipe_from_flags(arguments) -> PretrainRecipe:
-    """Build the recipe from parsed flags; values are read as in a recipe file (`null`, `true`, numbers)."""
-    import yaml
-
-    given = {name: getattr(arguments, name) for name in FIELDS if getattr(arguments, name, None) is not None}
-    parsed = {}
-    for name, text in given.items():
-        if isinstance(text, list):
-            parsed[name] = [yaml.safe_load(item) for item in text]
-        else:
-            # A path or hub id stays the text it is: YAML would read `10` or `no` as something else.
-            is_text = str in _alternatives(HINTS[name]) and text != "null"
-            parsed[name] = text if is_text else yaml.safe_load(text)
-    return build_recipe(arguments.config, **parsed)

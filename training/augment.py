@@ -94,7 +94,9 @@ class MultiCrop:
         groups += [(2, len(kinds), crops.local_crop_size)] if crops.local_crops else []
         results = []
         for start, stop, size in groups:
-            pairs = [(image, draw[kind]) for kind in range(start, stop) for image, draw in zip(images, draws, strict=True)]
+            pairs = [
+                (image, draw[kind]) for kind in range(start, stop) for image, draw in zip(images, draws, strict=True)
+            ]
             pixels = torch.cat([resized_crop(image, draw, size) for image, draw in pairs]).float().div_(255)
             pixels = augment_colors(pixels, [draw for _, draw in pairs], crops.blur_kernel_size)
             pixels = pixels.mul_(self.scale).sub_(self.shift)

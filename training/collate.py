@@ -1,6 +1,7 @@
 """Training batches: rows decoded, cropped and masked, as a function of (seed, step, place in the global batch)."""
 
 import itertools
+import warnings
 
 import numpy as np
 import torch
@@ -46,7 +47,9 @@ class TrainingBatches(IterableDataset):
     ):
         for name in ("global_crop_size", "local_crop_size"):
             if getattr(crops, name) % patch_size:
-                raise ValueError(f"{name}: got {getattr(crops, name)}, accepted: a multiple of the patch size ({patch_size})")
+                raise ValueError(
+                    f"{name}: got {getattr(crops, name)}, accepted: a multiple of the patch size ({patch_size})"
+                )
         self.rows, self.data, self.crops, self.seed = rows, data, crops, seed
         self.image_column = find_image_column(rows, data.image_column)
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
@@ -61,7 +64,9 @@ class TrainingBatches(IterableDataset):
         return {"batches": self.batches, "read": self.read, "bad": self.bad, "stream": stream}
 
     def load_state_dict(self, state: dict) -> None:
-        self.batches, self.read, self.bad, self.resumed = (state[name] for name in ("batches", "read", "bad", "stream"))
+        self.batches, self.read, self.bad, self.resumed = (
+            state[name] for name in ("batches", "read", "bad", "stream")
+        )
 
     def __iter__(self):
         worker = get_worker_info()
@@ -133,12 +138,15 @@ def make_loader(
     """Return the loader of `TrainingBatches`; its `state_dict` resumes exactly with the same number of workers."""
     batches = TrainingBatches(rows, data, crops, batch_size, seed, patch_size, rank, world_size)
     workers = data.num_workers
-    return StatefulDataLoader(
-        batches,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=one_thread,
-        multiprocessing_context="spawn" if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )
+    with warnings.catch_warnings():
+        # torchdata 0.11 calls what torch 2.15 deprecates; it changes nothing here.
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+        return StatefulDataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            worker_init_fn=one_thread,
+            multiprocessing_context="spawn" if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )

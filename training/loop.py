@@ -102,8 +102,14 @@ def train(
         state = saved["state"]
 
     def save() -> Path:
-        parts = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
-        return save_checkpoint(output_dir, state["step"], {**parts, "state": dict(state)}, export, run.keep_checkpoints)
+        parts = {
+            "objective": objective.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "loader": loader.state_dict(),
+        }
+        return save_checkpoint(
+            output_dir, state["step"], {**parts, "state": dict(state)}, export, run.keep_checkpoints
+        )
 
     monitor = Monitor(output_dir, accelerator, state["step"], recipe, run.report_to)
     networks = objective.networks()
@@ -119,7 +125,9 @@ def train(
             batch = next(batches)
             state["images_read"] += batch["images_read"]
             state["bad_images"] += batch["bad_images"]
-            tensors = {key: value.to(device, non_blocking=True) for key, value in batch.items() if torch.is_tensor(value)}
+            tensors = {
+                key: value.to(device, non_blocking=True) for key, value in batch.items() if torch.is_tensor(value)
+            }
             window_images += tensors["global_crops"].shape[1]
             values = schedules.values_at(step)
             set_rates(optimizer, values)
@@ -150,8 +158,13 @@ def train(
                 window_start, window_images = now, 0
                 metrics = {name: value.item() for name, value in output.metrics.items()}
                 norms = {f"grad_norm_{name}": norm.item() for name, norm in norms.items()}
-                monitor.log(state["step"], {"loss": loss, **metrics, **norms, **values, "images_per_second": speed, **counts(state)})
-                bar.set_postfix(loss=f"{loss:.3f}", images=f"{speed:.0f}/s", **{k: f"{v:.3f}" for k, v in metrics.items()})
+                monitor.log(
+                    state["step"],
+                    {"loss": loss, **metrics, **norms, **values, "images_per_second": speed, **counts(state)},
+                )
+                bar.set_postfix(
+                    loss=f"{loss:.3f}", images=f"{speed:.0f}/s", **{k: f"{v:.3f}" for k, v in metrics.items()}
+                )
             if state["step"] % run.save_every == 0 or state["step"] == optimization.steps:
                 save()
                 saved_at = state["step"]

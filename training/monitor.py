@@ -17,7 +17,9 @@ class Monitor:
         kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         if report_to != "none":
-            flat = {key: str(value) if isinstance(value, list) or value is None else value for key, value in recipe.items()}
+            flat = {
+                key: str(value) if isinstance(value, list) or value is None else value for key, value in recipe.items()
+            }
             accelerator.init_trackers("dinov3-hf", config=flat)
 
     def log(self, step: int, values: dict[str, float]) -> None:

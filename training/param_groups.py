@@ -14,7 +14,9 @@ def parameter_groups(model: nn.Module, layerwise_decay: float, patch_embed_lr_mu
     "is_last_layer" (prototypes, which may be frozen at first).
     """
     names = [name for name, _ in model.named_parameters()]
-    blocks = 1 + max((int(found[1]) for name in names if (found := re.search(r"(?:^|\.)layer\.(\d+)\.", name))), default=-1)
+    blocks = 1 + max(
+        (int(found[1]) for name in names if (found := re.search(r"(?:^|\.)layer\.(\d+)\.", name))), default=-1
+    )
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

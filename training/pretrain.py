@@ -23,7 +23,11 @@ def build_config(model: ModelArguments, crops: CropArguments):
     """Translate the recipe's model fields into a `Dinov3Config`; a null field keeps the size's own value."""
     from dinov3_hf import Dinov3Config
 
-    fields = {name: value for name, value in vars(model).items() if value is not None and name not in ("size", "head_num_layers")}
+    fields = {
+        name: value
+        for name, value in vars(model).items()
+        if value is not None and name not in ("size", "head_num_layers")
+    }
     fields |= {
         "image_size": crops.global_crop_size,
         "dino_head_num_layers": model.head_num_layers,
@@ -44,13 +48,17 @@ def prepare_output(recipe: PretrainRecipe) -> Path:
             shutil.rmtree(output_dir / name, ignore_errors=True)
         (output_dir / "metrics.jsonl").unlink(missing_ok=True)
     elif file.exists() and not run.resume:
-        raise FileExistsError(f"output_dir: {output_dir} already holds a run, accepted: another folder, --resume or --overwrite")
+        raise FileExistsError(
+            f"output_dir: {output_dir} already holds a run, accepted: another folder, --resume or --overwrite"
+        )
     elif file.exists():
         before, now = yaml.safe_load(file.read_text()), recipe.as_flat_dict()
         changed = sorted(name for name in now if name not in FREE_ON_RESUME and before.get(name) != now[name])
         if changed:
             shown = ", ".join(f"{name} (was {before.get(name)}, now {now[name]})" for name in changed)
-            raise ValueError(f"resume: the recipe differs from the run in {output_dir}: {shown}; accepted: the same recipe, or --overwrite")
+            raise ValueError(
+                f"resume: the recipe differs from the run in {output_dir}: {shown}; accepted: the same recipe, or --overwrite"
+            )
     output_dir.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(recipe.as_flat_dict(), sort_keys=False))
     (output_dir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
@@ -63,7 +71,13 @@ def versions() -> dict[str, str]:
 
     found = {name: version(name) for name in ("torch", "torchvision", "transformers", "accelerate", "datasets")}
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {"python": platform.python_version(), "dinov3_hf": version("dinov3-hf"), **found, "git": git.stdout.strip(), "command": " ".join(sys.argv)}
+    return {
+        "python": platform.python_version(),
+        "dinov3_hf": version("dinov3-hf"),
+        **found,
+        "git": git.stdout.strip(),
+        "command": " ".join(sys.argv),
+    }
 
 
 def pretrain(recipe: PretrainRecipe):
@@ -84,7 +98,9 @@ def pretrain(recipe: PretrainRecipe):
 
     model, data, crops, optimization, run = recipe.model, recipe.data, recipe.crops, recipe.optimization, recipe.run
     config = build_config(model, crops)
-    rows = load_source(data.data, data.split, streaming=data.streaming, image_column=data.image_column, num_images=data.num_images)
+    rows = load_source(
+        data.data, data.split, streaming=data.streaming, image_column=data.image_column, num_images=data.num_images
+    )
     tracker = None if run.report_to == "none" else run.report_to
     accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=tracker, project_dir=run.output_dir)
     if accelerator.num_processes > 1:
@@ -101,6 +117,10 @@ def pretrain(recipe: PretrainRecipe):
     groups = parameter_groups(student, optimization.layerwise_decay, optimization.patch_embed_lr_mult)
 
     output_dir = prepare_output(recipe)
+    print(
+        f"student: {sum(p.numel() for p in student.parameters()):,} parameters with heads; {optimization.steps} steps of "
+        f"{optimization.batch_size} images; peak learning rate {schedules.values['lr'].max():.3g} after lr_scaling"
+    )
     side, mean, std = crops.global_crop_size, crops.image_mean, crops.image_std
     processor = DINOv3ViTImageProcessor(size={"height": side, "width": side}, image_mean=mean, image_std=std)
 

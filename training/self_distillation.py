@@ -44,7 +44,11 @@ class SelfDistillation(nn.Module):
 
     def networks(self) -> dict[str, nn.Module]:
         """Return what is trained, each clipped by itself."""
-        return {"backbone": self.student.dinov3, "dino_head": self.student.dino_head, "ibot_head": self.student.ibot_head}
+        return {
+            "backbone": self.student.dinov3,
+            "dino_head": self.student.dino_head,
+            "ibot_head": self.student.ibot_head,
+        }
 
     def frozen_networks(self) -> dict[str, nn.Module]:
         """Return what only follows."""
@@ -95,7 +99,9 @@ class SelfDistillation(nn.Module):
 
         group = self.process_group if arguments.koleo_distributed else None
         size = arguments.koleo_group_size
-        koleo = torch.stack([koleo_loss(crop, arguments.koleo_topk, size, group) for crop in student.cls_tokens]).mean()
+        koleo = torch.stack(
+            [koleo_loss(crop, arguments.koleo_topk, size, group) for crop in student.cls_tokens]
+        ).mean()
 
         loss = arguments.dino_weight * dino + arguments.ibot_weight * ibot
         loss = loss + arguments.koleo_weight * num_global * koleo

@@ -70,7 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("dinov3_hf"):
             raise
-        print(f"dinov3 {verb}: error: {error.name} is not installed: pip install 'dinov3-hf[train,eval]'", file=sys.stderr)
+        print(
+            f"dinov3 {verb}: error: {error.name} is not installed: pip install 'dinov3-hf[train,eval]'",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(f"dinov3 {verb}: interrupted", file=sys.stderr)

@@ -24,7 +24,9 @@ def pixels():
 
 def draws(scale=(0.2, 0.8), count=4000, size=(40, 60), **fields):
     crops = CropArguments(**fields)
-    return [draw_crop(*size, list(scale), 0.5, 0.2, crops, np.random.default_rng([1, index])) for index in range(count)]
+    return [
+        draw_crop(*size, list(scale), 0.5, 0.2, crops, np.random.default_rng([1, index])) for index in range(count)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,9 @@ def test_multi_crop_is_a_function_of_each_images_generator():
     global_crops, local_crops = MultiCrop(crops)(images, generators())
     assert global_crops.shape == (2, 4, 3, 16, 16) and local_crops.shape == (3, 4, 3, 8, 8)
     again = MultiCrop(crops)(images[2:], generators()[2:])
-    assert torch.allclose(again[0], global_crops[:, 2:], atol=1e-6) and torch.allclose(again[1], local_crops[:, 2:], atol=1e-6)
+    assert torch.allclose(again[0], global_crops[:, 2:], atol=1e-6) and torch.allclose(
+        again[1], local_crops[:, 2:], atol=1e-6
+    )
 
 
 def test_crops_are_normalised_and_images_left_alone():
@@ -150,5 +154,7 @@ def test_crops_are_normalised_and_images_left_alone():
     image = torch.full((3, 12, 12), 128, dtype=torch.uint8)
     global_crops, local_crops = MultiCrop(crops)([image], [np.random.default_rng(0)])
     expected = (128 / 255 - torch.tensor(crops.image_mean)) / torch.tensor(crops.image_std)
-    assert local_crops is None and torch.allclose(global_crops[0, 0], expected.view(3, 1, 1).expand(3, 8, 8), atol=1e-5)
+    assert local_crops is None and torch.allclose(
+        global_crops[0, 0], expected.view(3, 1, 1).expand(3, 8, 8), atol=1e-5
+    )
     assert (image == 128).all()

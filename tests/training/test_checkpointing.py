@@ -13,7 +13,9 @@ def export(directory):
 
 
 def save(folder, step, keep=2, export=export):
-    return save_checkpoint(folder, step, {"state": {"step": step}, "weight": torch.full((3,), float(step))}, export, keep)
+    return save_checkpoint(
+        folder, step, {"state": {"step": step}, "weight": torch.full((3,), float(step))}, export, keep
+    )
 
 
 def test_round_trip_and_pruning(tmp_path):
@@ -44,7 +46,9 @@ def test_full_disk_keeps_the_last_good_one_and_names_it(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpointing.torch, "save", full)
-    with pytest.raises(OSError, match="step 10 could not be written.*No space left.*last good checkpoint is .*step_00000005"):
+    with pytest.raises(
+        OSError, match="step 10 could not be written.*No space left.*last good checkpoint is .*step_00000005"
+    ):
         save(tmp_path, 10)
     assert list_checkpoints(tmp_path) == [good]
     assert sorted(item.name for item in (tmp_path / "checkpoints").iterdir()) == ["step_00000005"]

@@ -99,7 +99,10 @@ def test_bad_images_are_skipped_and_counted():
 
 
 def test_too_many_bad_images_stop_the_run():
-    with pytest.raises(TooManyBadImages, match=r"max_bad_images: \d+ of 100 images could not be decoded, accepted: at most a share of 0.1"):
+    with pytest.raises(
+        TooManyBadImages,
+        match=r"max_bad_images: \d+ of 100 images could not be decoded, accepted: at most a share of 0.1",
+    ):
         take(make(make_rows(12, broken={0, 5, 7})), 100)
     with pytest.raises(TooManyBadImages):
         take(make(make_rows(5, broken=range(5)), max_bad_images=0.9), 1)

@@ -72,11 +72,15 @@ def run(folder, objective=None, steps=8, on_step=None, **fields):
     if on_step:
         plain = objective.after_step
         objective.after_step = lambda step, values: (plain(step, values), on_step(step))
-    groups = [{"params": list(objective.parameters()), "lr_multiplier": 1.0, "wd_multiplier": 0.0, "is_last_layer": False}]
+    groups = [
+        {"params": list(objective.parameters()), "lr_multiplier": 1.0, "wd_multiplier": 0.0, "is_last_layer": False}
+    ]
     folder.mkdir(exist_ok=True)
     arguments = RunArguments(output_dir=str(folder), log_every=1, **{"save_every": 3, **fields})
     optimization = OptimizationArguments(steps=steps)
-    result = train(objective, groups, Loader(), Constant(), Accelerator(), optimization, arguments, {}, lambda path: path.mkdir())
+    result = train(
+        objective, groups, Loader(), Constant(), Accelerator(), optimization, arguments, {}, lambda path: path.mkdir()
+    )
     return objective, result
 
 
@@ -129,7 +133,9 @@ def test_non_finite_step_is_skipped_never_applied(tmp_path):
 
 
 def test_three_non_finite_steps_abort_and_name_the_last_checkpoint(tmp_path):
-    with pytest.raises(NonFiniteLoss, match="3 non-finite steps in a row at step 5; the last good checkpoint is .*step_00000003"):
+    with pytest.raises(
+        NonFiniteLoss, match="3 non-finite steps in a row at step 5; the last good checkpoint is .*step_00000003"
+    ):
         run(tmp_path / "a", Line(spoil={3, 4, 5}))
     assert [item.name for item in list_checkpoints(tmp_path / "a")] == ["step_00000003"]
 

@@ -37,7 +37,9 @@ def value_and_gradient(loss, x, *arguments, **options):
 # Sinkhorn-Knopp
 
 
-@pytest.mark.parametrize("temperature, iterations, name", [(0.04, 3, "0.04"), (0.07, 3, "0.07"), (0.07, 1, "0.07_iter1")])
+@pytest.mark.parametrize(
+    "temperature, iterations, name", [(0.04, 3, "0.04"), (0.07, 3, "0.07"), (0.07, 1, "0.07_iter1")]
+)
 def test_sinkhorn_golden(dino, temperature, iterations, name):
     result = sinkhorn_knopp(dino["teacher_logits"].flatten(0, 1), temperature, iterations)
     close(result, dino[f"sinkhorn_temp{name}"])
@@ -75,7 +77,9 @@ def test_sinkhorn_survives_huge_logits_and_no_rows():
     ],
 )
 def test_dino_golden(dino, name, crops, ignore):
-    value, gradient = value_and_gradient(dino_loss, dino[f"student_logits_{crops}"], dino["teacher_probs"], ignore_diagonal=ignore)
+    value, gradient = value_and_gradient(
+        dino_loss, dino[f"student_logits_{crops}"], dino["teacher_probs"], ignore_diagonal=ignore
+    )
     close(value, dino[f"loss_{name}"])
     close(gradient, dino[f"grad_{name}"], 1e-4)
 
@@ -109,7 +113,9 @@ def test_dino_naive_loop(ignore):
 
 
 def test_ibot_golden(ibot):
-    value, gradient = value_and_gradient(ibot_loss, ibot["student_logits"], ibot["teacher_probs"], ibot["masks_weight"], 4)
+    value, gradient = value_and_gradient(
+        ibot_loss, ibot["student_logits"], ibot["teacher_probs"], ibot["masks_weight"], 4
+    )
     close(value, ibot["loss_masked_std"])
     close(gradient, ibot["grad_masked_std"], 1e-4)
 
@@ -186,4 +192,8 @@ def test_koleo_of_duplicates_is_finite_and_runs_in_fp32():
     value, gradient = value_and_gradient(koleo_loss, features)
     assert torch.isfinite(value) and torch.isfinite(gradient).all()
     with torch.autocast("cpu", torch.bfloat16):
-        close(koleo_loss(features.bfloat16() + torch.eye(4, 6)), koleo_loss((features.bfloat16() + torch.eye(4, 6)).float()), 1e-6)
+        close(
+            koleo_loss(features.bfloat16() + torch.eye(4, 6)),
+            koleo_loss((features.bfloat16() + torch.eye(4, 6)).float()),
+            1e-6,
+        )

@@ -6,7 +6,15 @@ import pytest
 from dinov3_hf.training.masking import block_mask, draw_masks
 
 
-DRAW = {"grid": (8, 6), "num_crops": 2, "global_batch": 8, "step": 3, "seed": 0, "probability": 0.5, "ratio": (0.1, 0.5)}
+DRAW = {
+    "grid": (8, 6),
+    "num_crops": 2,
+    "global_batch": 8,
+    "step": 3,
+    "seed": 0,
+    "probability": 0.5,
+    "ratio": (0.1, 0.5),
+}
 
 
 def test_counts_are_exactly_those_of_the_method():

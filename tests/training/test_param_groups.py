@@ -8,7 +8,11 @@ from dinov3_hf.training.param_groups import parameter_groups
 
 @pytest.fixture(scope="module")
 def model():
-    sizes = {f"{head}_head_{part}": 8 for head in ("dino", "ibot") for part in ("num_prototypes", "hidden_size", "bottleneck_size")}
+    sizes = {
+        f"{head}_head_{part}": 8
+        for head in ("dino", "ibot")
+        for part in ("num_prototypes", "hidden_size", "bottleneck_size")
+    }
     shape = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
     return Dinov3ForPreTraining(Dinov3Config(**shape, **sizes, untie_global_and_local_cls_norm=True))
 
@@ -52,7 +56,9 @@ def test_multipliers(model, name, power, patch, decayed, last):
 
 
 def test_frozen_parameters_are_left_out_and_a_bare_backbone_works():
-    backbone = Dinov3Model(Dinov3Config(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16))
+    backbone = Dinov3Model(
+        Dinov3Config(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    )
     backbone.layer[0].requires_grad_(False)
     names = by_name(backbone, 0.5, 1.0)
     assert not any(name.startswith("layer.0.") for name in names)

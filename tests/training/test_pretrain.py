@@ -37,7 +37,9 @@ def run(folder, output, *flags):
 
 
 def losses(output):
-    return [(line["step"], line["loss"]) for line in map(json.loads, (output / "metrics.jsonl").read_text().splitlines())]
+    return [
+        (line["step"], line["loss"]) for line in map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def finished(folder, tmp_path_factory):
 def test_run_leaves_everything_behind(finished):
     assert [step for step, _ in losses(finished)] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(loss) for _, loss in losses(finished))
-    assert {"recipe.yaml", "versions.json", "metrics.jsonl", "checkpoints", "model"} <= {item.name for item in finished.iterdir()}
+    assert {"recipe.yaml", "versions.json", "metrics.jsonl", "checkpoints", "model"} <= {
+        item.name for item in finished.iterdir()
+    }
     assert [item.name for item in sorted((finished / "checkpoints").iterdir())] == ["step_00000003", "step_00000006"]
     assert {"torch", "dinov3_hf", "git", "command"} <= set(json.loads((finished / "versions.json").read_text()))
 
@@ -60,7 +64,10 @@ def test_stock_transformers_reads_the_teacher(finished):
 
     from dinov3_hf import Dinov3Model
 
-    stock, processor = AutoModel.from_pretrained(finished / "model"), AutoImageProcessor.from_pretrained(finished / "model")
+    stock, processor = (
+        AutoModel.from_pretrained(finished / "model"),
+        AutoImageProcessor.from_pretrained(finished / "model"),
+    )
     assert type(stock) is DINOv3ViTModel and dict(processor.size) == {"height": 32, "width": 32}
     pixels = processor(Image.new("RGB", (64, 48), "red"), return_tensors="pt")
     ours = Dinov3Model.from_pretrained(finished / "model")
@@ -79,7 +86,9 @@ def test_exported_weights_are_the_teachers(finished):
         moved += not torch.equal(state[f"student.dinov3.{name}"], value)
     assert moved > 0
     heads = load_file(finished / "model" / "heads.safetensors")
-    assert any(name.startswith("dino_head.") for name in heads) and any(name.startswith("ibot_head.") for name in heads)
+    assert any(name.startswith("dino_head.") for name in heads) and any(
+        name.startswith("ibot_head.") for name in heads
+    )
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

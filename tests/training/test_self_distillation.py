@@ -14,7 +14,14 @@ from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.self_distillation import SelfDistillation
 
 
-VALUES = {"teacher_temperature": 0.06, "local_weight": 0.5, "momentum": 0.9, "lr": 1e-2, "last_layer_lr": 1e-2, "weight_decay": 0.1}
+VALUES = {
+    "teacher_temperature": 0.06,
+    "local_weight": 0.5,
+    "momentum": 0.9,
+    "lr": 1e-2,
+    "last_layer_lr": 1e-2,
+    "weight_decay": 0.1,
+}
 
 
 def make(seed=0, **fields):
@@ -65,11 +72,18 @@ def naive_loss(objective, batch, values, koleo_weight=0.1):
 
     with torch.no_grad():
         seen = [[run(teacher, crops[g, b]) for b in range(4)] for g in range(2)]
-        image_targets = naive_sinkhorn(torch.stack([teacher.dino_head(seen[g][b][0]) for g in range(2) for b in range(4)]), values["teacher_temperature"])
+        image_targets = naive_sinkhorn(
+            torch.stack([teacher.dino_head(seen[g][b][0]) for g in range(2) for b in range(4)]),
+            values["teacher_temperature"],
+        )
         places = [(g, b, p) for g in range(2) for b in range(4) for p in range(16) if masks[g, b, p]]
-        patch_targets = naive_sinkhorn(torch.stack([teacher.ibot_head(seen[g][b][1][p]) for g, b, p in places]), values["teacher_temperature"])
+        patch_targets = naive_sinkhorn(
+            torch.stack([teacher.ibot_head(seen[g][b][1][p]) for g, b, p in places]), values["teacher_temperature"]
+        )
     own = [[run(student, crops[g, b], masks[g, b]) for b in range(4)] for g in range(2)]
-    global_loss = sum(ce(image_targets[4 * t + b], student.dino_head(own[1 - t][b][0])) for t in range(2) for b in range(4)) / 8
+    global_loss = (
+        sum(ce(image_targets[4 * t + b], student.dino_head(own[1 - t][b][0])) for t in range(2) for b in range(4)) / 8
+    )
     locals_ = batch["local_crops"]
     local_loss = sum(
         ce(image_targets[4 * t + b], student.dino_head(run(student, locals_[s, b])[0]))

@@ -9,19 +9,29 @@ RECIPE = "tiny_cpu"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default=RECIPE, help=f"recipe: a name from the package or a YAML file [default {RECIPE}]")
-    parser.add_argument("--output-dir", default="outputs/quickstart", help="folder of the run and of report.html [default %(default)s]")
-    parser.add_argument("--steps", type=int, help="optimizer steps [default: the recipe's, about five minutes on two cores]")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, data order, crops and masks [default %(default)s]")
+    parser.add_argument(
+        "--config", default=RECIPE, help=f"recipe: a name from the package or a YAML file [default {RECIPE}]"
+    )
+    parser.add_argument(
+        "--output-dir", default="outputs/quickstart", help="folder of the run and of report.html [default %(default)s]"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="optimizer steps [default: the recipe's, about five minutes on two cores]"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of weights, data order, crops and masks [default %(default)s]"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output-dir")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that output-dir holds and start anew")
-    parser.add_argument("--num-train", type=int, default=2000, help="labelled scenes in the k-NN bank [default %(default)s]")
+    parser.add_argument(
+        "--num-train", type=int, default=2000, help="labelled scenes in the k-NN bank [default %(default)s]"
+    )
     parser.add_argument("--num-test", type=int, default=500, help="scenes measured [default %(default)s]")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dinov3_hf.training.arguments import build_recipe
     from dinov3_hf.training.pretrain import pretrain
+    from dinov3_hf.training.recipe import build_recipe
 
     names = ("output_dir", "steps", "seed", "resume", "overwrite")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -68,7 +78,9 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int) ->
     total = {"weighted sum": [(line["step"], line["loss"]) for line in metrics]}
     tables = [comparison for result in record["results"] for comparison in compare(result)]
     images = recipe.optimization.steps * recipe.optimization.batch_size
-    opening = f"A ViT of {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters saw {images:,} rendered scenes "
+    opening = (
+        f"A ViT of {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters saw {images:,} rendered scenes "
+    )
     opening += f"without labels in {seconds / 60:.1f} minutes. "
     own_images = f"dinov3 pretrain --config {RECIPE} --data path/to/images --output-dir outputs/mine --resume"
     measure = f"dinov3 evaluate {folder / 'model'} --task knn --data path/to/labelled_images"
@@ -96,10 +108,11 @@ def before_and_after(untrained, trained, preprocessing, num_images: int = 9):
     from dinov3_hf.report import Pictures
     from dinov3_hf.visualization import pca_map, upscale
 
-    scenes = load_scenes("test", num_images, subset="crowded", image_size=preprocessing.image_size)
-    inputs = torch.stack([decode_image(image) for image in scenes.with_format(None)["image"]])
+    # Twice the training size: a finer grid of patches to look at, which RoPE takes in its stride.
+    side = 2 * preprocessing.image_size // trained.config.patch_size
+    scenes = load_scenes("test", num_images, subset="crowded", image_size=side * trained.config.patch_size)
+    inputs = torch.stack([decode_image(image) for image in scenes["image"]])
     pixels = preprocessing.normalize(inputs).to(trained.device)
-    side = preprocessing.image_size // trained.config.patch_size
     with torch.inference_mode():
         maps = [pca_map(model(pixels).patch_tokens, (side, side)) for model in (untrained, trained)]
     rows = [

@@ -61,7 +61,9 @@ def _open(source: str, split: str, streaming: bool, num_images: int):
     if local:
         files = sorted(glob.glob(str(path), recursive=True))
         if not files:
-            raise FileNotFoundError(f"data: nothing found at {source!r}, accepted: an existing file, folder or pattern")
+            raise FileNotFoundError(
+                f"data: nothing found at {source!r}, accepted: an existing file, folder or pattern"
+            )
         kinds = {".parquet": "parquet", ".tar": "webdataset"}
         suffixes = {Path(file).suffix for file in files}
         if len(suffixes) != 1 or next(iter(suffixes)) not in kinds:
@@ -106,7 +108,9 @@ def _image_folder(path: Path, split: str, streaming: bool):
     if not found:
         raise ValueError(f"data: no images under {root}, accepted: files named {', '.join(IMAGE_EXTENSIONS)}")
     labelled = all(len(file.relative_to(root).parts) > 1 for file in found)
-    return load_dataset("imagefolder", data_dir=str(root), split="train", streaming=streaming, drop_labels=not labelled)
+    return load_dataset(
+        "imagefolder", data_dir=str(root), split="train", streaming=streaming, drop_labels=not labelled
+    )
 
 
 def find_image_column(rows, image_column: str | None) -> str:

@@ -1,0 +1,49 @@
+"""How good did the features get, and when? Measures every checkpoint a run kept, beside both controls.
+
+python benchmarks/checkpoint_curve.py outputs/mine --data scenes --task knn patch-knn
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from dinov3_hf.commands.evaluate import EvaluateArguments, evaluate
+from dinov3_hf.training.monitor import read_metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="output folder of dinov3 pretrain")
+    parser.add_argument("--task", nargs="+", default=["knn", "patch-knn"])
+    parser.add_argument("--data", default="scenes")
+    parser.add_argument("--num-train", type=int, default=2000)
+    parser.add_argument("--num-test", type=int, default=500)
+    parser.add_argument("--resize-size", type=int, help="default: as dinov3 evaluate")
+    arguments = parser.parse_args()
+    losses = {line["step"]: line["loss"] for line in read_metrics(arguments.run / "metrics.jsonl")}
+    records, measures = [], None
+    for index, folder in enumerate(sorted(arguments.run.glob("checkpoints/step_*"))):
+        step = int(folder.name.removeprefix("step_"))
+        settings = EvaluateArguments(
+            model=str(folder / "model"),
+            task=arguments.task,
+            data=arguments.data,
+            num_train=arguments.num_train,
+            num_test=arguments.num_test,
+            resize_size=arguments.resize_size,
+            k=[10],
+            controls=index == 0,  # the controls do not depend on the checkpoint
+        )
+        found = [measure for result in evaluate(settings)["results"] for measure in result["measures"]]
+        if measures is None:
+            measures = [measure["measure"] for measure in found]
+            print("| step | loss | " + " | ".join(measures) + " |\n|" + "---|" * (2 + len(measures)))
+            for control in ("chance", "raw_pixels", "untrained"):
+                print(f"| {control} | | " + " | ".join(f"{measure[control]:.4f}" for measure in found) + " |")
+        print(f"| {step} | {losses[step]:.3f} | " + " | ".join(f"{m['model']:.4f}" for m in found) + " |", flush=True)
+        records.append({"step": step, "measures": found})
+    (arguments.run / "curve.json").write_text(json.dumps(records, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Is the quickstart's gain larger than luck? Runs it for several seeds and prints each figure and the spread.
+
+python benchmarks/quickstart_seeds.py --seeds 0 1 2 --output-dir outputs/seeds
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+from dinov3_hf.cli import main as dinov3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/seeds"))
+    arguments = parser.parse_args()
+    rows = {}
+    for seed in arguments.seeds:
+        folder, start = arguments.output_dir / str(seed), time.perf_counter()
+        if dinov3(["quickstart", "--seed", str(seed), "--output-dir", str(folder), "--overwrite"]):
+            raise SystemExit(f"the quickstart of seed {seed} failed")
+        rows.setdefault("seconds", {})[seed] = {"model": time.perf_counter() - start}
+        for result in json.loads((folder / "results.json").read_text())["results"]:
+            for measure in result["measures"]:
+                rows.setdefault(f"{result['task']} {measure['measure']}", {})[seed] = measure
+    print("| measure | " + " | ".join(f"seed {seed}" for seed in arguments.seeds) + " | mean | largest - smallest |")
+    print("|" + "---|" * (3 + len(arguments.seeds)))
+    for name, measures in rows.items():
+        for column in ("model", "untrained", "raw_pixels", "chance"):
+            values = [measures[seed][column] for seed in arguments.seeds if column in measures[seed]]
+            if values:
+                figures = [*values, statistics.mean(values), max(values) - min(values)]
+                print(
+                    f"| {name}, {column.replace('_', ' ')} | " + " | ".join(f"{value:.3f}" for value in figures) + " |"
+                )
+
+
+if __name__ == "__main__":
+    main()
