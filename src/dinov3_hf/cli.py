@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         parser.error(f"verb: got {verb!r}, accepted: {', '.join(VERBS)}{hint}")
-    verb_parser = OneLineParser(prog=f"dinov3 {verb}", description=VERBS[verb], allow_abbrev=False)
+    prog = f"dinov3 {verb}"
+    verb_parser = OneLineParser(prog=prog, usage=f"{prog} [flags]", description=VERBS[verb], allow_abbrev=False)
     command = importlib.import_module(f"dinov3_hf.commands.{verb}")
     command.add_arguments(verb_parser)
     arguments, unknown = verb_parser.parse_known_args(rest)
