@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dinov3_hf.data.decoding import BadImage, decode_image
-from dinov3_hf.data.streams import RowStream, find_image_column
+from dinov3_hf.data.streams import RowStream, StreamError, find_image_column
 
 from .arguments import CropArguments, DataArguments
 from .augment import MultiCrop
@@ -22,16 +22,12 @@ CROPS = 0xC209
 MIN_READ = 100
 
 
-class TooManyBadImages(ValueError):
-    """More images than the recipe allows cannot be decoded."""
-
-
 class TrainingBatches(IterableDataset):
     """Endless batches of one process; worker w of W makes those of steps w, w + W, w + 2 W, ...
 
     A batch holds global_crops [2, B, 3, S, S], local_crops [L, B, 3, s, s] (absent if L is 0), masks [2, B, P] bool,
-    step, and since the worker's last batch images_read and bad_images. An image that cannot be decoded is counted and
-    the next row takes its place. Raises `TooManyBadImages` beyond `max_bad_images`.
+    step, and since the worker's last batch images_read, bad_images and bad_examples (a line each). An image that cannot
+    be decoded is counted and the next row takes its place. Raises `StreamError` beyond `max_bad_images`.
     """
 
     def __init__(
@@ -77,28 +73,27 @@ class TrainingBatches(IterableDataset):
             self.stream.load_state_dict(self.resumed)
         images = self._images(iter(self.stream))
         for index in itertools.count(self.batches):
-            step, before = index * workers + number, (self.read, self.bad)
+            step, before, self.examples = index * workers + number, (self.read, self.bad), []
             batch = self._batch(list(itertools.islice(images, self.batch_size)), step)
             self.batches = index + 1
-            yield {**batch, "images_read": self.read - before[0], "bad_images": self.bad - before[1]}
+            counts = {"images_read": self.read - before[0], "bad_images": self.bad - before[1]}
+            yield {**batch, **counts, "bad_examples": self.examples}
 
     def _images(self, rows):
-        reason = ""
         for row in rows:
             self.read += 1
             try:
-                image = decode_image(row[self.image_column])
+                yield decode_image(row[self.image_column])
+                continue
             except BadImage as error:
                 self.bad += 1
-                reason = str(error)
-                image = None
+                path = row[self.image_column].get("path") if isinstance(row[self.image_column], dict) else None
+                self.examples.append(f"{path or 'an image'}: {error}")
             if self.read >= MIN_READ and self.bad > self.data.max_bad_images * self.read:
-                raise TooManyBadImages(
+                raise StreamError(
                     f"max_bad_images: {self.bad} of {self.read} images could not be decoded, accepted: at most a share "
-                    f"of {self.data.max_bad_images}; the last: {reason}"
+                    f"of {self.data.max_bad_images}; the last: {self.examples[-1]}"
                 )
-            if image is not None:
-                yield image
 
     def _batch(self, images: list[torch.Tensor], step: int) -> dict:
         start = self.rank * self.batch_size

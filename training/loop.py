@@ -20,6 +20,8 @@ from .monitor import Monitor
 
 
 MAX_NON_FINITE_STEPS = 3
+# Bad images that are named; the rest is only counted.
+SHOWN_BAD_IMAGES = 5
 
 
 @dataclass
@@ -124,6 +126,8 @@ def train(
             torch.manual_seed(run.seed * 1_000_003 + step)
             batch = next(batches)
             state["images_read"] += batch["images_read"]
+            for example in batch["bad_examples"][: max(0, SHOWN_BAD_IMAGES - state["bad_images"])]:
+                tqdm.write(f"left out, cannot be decoded: {example}")
             state["bad_images"] += batch["bad_images"]
             tensors = {
                 key: value.to(device, non_blocking=True) for key, value in batch.items() if torch.is_tensor(value)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov3_hf.data.streams import StreamError
 from dinov3_hf.training.arguments import CropArguments, DataArguments
-from dinov3_hf.training.collate import TooManyBadImages, TrainingBatches, make_loader
+from dinov3_hf.training.collate import TrainingBatches, make_loader
 
 
 CROPS = CropArguments(global_crop_size=16, local_crop_size=8, local_crops=2, mask_ratio=[0.2, 0.6])
@@ -96,16 +97,25 @@ def test_bad_images_are_skipped_and_counted():
     epoch = take(batches, 9)
     assert sum(batch["bad_images"] for batch in epoch) in (11, 12, 13)
     assert sum(batch["images_read"] - batch["bad_images"] for batch in epoch) == 36
+    assert all(len(batch["bad_examples"]) == batch["bad_images"] for batch in epoch)
+    assert "an image: " in next(batch["bad_examples"][0] for batch in epoch if batch["bad_images"])
 
 
 def test_too_many_bad_images_stop_the_run():
     with pytest.raises(
-        TooManyBadImages,
+        StreamError,
         match=r"max_bad_images: \d+ of 100 images could not be decoded, accepted: at most a share of 0.1",
     ):
         take(make(make_rows(12, broken={0, 5, 7})), 100)
-    with pytest.raises(TooManyBadImages):
+    with pytest.raises(StreamError):
         take(make(make_rows(5, broken=range(5)), max_bad_images=0.9), 1)
+
+
+def test_a_workers_error_is_one_line():
+    loader = make_loader(make_rows(5, broken=range(5)), DataArguments(shuffle_block=4, num_workers=1), CROPS, 4, 0, 4)
+    with pytest.raises(StreamError) as error:
+        take(loader, 1)
+    assert str(error.value).startswith("max_bad_images: 100 of 100 images") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["global_crop_size", "local_crop_size"])

@@ -12,6 +12,16 @@ import numpy as np
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm")
 
 
+class StreamError(ValueError):
+    """A stream that cannot go on, said in one line.
+
+    A loader passes on its worker's whole traceback as the message; only the last line of it is meant for the reader.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().splitlines()[-1].split(f"{type(self).__name__}: ")[-1])
+
+
 def load_source(
     source: str,
     split: str = "train",
@@ -170,7 +180,7 @@ class RowStream:
                 self.place, self.block_number = 0, self.block_number + 1
                 self.source = None if not self.streaming else self._stream.state_dict()
             if first_of_epoch and not count:
-                raise ValueError(
+                raise StreamError(
                     f"data: reader {self.reader} of {self.num_readers} gets no rows, accepted: a data set with at least "
                     "one row for each worker of each process (num_workers)"
                 )
