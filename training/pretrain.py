@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from .arguments import CropArguments, ModelArguments, PretrainRecipe
@@ -102,6 +103,8 @@ def pretrain(recipe: PretrainRecipe):
         data.data, data.split, streaming=data.streaming, image_column=data.image_column, num_images=data.num_images
     )
     tracker = None if run.report_to == "none" else run.report_to
+    if tracker and find_spec(tracker) is None:
+        raise ValueError(f"report_to: {tracker} is not installed, accepted: none, or after pip install {tracker}")
     accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=tracker, project_dir=run.output_dir)
     if accelerator.num_processes > 1:
         raise ValueError(f"processes: got {accelerator.num_processes}, accepted: 1")

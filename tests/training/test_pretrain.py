@@ -173,3 +173,18 @@ def test_wrong_input_is_refused_before_any_work(folder, tmp_path, capsys, flags,
 def test_scenes_are_the_default_source(tmp_path):
     assert main(["pretrain", *TINY, "--num-images", "64", "--steps", "2", "--output-dir", str(tmp_path / "out")]) == 0
     assert len(losses(tmp_path / "out")) == 2
+
+
+def test_tensorboard_gets_the_metrics(folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    assert run(folder, tmp_path / "out", "--report-to", "tensorboard", "--steps", "2") == 0
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+
+
+def test_a_tracker_that_is_not_installed_is_refused(folder, tmp_path, capsys, monkeypatch):
+    from dinov3_hf.training import pretrain
+
+    monkeypatch.setattr(pretrain, "find_spec", lambda name: None)
+    assert run(folder, tmp_path / "out", "--report-to", "trackio") == 2
+    assert "report_to: trackio is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -149,7 +149,7 @@ def evaluate(settings: EvaluateArguments) -> dict:
         "model": provenance,
         "settings": vars(settings),
         "versions": versions(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
