@@ -111,8 +111,7 @@ def test_scenes_by_name():
         ("nobody/nothing", FileNotFoundError, "data: 'nobody/nothing' is no local path and the hub did not give it"),
     ],
 )
-def test_missing_sources_are_refused(source, error, message, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_missing_sources_are_refused(source, error, message):
     with pytest.raises(error, match=message) as raised:
         load_source(source)
     assert "\n" not in str(raised.value)

@@ -1,9 +1,13 @@
 """One whole objective against a second implementation, and what a step changes and what it leaves."""
 
 import copy
+import os
+import socket
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
@@ -177,3 +181,52 @@ def test_bf16_stays_near_fp32():
     with torch.autocast("cpu", torch.bfloat16):
         output = objective(batch, VALUES)
     assert output.loss.dtype == torch.float32 and output.loss.item() == pytest.approx(exact, rel=2e-2)
+
+
+def share(rank, port, folder):
+    """One of two processes: its half of the images, then gradients averaged as data-parallel training does."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    batch = {name: value[:, 2 * rank : 2 * rank + 2] for name, value in make_uneven_batch().items()}
+    results = {}
+    for name, group in (("joint", dist.group.WORLD), ("apart", None)):
+        objective = make(koleo_distributed=True)
+        objective.process_group = group
+        output = objective(batch, VALUES)
+        output.loss.backward()
+        for parameter in objective.student.parameters():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= 2
+        loss = output.loss.detach()
+        dist.all_reduce(loss)
+        results[name] = {"loss": loss / 2, **{key: p.grad for key, p in objective.student.named_parameters()}}
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def make_uneven_batch():
+    """Every masked patch belongs to an image of the first half: the second process has none."""
+    batch = make_batch()
+    batch["masks"][:, 2:] = False
+    return batch
+
+
+def test_two_processes_equal_one_and_do_not_without_communication(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(share, args=(port, str(tmp_path)), nprocs=2)
+    objective = make(koleo_distributed=True)
+    output = objective(make_uneven_batch(), VALUES)
+    output.loss.backward()
+    expected = {"loss": output.loss.detach(), **{key: p.grad for key, p in objective.student.named_parameters()}}
+
+    def error(found, name):
+        return ((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-7)).item()
+
+    for rank in range(2):
+        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name in expected:
+            assert error(results["joint"], name) < (1e-5 if name == "loss" else 1e-4), name
+        assert error(results["apart"], "loss") > 1e-3 and error(results["apart"], "dino_head.last_layer.weight") > 1e-2

@@ -15,7 +15,9 @@ def dino_loss(
     (pairs s == t), and the mean runs over the other pairs.
     """
     log_probs = (student_logits.float() / temperature).log_softmax(dim=-1)
-    cross_entropy = -torch.einsum("sbk,tbk->st", log_probs, teacher_probs.float())
+    # Autocast would run the product in half precision.
+    with torch.autocast(student_logits.device.type, enabled=False):
+        cross_entropy = -torch.einsum("sbk,tbk->st", log_probs, teacher_probs.float())
     pairs = cross_entropy.numel()
     if ignore_diagonal:
         pairs -= min(cross_entropy.shape)

@@ -19,16 +19,13 @@ def sinkhorn_knopp(
         return value
 
     logits = logits.float() / temperature
-    # Each row is scaled by its own maximum, so that none underflows, and keeps its place among the others in `weights`:
-    # after the first pass over the prototypes every row sums to 1 and the scale is gone.
-    row_max = logits.amax(dim=1, keepdim=True)
-    largest = row_max.max() if row_max.numel() else row_max.new_tensor(-torch.inf)
-    weights = (row_max - reduced(largest.reshape(1), dist.ReduceOp.MAX)).exp_()
-    assignments = (logits - row_max).exp_()
-    for iteration in range(num_iterations):
-        weighted = assignments * weights if iteration == 0 else assignments
-        per_prototype = reduced(weighted.sum(dim=0, keepdim=True))
-        # A prototype that no row uses has a sum of zero: it keeps its zeros.
-        assignments /= torch.where(per_prototype > 0, per_prototype, 1.0)
+    # The first pass over the prototypes runs in logs, relative to each prototype's own maximum: exp overflows without one,
+    # and with a maximum shared by all, rows far below it underflow and take the prototypes that only they use with them.
+    # No later sum vanishes: the largest of N shares of a prototype is at least 1 / N, and 1 / (N K) once rows sum to 1.
+    largest = logits.amax(dim=0, keepdim=True) if len(logits) else logits.new_full((1, logits.shape[1]), -torch.inf)
+    logits.sub_(reduced(largest, dist.ReduceOp.MAX))
+    assignments = logits.sub_(reduced(logits.exp().sum(dim=0, keepdim=True)).log_()).softmax(dim=1)
+    for _ in range(num_iterations - 1):
+        assignments /= reduced(assignments.sum(dim=0, keepdim=True))
         assignments /= assignments.sum(dim=1, keepdim=True)
     return assignments

@@ -1,13 +1,14 @@
 """Draw and render scenes with exact labels, captions, masks, depth and keypoints.
 
-Ten classes of objects (`scene_shapes.py`) under free position, scale, rotation, hue, light and background, so that raw
-pixels and colours say little about the class. A scene is a function of (seed, split, subset, index) and has the same
-content at every size in pixels. Some combinations of class with colour and with material never occur in train; the
-split "compositional" holds nothing else.
+Ten classes of objects (`scene_shapes.py`) under free position, scale, rotation, light and background. Most objects have
+the material of their class and half have its colour, so that both say something about the class; the shape says all. A
+scene is a function of (seed, split, subset, index) and has the same content at every size in pixels. Some combinations
+of class with colour and with material never occur in train; the split "compositional" holds nothing else.
 """
 
 import colorsys
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -35,11 +36,15 @@ BACKGROUNDS = ("ground", "wall", "haze")
 SIZES = ("small", "large")
 USUAL_MATERIAL, USUAL_COLOUR = 0.8, 0.5  # how often an object takes after its class
 BACKGROUND_DEPTH, NEAREST_DEPTH = 8.0, 1.5  # metres
+LEAST = {"num_images": 1, "image_size": 8, "seed": 0, "index": 0}
 
 
 @dataclass
 class SceneObject:
-    """One object: what it is, and its pose in units of the image's side (x right, y down)."""
+    """One object: what it is, and its pose in units of the image's side (x right, y down).
+
+    `instance_id` names one object within a seed, split and subset; another split's objects reuse the numbers.
+    """
 
     instance_id: int
     label: int
@@ -123,6 +128,18 @@ def place(item: SceneObject, radius: tuple[float, float], spread: float, rng: np
     item.depth = float(rng.uniform(NEAREST_DEPTH + 0.5, BACKGROUND_DEPTH - 2))
 
 
+def check_arguments(split: str, subset: str, **numbers: int) -> None:
+    """Raise ValueError, in one line, for a split, subset or number that no scene can have."""
+    if split not in SPLITS:
+        raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}")
+    if subset not in SUBSETS:
+        raise ValueError(f"subset: got {subset!r}, accepted: {', '.join(SUBSETS)}")
+    for name, value in numbers.items():
+        least = LEAST[name]
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}: got {value!r}, accepted: a whole number of at least {least}")
+
+
 def generator(seed: int, split: str, subset: str, *index: int) -> np.random.Generator:
     return np.random.default_rng([seed, SPLITS.index(split), SUBSETS.index(subset), *index])
 
@@ -159,7 +176,11 @@ def sample_objects(index: int, split: str, subset: str, seed: int) -> list[Scene
 def render_scene(
     index: int, split: str = "train", subset: str = "single", image_size: int = 64, seed: int = 0
 ) -> Scene:
-    """Render one row of a subset as arrays; a function of its arguments alone."""
+    """Render one row of a subset as arrays; a function of its arguments alone.
+
+    Raises ValueError for an unknown split or subset, a negative index or seed, or an image of less than 8 pixels.
+    """
+    check_arguments(split, subset, image_size=image_size, seed=seed, index=index)
     objects = sample_objects(index, split, subset, seed)
     frame = index if subset != "clips" else index // FRAMES[subset]
     rng = generator(seed, split, subset, frame, 100)

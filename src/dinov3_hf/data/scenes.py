@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 
-from .scene_rendering import FRAMES, SCENE_CLASSES, SPLITS, SUBSETS, Scene, render_scene
+from .scene_rendering import FRAMES, SCENE_CLASSES, SPLITS, SUBSETS, Scene, check_arguments, render_scene
 
 
 SCENES_VERSION = "1"
@@ -37,6 +37,10 @@ def scene_row(index: int, split: str, subset: str, image_size: int, seed: int) -
     """Render one row with every column."""
     scene = render_scene(index, split, subset, image_size, seed)
     scene_number, frame = divmod(index, FRAMES[subset])
+    # A scene counts its objects from far to near, which differs between the views of a pair; a row counts them by id.
+    order = np.argsort([item.instance_id for item in scene.objects])
+    numbers = np.zeros(len(order) + 1, np.uint8)
+    numbers[order + 1] = np.arange(1, len(order) + 1)
     areas = np.bincount(scene.instances.ravel(), minlength=len(scene.objects) + 1)[1:]
     return {
         "image": encode(scene.image, "BMP"),
@@ -44,13 +48,11 @@ def scene_row(index: int, split: str, subset: str, image_size: int, seed: int) -
         "instance_id": scene.objects[int(areas.argmax())].instance_id,
         "caption": scene.caption,
         "mask": encode(scene.mask, "PNG"),
-        "instances": encode(scene.instances, "PNG"),
+        "instances": encode(numbers[scene.instances], "PNG"),
         "depth": encode((scene.depth * DEPTH_UNIT).astype(np.uint16), "PNG"),
         "keypoints": [
-            {"instance_id": item.instance_id, "points": points.tolist()}
-            for item, points in sorted(
-                zip(scene.objects, scene.keypoints, strict=True), key=lambda pair: pair[0].instance_id
-            )
+            {"instance_id": scene.objects[place].instance_id, "points": scene.keypoints[place].tolist()}
+            for place in order
         ],
         "scene": scene_number,
         "frame": frame,
@@ -77,7 +79,7 @@ def scene_features():
     )
 
 
-def generate(indices: list[int], split: str, subset: str, image_size: int, seed: int):
+def generate(indices: range, split: str, subset: str, image_size: int, seed: int):
     for index in indices:
         yield scene_row(index, split, subset, image_size, seed)
 
@@ -87,25 +89,25 @@ def load_scenes(
 ):
     """Return rendered scenes as a `datasets.Dataset`, or as an `IterableDataset` of up to 64 shards.
 
-    Columns: image; label (class of the largest object); instance_id; caption; mask (0 background, 1 + class); instances
-    (0 background, 1 + object, far ones first); depth (16-bit, millimetres); keypoints (for each object its id and six
-    points x, y, seen, in pixels); scene and frame (rows of a pair, two, or clip, eight, share a scene and its objects).
-    Raises ValueError for an unknown split or subset, or a count or size that is not positive.
+    Columns: image (BMP); label (class of the largest object); instance_id (that object's); caption; mask (0 background,
+    1 + class); instances (0 background, k for the object at keypoints[k - 1]); depth (16-bit PNG, millimetres);
+    keypoints (for each object, by id: instance_id and six points x, y, seen, in pixels); scene and frame (rows of a
+    pair, two, or clip, eight, share a scene and its objects, and come one after another in one shard). Ids name objects
+    within a seed, split and subset. The last pair or clip is cut short where num_images is no multiple of its rows.
+    Raises ValueError for an unknown split or subset, or a count, size or seed out of range.
     """
     from datasets import Dataset, IterableDataset
 
-    if split not in SPLITS:
-        raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}")
-    if subset not in SUBSETS:
-        raise ValueError(f"subset: got {subset!r}, accepted: {', '.join(SUBSETS)}")
-    for name, value, least in (("num_images", num_images, 1), ("image_size", image_size, 8)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: got {value!r}, accepted: a whole number of at least {least}")
+    check_arguments(split, subset, num_images=num_images, image_size=image_size, seed=seed)
     fixed = {"split": split, "subset": subset, "image_size": image_size, "seed": seed}
     features = scene_features()
     if streaming:
-        # A list in gen_kwargs is what `datasets` splits into shards: one list of row numbers a shard.
-        shards = [indices.tolist() for indices in np.array_split(np.arange(num_images), min(NUM_SHARDS, num_images))]
+        # A list in gen_kwargs is what `datasets` splits into shards: one range of rows each, of whole pairs or clips.
+        frames = FRAMES[subset]
+        num_scenes = -(-num_images // frames)
+        scenes, left = divmod(num_scenes, num_shards := min(NUM_SHARDS, num_scenes))
+        ends = [frames * (scenes * shard + min(shard, left)) for shard in range(num_shards + 1)]
+        shards = [range(start, min(end, num_images)) for start, end in zip(ends, ends[1:], strict=False)]
         return IterableDataset.from_generator(
             generate_shards, features=features, gen_kwargs={"shards": shards, **fixed}
         )
@@ -113,7 +115,7 @@ def load_scenes(
     return Dataset.from_list(rows, features=features)
 
 
-def generate_shards(shards: list[list[int]], **fixed):
+def generate_shards(shards: list[range], **fixed):
     for indices in shards:
         yield from generate(indices, **fixed)
 
