@@ -226,12 +226,8 @@ class OptimizationArguments:
             self.clip_grad_norm,
             "null or a number above 0",
         )
-        _require(
-            self.lr_warmup_steps <= self.steps,
-            "lr_warmup_steps",
-            self.lr_warmup_steps,
-            f"at most steps ({self.steps})",
-        )
+        for name in ("lr_warmup_steps", "teacher_temperature_warmup_steps", "freeze_last_layer_steps"):
+            _require(getattr(self, name) <= self.steps, name, getattr(self, name), f"at most steps ({self.steps})")
 
 
 @dataclass

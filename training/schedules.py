@@ -37,7 +37,7 @@ class Schedules:
             "teacher_temperature": schedule(
                 arguments.teacher_temperature,
                 None,
-                min(arguments.teacher_temperature_warmup_steps, steps),
+                arguments.teacher_temperature_warmup_steps,
                 arguments.teacher_temperature_start,
             ),
             "local_weight": schedule(arguments.local_weight, arguments.local_weight_end),

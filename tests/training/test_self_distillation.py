@@ -229,4 +229,6 @@ def test_two_processes_equal_one_and_do_not_without_communication(tmp_path):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name in expected:
             assert error(results["joint"], name) < (1e-5 if name == "loss" else 1e-4), name
-        assert error(results["apart"], "loss") > 1e-3 and error(results["apart"], "dino_head.last_layer.weight") > 1e-2
+        # The negative control: a hundred times the tolerance apart.
+        assert error(results["apart"], "loss") > 1e-3
+        assert max(error(results["apart"], name) for name in expected if name != "loss") > 1e-2
