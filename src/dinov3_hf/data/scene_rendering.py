@@ -35,7 +35,7 @@ MATERIALS = ("plain", "striped", "dotted", "checkered", "wavy", "ringed", "gridd
 BACKGROUNDS = ("ground", "wall", "haze")
 SIZES = ("small", "large")
 USUAL_MATERIAL, USUAL_COLOUR = 0.8, 0.5  # how often an object takes after its class
-BACKGROUND_DEPTH, NEAREST_DEPTH = 8.0, 1.5  # metres
+BACKGROUND_DEPTH, UNIT_RADIUS_DEPTH = 8.0, 0.9  # metres; the second: of an object whose radius is the image's side
 LEAST = {"num_images": 1, "image_size": 8, "seed": 0, "index": 0}
 
 
@@ -125,7 +125,8 @@ def place(item: SceneObject, radius: tuple[float, float], spread: float, rng: np
     item.x, item.y = (float(value) for value in rng.uniform(0.5 - spread, 0.5 + spread, 2))
     item.angle = float(rng.uniform(-0.5, 0.5))
     item.flip = bool(rng.random() < 0.5)
-    item.depth = float(rng.uniform(NEAREST_DEPTH + 0.5, BACKGROUND_DEPTH - 2))
+    # Things of one size look smaller the farther they are: depth can be read off an image.
+    item.depth = float(rng.uniform(0.9, 1.1)) * UNIT_RADIUS_DEPTH / item.radius
 
 
 def check_arguments(split: str, subset: str, **numbers: int) -> None:
@@ -169,6 +170,7 @@ def sample_objects(index: int, split: str, subset: str, seed: int) -> list[Scene
         for item in objects:
             speed = rng.uniform(-0.03, 0.03, 4)
             item.x, item.y = item.x + frame * speed[0], item.y + frame * speed[1]
+            # Depth stays: what is in front would change between two frames.
             item.angle, item.radius = item.angle + 3 * frame * speed[2], item.radius * (1 + frame * speed[3])
     return sorted(objects, key=lambda item: -item.depth)
 

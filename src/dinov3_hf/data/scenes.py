@@ -8,7 +8,7 @@ import numpy as np
 from .scene_rendering import FRAMES, SCENE_CLASSES, SPLITS, SUBSETS, Scene, check_arguments, render_scene
 
 
-SCENES_VERSION = "1"
+SCENES_VERSION = "2"
 DEPTH_UNIT = 1000  # stored units a metre
 NUM_SHARDS = 64
 
