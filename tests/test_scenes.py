@@ -32,7 +32,7 @@ def same(first, second):
 
 def test_checksum_is_frozen():
     """Numbers measured on the scenes hold for this content only: change SCENES_VERSION with it."""
-    assert scenes_checksum() == "3b4a52007fe563f2"
+    assert scenes_checksum() == "beb92a44399b15a4"
 
 
 def silhouettes(scene):
