@@ -18,9 +18,15 @@ def _require(condition: bool, name: str, value, accepted: str) -> None:
 
 @dataclass
 class ModelArguments:
-    """The student: a named size, and overrides of single fields of its configuration."""
+    """The student: a named size or somebody's weights, and overrides of single fields of its configuration."""
 
-    size: str | None = _help("named size: vits16, vits16plus, vitb16, vitl16, vith16plus or vit7b16", "vits16")
+    init_from: str | None = _help(
+        "weights to go on from: a model folder (ours or stock), a hub id, or a .pth or .safetensors file of Meta's", None
+    )
+    init_heads: bool = _help("with init_from, take its heads and their sizes if it has them", True)
+    size: str | None = _help(
+        "named size: vits16, vits16plus, vitb16, vitl16, vith16plus or vit7b16; null: vits16, or init_from's own", None
+    )
     patch_size: int | None = _help("side of a patch in pixels; null keeps the size's own", None)
     hidden_size: int | None = _help("width D; null keeps the size's own", None)
     num_hidden_layers: int | None = _help("number of blocks; null keeps the size's own", None)
@@ -103,8 +109,25 @@ class CropArguments:
     image_std: list[float] = _help("deviation of the normalisation, on the 0..1 scale", [0.229, 0.224, 0.225])
     mask_probability: float = _help("share of the global crops that is masked", 0.5)
     mask_ratio: list[float] = _help("smallest and largest share of patches masked in a masked crop", [0.1, 0.5])
+    crop_size_sets: list[list[int]] = _help(
+        "sizes [global, local, gram] one of which is drawn each step, in place of the sizes above; empty: always those",
+        [],
+    )
+    crop_size_probabilities: list[float] = _help("how often each set of crop sizes is drawn; empty: equally", [])
+
+    def sizes(self, gram_crop_size: int | None) -> list[tuple[int, int, int | None]]:
+        """Return every (global, local, gram) size of the run; gram is None where the Gram teacher has no own crops."""
+        if self.crop_size_sets:
+            return [(sizes[0], sizes[1], sizes[2]) for sizes in self.crop_size_sets]
+        return [(self.global_crop_size, self.local_crop_size, gram_crop_size)]
 
     def validate(self) -> None:
+        for sizes in self.crop_size_sets:
+            good = len(sizes) == 3 and min(sizes) >= 1
+            _require(good, "crop_size_sets", sizes, "three sizes in pixels: global, local and gram crops")
+        shares = self.crop_size_probabilities
+        good = not shares or (len(shares) == len(self.crop_size_sets) and min(shares) >= 0 and sum(shares) > 0)
+        _require(good, "crop_size_probabilities", shares, f"empty, or a share for each of the {len(self.crop_size_sets)} sets")
         _require(self.local_crops >= 0, "local_crops", self.local_crops, "a whole number of at least 0")
         for name in ("global_crop_size", "local_crop_size"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of pixels, at least 1")
@@ -165,6 +188,60 @@ class ObjectiveArguments:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
         grouped = self.koleo_group_size is None or self.koleo_distributed
         _require(grouped, "koleo_group_size", self.koleo_group_size, "null unless koleo_distributed is true")
+
+
+@dataclass
+class GramArguments:
+    """Gram anchoring: which earlier teacher holds the patch similarities in place, when and how much (section 4.2)."""
+
+    gram_teacher: Literal["none", "checkpoint", "ema_copy", "ema"] = _help(
+        "none: no anchoring; checkpoint: the weights of gram_checkpoint; ema_copy: a copy of the EMA teacher taken at "
+        "gram_start_step; ema: the EMA teacher itself",
+        "none",
+    )
+    gram_checkpoint: str | None = _help("model folder or hub id of the Gram teacher (gram_teacher: checkpoint)", None)
+    gram_weight: float = _help("weight of the Gram loss", 2.0)
+    gram_start_step: int = _help("first step with the Gram loss", 0)
+    gram_ramp_steps: int = _help("steps over which its weight rises from 0, by a cosine", 0)
+    gram_first_update: int = _help("from this step on the Gram teacher may be refreshed from the EMA teacher", 0)
+    gram_update_every: int | None = _help("steps between two refreshes; null: never", None)
+    gram_max_updates: int | None = _help("refreshes at most; null: no limit", None)
+    gram_crop_size: int | None = _help(
+        "side of the Gram teacher's own undistorted crops; null: it sees the global crops as they are", None
+    )
+    gram_normalize: bool = _help("compare cosines instead of products", True)
+    gram_per_image: bool = _help("compare patches within an image, instead of within the local batch", True)
+    gram_clamp: Literal["both", "teacher"] | None = _help(
+        "set negative similarities of both sides, or of the teacher, to 0; null: neither", None
+    )
+
+    def validate(self) -> None:
+        kind = self.gram_teacher
+        _require(self.gram_weight >= 0, "gram_weight", self.gram_weight, "a weight of at least 0")
+        for name in ("gram_start_step", "gram_ramp_steps", "gram_first_update"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
+        for name in ("gram_update_every", "gram_max_updates", "gram_crop_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "null or a whole number of at least 1")
+        _require(
+            (self.gram_checkpoint is not None) == (kind == "checkpoint"),
+            "gram_checkpoint",
+            self.gram_checkpoint,
+            "a model folder or hub id with gram_teacher: checkpoint, else null",
+        )
+        if kind == "none":
+            for name in ("gram_update_every", "gram_crop_size"):
+                _require(getattr(self, name) is None, name, getattr(self, name), "null while gram_teacher is none")
+        if kind == "ema":
+            why = "null with gram_teacher: ema, whose tokens of the global crops are at hand and always new"
+            for name in ("gram_update_every", "gram_crop_size"):
+                _require(getattr(self, name) is None, name, getattr(self, name), why)
+        if self.gram_update_every is None:
+            why = "null while gram_update_every is null: nothing is refreshed"
+            _require(self.gram_max_updates is None, "gram_max_updates", self.gram_max_updates, why)
+        elif self.gram_first_update < self.gram_start_step:
+            why = f"at least gram_start_step ({self.gram_start_step}): before it nothing is anchored"
+            _require(False, "gram_first_update", self.gram_first_update, why)
 
 
 @dataclass
@@ -263,12 +340,27 @@ class PretrainRecipe:
     data: DataArguments = field(default_factory=DataArguments)
     crops: CropArguments = field(default_factory=CropArguments)
     objective: ObjectiveArguments = field(default_factory=ObjectiveArguments)
+    gram: GramArguments = field(default_factory=GramArguments)
     optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
     run: RunArguments = field(default_factory=RunArguments)
 
     def validate(self) -> "PretrainRecipe":
         for group in dataclasses.fields(self):
             getattr(self, group.name).validate()
+        gram, crops = self.gram, self.crops
+        anchored = gram.gram_teacher != "none"
+        if crops.crop_size_sets:
+            why = "null with crop_size_sets, whose third numbers are the Gram crops"
+            _require(gram.gram_crop_size is None, "gram_crop_size", gram.gram_crop_size, why)
+        for global_size, local_size, gram_size in crops.sizes(gram.gram_crop_size):
+            name = "crop_size_sets" if crops.crop_size_sets else "gram_crop_size"
+            if anchored and gram_size is not None:
+                _require(gram_size >= global_size, name, gram_size, f"at least the global crops ({global_size})")
+        if anchored:
+            steps = self.optimization.steps
+            good = gram.gram_start_step + gram.gram_ramp_steps < steps
+            what = "a start and ramp that end before the last step"
+            _require(good, "gram_start_step", gram.gram_start_step, f"{what} ({steps})")
         return self
 
     def as_flat_dict(self) -> dict:

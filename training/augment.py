@@ -71,17 +71,21 @@ def draw_crop(
 
 
 class MultiCrop:
-    """Two global and L local crops of every image of a batch, augmented and normalised."""
+    """Two global and L local crops of every image of a batch, augmented and normalised; Gram crops when asked."""
 
-    def __init__(self, crops: CropArguments):
-        self.crops = crops
+    def __init__(self, crops: CropArguments, gram_crop_size: int | None = None):
+        self.crops, self.gram_crop_size = crops, gram_crop_size
         mean, std = torch.tensor(crops.image_mean), torch.tensor(crops.image_std)
         self.shift, self.scale = (mean / std).view(3, 1, 1), (1 / std).view(3, 1, 1)
 
     def __call__(
         self, images: list[torch.Tensor], generators: list[np.random.Generator]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """uint8 images [3, H, W] -> global crops [2, B, 3, S, S] and local crops [L, B, 3, s, s] (None if L is 0)."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Cut the crops of uint8 images [3, H, W].
+
+        Returns global crops [2, B, 3, S, S], local crops [L, B, 3, s, s] (None if L is 0), and the undistorted Gram
+        crops [2, B, 3, T, T] of the same boxes as the global ones (None without `gram_crop_size`).
+        """
         crops = self.crops
         first, second, local = crops.blur_probability
         kinds = [(crops.global_crop_scale, first, 0.0), (crops.global_crop_scale, second, crops.solarize_probability)]
@@ -101,7 +105,12 @@ class MultiCrop:
             pixels = augment_colors(pixels, [draw for _, draw in pairs], crops.blur_kernel_size)
             pixels = pixels.mul_(self.scale).sub_(self.shift)
             results.append(pixels.unflatten(0, (stop - start, len(images))))
-        return results[0], results[1] if crops.local_crops else None
+        gram = None
+        if self.gram_crop_size:
+            pairs = [(image, draw[kind]) for kind in range(2) for image, draw in zip(images, draws, strict=True)]
+            gram = torch.cat([resized_crop(image, draw, self.gram_crop_size) for image, draw in pairs]).float()
+            gram = gram.div_(255).mul_(self.scale).sub_(self.shift).unflatten(0, (2, len(images)))
+        return results[0], results[1] if crops.local_crops else None, gram
 
 
 def resized_crop(image: torch.Tensor, draw: CropDraw, size: int) -> torch.Tensor:

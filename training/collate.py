@@ -1,5 +1,6 @@
 """Training batches: rows decoded, cropped and masked, as a function of (seed, step, place in the global batch)."""
 
+import dataclasses
 import itertools
 import warnings
 
@@ -11,13 +12,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from dinov3_hf.data.decoding import BadImage, decode_image
 from dinov3_hf.data.streams import RowStream, StreamError, find_image_column
 
-from .arguments import CropArguments, DataArguments
+from .arguments import CropArguments, DataArguments, GramArguments
 from .augment import MultiCrop
 from .masking import draw_masks
 
 
-# The stream of random numbers of crops, apart from those of masks under the same seed.
-CROPS = 0xC209
+# Streams of random numbers of crops and of crop sizes, apart from those of masks under the same seed.
+CROPS, CROP_SIZES = 0xC209, 0x512E
 # Share of bad images is judged from this many images read on.
 MIN_READ = 100
 
@@ -25,8 +26,8 @@ MIN_READ = 100
 class TrainingBatches(IterableDataset):
     """Endless batches of one process; worker w of W makes those of steps w, w + W, w + 2 W, ...
 
-    A batch holds global_crops [2, B, 3, S, S], local_crops [L, B, 3, s, s] (absent if L is 0), masks [2, B, P] bool,
-    step, and since the worker's last batch images_read, bad_images and bad_examples (a line each). An image that cannot
+    A batch holds global_crops [2, B, 3, S, S], local_crops [L, B, 3, s, s] (absent if L is 0), gram_crops
+    [2, B, 3, T, T] (from gram_start_step on, if the Gram teacher has crops of its own), masks [2, B, P] bool, step, and since the worker's last batch images_read, bad_images and bad_examples (a line each). An image that cannot
     be decoded is counted and the next row takes its place. Raises `StreamError` beyond `max_bad_images`.
     """
 
@@ -40,17 +41,24 @@ class TrainingBatches(IterableDataset):
         patch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        gram: GramArguments | None = None,
     ):
-        for name in ("global_crop_size", "local_crop_size"):
-            if getattr(crops, name) % patch_size:
-                raise ValueError(
-                    f"{name}: got {getattr(crops, name)}, accepted: a multiple of the patch size ({patch_size})"
-                )
+        gram = gram or GramArguments()
+        names = ("global_crop_size", "local_crop_size", "gram_crop_size")
+        for sizes in crops.sizes(gram.gram_crop_size):
+            for name, size in zip(names, sizes, strict=True):
+                if size is not None and size % patch_size:
+                    name = "crop_size_sets" if crops.crop_size_sets else name
+                    raise ValueError(f"{name}: got {size}, accepted: a multiple of the patch size ({patch_size})")
         self.rows, self.data, self.crops, self.seed = rows, data, crops, seed
         self.image_column = find_image_column(rows, data.image_column)
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.grid = (crops.global_crop_size // patch_size,) * 2
-        self.multi_crop = MultiCrop(crops)
+        self.patch_size, self.gram_start = patch_size, gram.gram_start_step
+        self.has_gram_crops = gram.gram_teacher not in ("none", "ema")
+        self.multi_crops = [
+            MultiCrop(dataclasses.replace(crops, global_crop_size=sizes[0], local_crop_size=sizes[1]), sizes[2])
+            for sizes in crops.sizes(gram.gram_crop_size)
+        ]
         self.batches, self.read, self.bad = 0, 0, 0
         self.stream, self.resumed = None, None
 
@@ -99,9 +107,10 @@ class TrainingBatches(IterableDataset):
         start = self.rank * self.batch_size
         places = range(start, start + self.batch_size)
         generators = [np.random.default_rng([self.seed, CROPS, step, place]) for place in places]
-        global_crops, local_crops = self.multi_crop(images, generators)
+        multi_crop = self._multi_crop(step)
+        global_crops, local_crops, gram_crops = multi_crop(images, generators)
         masks = draw_masks(
-            self.grid,
+            (global_crops.shape[-2] // self.patch_size, global_crops.shape[-1] // self.patch_size),
             len(global_crops),
             self.batch_size * self.world_size,
             step,
@@ -112,7 +121,18 @@ class TrainingBatches(IterableDataset):
             start + self.batch_size,
         )
         batch = {"global_crops": global_crops, "masks": torch.from_numpy(masks), "step": step}
-        return batch | ({} if local_crops is None else {"local_crops": local_crops})
+        own = {"local_crops": local_crops, "gram_crops": gram_crops}
+        return batch | {name: pixels for name, pixels in own.items() if pixels is not None}
+
+    def _multi_crop(self, step: int) -> MultiCrop:
+        """Return the crops of a step: one of the sets of sizes, the same on every process."""
+        sets, chosen = self.multi_crops, 0
+        if len(sets) > 1:
+            shares = np.array(self.crops.crop_size_probabilities or [1.0] * len(sets))
+            chosen = np.random.default_rng([self.seed, CROP_SIZES, step]).choice(len(sets), p=shares / shares.sum())
+        if self.has_gram_crops and step >= self.gram_start:
+            return sets[chosen]
+        return MultiCrop(sets[chosen].crops)
 
 
 def one_thread(worker: int) -> None:
@@ -129,9 +149,10 @@ def make_loader(
     patch_size: int,
     rank: int = 0,
     world_size: int = 1,
+    gram: GramArguments | None = None,
 ) -> StatefulDataLoader:
     """Return the loader of `TrainingBatches`; its `state_dict` resumes exactly with the same number of workers."""
-    batches = TrainingBatches(rows, data, crops, batch_size, seed, patch_size, rank, world_size)
+    batches = TrainingBatches(rows, data, crops, batch_size, seed, patch_size, rank, world_size, gram)
     workers = data.num_workers
     with warnings.catch_warnings():
         # torchdata 0.11 calls what torch 2.15 deprecates; it changes nothing here.

@@ -13,28 +13,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from .arguments import CropArguments, ModelArguments, PretrainRecipe
+from .arguments import PretrainRecipe
 
 
 # A resumed run must be the same run: only these fields may differ from the recipe it was started with.
 FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "log_every", "save_every", "keep_checkpoints", "report_to"}
-
-
-def build_config(model: ModelArguments, crops: CropArguments):
-    """Translate the recipe's model fields into a `Dinov3Config`; a null field keeps the size's own value."""
-    from dinov3_hf import Dinov3Config
-
-    fields = {
-        name: value
-        for name, value in vars(model).items()
-        if value is not None and name not in ("size", "head_num_layers")
-    }
-    fields |= {
-        "image_size": crops.global_crop_size,
-        "dino_head_num_layers": model.head_num_layers,
-        "ibot_head_num_layers": model.head_num_layers,
-    }
-    return Dinov3Config.from_size(model.size, **fields) if model.size else Dinov3Config(**fields)
 
 
 def prepare_output(recipe: PretrainRecipe) -> Path:
@@ -87,18 +70,16 @@ def pretrain(recipe: PretrainRecipe):
     from accelerate import Accelerator
     from transformers import DINOv3ViTImageProcessor
 
-    from dinov3_hf import Dinov3ForPreTraining
     from dinov3_hf.data.streams import load_source
-    from dinov3_hf.rope_dinov3 import RopeAugmentation
 
     from .collate import make_loader
+    from .initialization import build_gram_teacher, build_student
     from .loop import train
     from .param_groups import parameter_groups
     from .schedules import Schedules
     from .self_distillation import SelfDistillation
 
     model, data, crops, optimization, run = recipe.model, recipe.data, recipe.crops, recipe.optimization, recipe.run
-    config = build_config(model, crops)
     rows = load_source(
         data.data, data.split, streaming=data.streaming, image_column=data.image_column, num_images=data.num_images
     )
@@ -110,13 +91,11 @@ def pretrain(recipe: PretrainRecipe):
         raise ValueError(f"processes: got {accelerator.num_processes}, accepted: 1")
 
     torch.manual_seed(run.seed)
-    student = Dinov3ForPreTraining(config)
-    if any((config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)):
-        augmentation = RopeAugmentation(config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)
-        student.dinov3.rope_augmentation = augmentation
-    objective = SelfDistillation(student, recipe.objective)
-    loader = make_loader(rows, data, crops, optimization.batch_size, run.seed, config.patch_size)
-    schedules = Schedules(optimization, optimization.batch_size * accelerator.num_processes)
+    student, heads_are_new = build_student(model, crops)
+    objective = SelfDistillation(student, recipe.objective, build_gram_teacher(recipe.gram, student), recipe.gram)
+    patch_size = student.config.patch_size
+    loader = make_loader(rows, data, crops, optimization.batch_size, run.seed, patch_size, gram=recipe.gram)
+    schedules = Schedules(optimization, optimization.batch_size * accelerator.num_processes, recipe.gram)
     groups = parameter_groups(student, optimization.layerwise_decay, optimization.patch_embed_lr_mult)
 
     output_dir = prepare_output(recipe)

@@ -28,7 +28,8 @@ def describe_type(hint) -> str:
         if typing.get_origin(part) is Literal:
             parts += [str(value) for value in typing.get_args(part)]
         elif typing.get_origin(part) is list:
-            parts.append("list of numbers")
+            nested = typing.get_origin(typing.get_args(part)[0]) is list
+            parts.append("list of lists of whole numbers" if nested else "list of numbers")
         else:
             parts.append(names[part])
     return ", ".join(parts[:-1]) + " or " + parts[-1] if len(parts) > 1 else parts[0]
@@ -50,8 +51,9 @@ def convert(name: str, value):
         if typing.get_origin(part) is Literal and value in typing.get_args(part):
             return value
         if typing.get_origin(part) is list and isinstance(value, list | tuple):
+            nested = typing.get_origin(typing.get_args(part)[0]) is list
             try:
-                return [float(item) for item in value]
+                return [[int(number) for number in item] if nested else float(item) for item in value]
             except (TypeError, ValueError):
                 continue
         if part in (int, str, bool) and type(value) is part:

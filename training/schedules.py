@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .arguments import OptimizationArguments
+from .arguments import GramArguments, OptimizationArguments
 
 
 def warmup_cosine(
@@ -21,7 +21,9 @@ def warmup_cosine(
 class Schedules:
     """The numbers of each step of a run; a step past the end keeps the last value."""
 
-    def __init__(self, arguments: OptimizationArguments, global_batch_size: int):
+    def __init__(
+        self, arguments: OptimizationArguments, global_batch_size: int, gram: GramArguments | None = None
+    ):
         scale = 4 * math.sqrt(global_batch_size / 1024) if arguments.lr_scaling == "sqrt_wrt_1024" else 1.0
         steps = arguments.steps
 
@@ -42,6 +44,11 @@ class Schedules:
             ),
             "local_weight": schedule(arguments.local_weight, arguments.local_weight_end),
         }
+        self.values["gram_weight"] = np.zeros(steps)
+        if gram is not None and gram.gram_teacher != "none":
+            since = np.arange(steps) - gram.gram_start_step
+            phase = np.clip((since + 1) / (gram.gram_ramp_steps + 1), 0, 1) * math.pi
+            self.values["gram_weight"] = gram.gram_weight * (1 - np.cos(phase)) / 2 * (since >= 0)
         self.values["last_layer_lr"] = self.values["lr"].copy()
         self.values["last_layer_lr"][: arguments.freeze_last_layer_steps] = 0.0
 

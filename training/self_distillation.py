@@ -7,12 +7,18 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from dinov3_hf.checkpoints import export
-from dinov3_hf.modeling_dinov3 import Dinov3ForPreTraining
+from dinov3_hf.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
-from .arguments import ObjectiveArguments
-from .losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from .arguments import GramArguments, ObjectiveArguments
+from .losses import dino_loss, gram_loss, ibot_loss, koleo_loss, resize_patches, sinkhorn_knopp
+
+
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    """Return this process's shard of a sharded parameter, or the parameter."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 @dataclass
@@ -24,14 +30,29 @@ class ObjectiveOutput:
 
 
 class SelfDistillation(nn.Module):
-    """Student, EMA teacher, and the weighted sum of image loss, patch loss and KoLeo.
+    """Student, EMA teacher, Gram teacher, and the weighted sum of image loss, patch loss, KoLeo and Gram loss.
 
-    `process_group` is None on one process; the loop sets it where the global batch spans several.
+    `gram_teacher` is needed where `gram` says "checkpoint" or "ema_copy" (its weights are then overwritten at
+    gram_start_step). `process_group` is None on one process; the loop sets it where the global batch spans several.
     """
 
-    def __init__(self, student: Dinov3ForPreTraining, arguments: ObjectiveArguments):
+    def __init__(
+        self,
+        student: Dinov3ForPreTraining,
+        arguments: ObjectiveArguments,
+        gram_teacher: Dinov3Model | None = None,
+        gram: GramArguments | None = None,
+    ):
         super().__init__()
         self.arguments = arguments
+        self.gram = gram or GramArguments(
+            **({"gram_teacher": "checkpoint", "gram_checkpoint": "given"} if gram_teacher is not None else {})
+        )
+        self.gram_teacher = gram_teacher
+        if gram_teacher is not None:
+            gram_teacher.requires_grad_(False).eval().rope_augmentation = None
+        # State: a resume must not refresh the Gram teacher more often than the run without a stop.
+        self.register_buffer("gram_updates", torch.zeros((), dtype=torch.int64))
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.teacher.dinov3.rope_augmentation = None
@@ -39,7 +60,8 @@ class SelfDistillation(nn.Module):
 
     def train(self, mode: bool = True) -> "SelfDistillation":
         super().train(mode)
-        self.teacher.eval()
+        for network in self.frozen_networks().values():
+            network.eval()
         return self
 
     def networks(self) -> dict[str, nn.Module]:
@@ -52,24 +74,46 @@ class SelfDistillation(nn.Module):
 
     def frozen_networks(self) -> dict[str, nn.Module]:
         """Return what only follows."""
-        return {"teacher": self.teacher}
+        networks = {"teacher": self.teacher, "gram_teacher": self.gram_teacher}
+        return {name: network for name, network in networks.items() if network is not None}
 
     def before_step(self, step: int) -> None:
-        """Nothing to prepare."""
+        """Take the Gram teacher's weights from the EMA teacher when anchoring starts."""
+        if self.gram.gram_teacher == "ema_copy" and step == self.gram.gram_start_step:
+            self._copy_gram_teacher()
 
     @torch.no_grad()
     def after_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Move the teacher towards the student: teacher = m teacher + (1 - m) student (DINO, section 3.1)."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - values["momentum"])
+        """Move the teacher towards the student (DINO, section 3.1), and refresh the Gram teacher if it is due.
+
+        teacher = m teacher + (1 - m) student. A refresh is due every gram_update_every steps from gram_first_update on,
+        gram_max_updates times (DINOv3, section 4.2).
+        """
+        torch._foreach_lerp_(
+            [local(p) for p in self.teacher.parameters()],
+            [local(p) for p in self.student.parameters()],
+            1 - values["momentum"],
+        )
+        gram, every = self.gram, self.gram.gram_update_every
+        if every is not None and step + 1 >= gram.gram_first_update and (step + 1) % every == 0:
+            if gram.gram_max_updates is None or self.gram_updates < gram.gram_max_updates:
+                self._copy_gram_teacher()
+                self.gram_updates += 1
+
+    @torch.no_grad()
+    def _copy_gram_teacher(self) -> None:
+        pairs = zip(self.gram_teacher.parameters(), self.teacher.dinov3.parameters(), strict=True)
+        for target, source in pairs:
+            local(target).copy_(local(source))
 
     @torch.no_grad()
     def targets(self, batch: Mapping[str, torch.Tensor], temperature: float):
-        """Return the teacher's assignments of the global crops [G, B, K] and of the masked patches [M, K]."""
+        """Return the teacher's assignments of the global crops [G, B, K] and masked patches [M, K], and its output."""
         output = self.teacher(batch["global_crops"], masks=batch["masks"], mask_inputs=False)
         iterations, group = self.arguments.sinkhorn_iterations, self.process_group
         image = sinkhorn_knopp(output.dino_logits_global.flatten(0, 1), temperature, iterations, group)
         patches = sinkhorn_knopp(output.ibot_logits, temperature, iterations, group)
-        return image.view_as(output.dino_logits_global), patches
+        return image.view_as(output.dino_logits_global), patches, output
 
     def forward(self, batch: Mapping[str, torch.Tensor], values: Mapping[str, float]) -> ObjectiveOutput:
         """Compute the loss of a batch.
@@ -78,7 +122,7 @@ class SelfDistillation(nn.Module):
         [G, B, P]; `values`: teacher_temperature and local_weight of this step.
         """
         arguments, masks = self.arguments, batch["masks"]
-        image_targets, patch_targets = self.targets(batch, values["teacher_temperature"])
+        image_targets, patch_targets, teacher = self.targets(batch, values["teacher_temperature"])
         student = self.student(batch["global_crops"], batch.get("local_crops"), masks)
         num_global, batch_size = masks.shape[:2]
         num_local = 0 if student.dino_logits_local is None else len(student.dino_logits_local)
@@ -106,7 +150,26 @@ class SelfDistillation(nn.Module):
         loss = arguments.dino_weight * dino + arguments.ibot_weight * ibot
         loss = loss + arguments.koleo_weight * num_global * koleo
         parts = {"dino_global": dino_global, "dino_local": dino_local, "koleo": koleo, "ibot": ibot}
+        if values.get("gram_weight", 0) > 0:
+            parts["gram"] = self._gram_loss(batch, student.patch_tokens, teacher.patch_tokens)
+            loss = loss + values["gram_weight"] * parts["gram"]
         return ObjectiveOutput(loss, {name: value.detach().float() for name, value in parts.items()})
+
+    def _gram_loss(self, batch, student_patches: torch.Tensor, ema_patches: torch.Tensor) -> torch.Tensor:
+        """Compare the student's patches [G, B, P, D] with the Gram teacher's, resized to the student's grid."""
+        gram, patch_size = self.gram, self.student.config.patch_size
+        teacher_patches = ema_patches.flatten(0, 1)
+        if self.gram_teacher is not None:
+            crops = batch.get("gram_crops", batch["global_crops"]).flatten(0, 1)
+            with torch.no_grad():
+                teacher_patches = self.gram_teacher(crops).patch_tokens
+            size = self.gram_teacher.config.patch_size
+            grid = (crops.shape[-2] // size, crops.shape[-1] // size)
+            new_grid = tuple(side // patch_size for side in batch["global_crops"].shape[-2:])
+            teacher_patches = resize_patches(teacher_patches, grid, new_grid)
+        return gram_loss(
+            student_patches.flatten(0, 1), teacher_patches, gram.gram_normalize, gram.gram_per_image, gram.gram_clamp
+        )
 
     def export(self, directory: Path) -> None:
         """Write the teacher as a stock `dinov3_vit` directory, its heads beside it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor
@@ -20,6 +21,7 @@ from .rope_dinov3 import rope_periods
 logger = logging.get_logger(__name__)
 
 LAYOUTS = ("transformers", "meta")
+WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 _HEADS_FILE = "heads.safetensors"
 _HEADS = ("dino_head", "ibot_head")
 _QKV = ("query", "key", "value")
@@ -67,6 +69,45 @@ def load_meta(
         fields.update(_head_fields(head, weights))
         tensors.update({f"{head}.{name}": tensor for name, tensor in weights.items()})
     return _build(Dinov3ForPreTraining, tensors, fields, config_overrides)
+
+
+def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ForPreTraining:
+    """Model of anyone's weights, in fp32: a directory of ours or of stock, a hub id, or a file in Meta's layout.
+
+    A directory or training file that also holds heads gives a `Dinov3ForPreTraining`. `field` is what errors call `name`.
+
+    Raises:
+        FileNotFoundError: nothing there, and the hub has nothing of that name.
+        ValueError: another file type or architecture.
+    """
+    path = Path(name)
+    if path.is_file():
+        if path.suffix not in WEIGHT_SUFFIXES:
+            raise ValueError(
+                f"{field}: got {name!r}, accepted: a directory, a hub id, or a {', '.join(WEIGHT_SUFFIXES)} file"
+            )
+        return load_meta(path).float()
+    looks_local = path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{field}: no config.json in {name!r}, accepted: a model directory, a hub id or a .pth or .safetensors file"
+        )
+    try:
+        found, _ = Dinov3Config.get_config_dict(name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{field}: {name!r} is no directory here and the hub gave no configuration: {str(error).splitlines()[0]}"
+        ) from None
+    if found.get("model_type") != Dinov3Config.model_type:
+        raise ValueError(
+            f"{field}: {name!r} is of type {found.get('model_type')!r}, accepted: {Dinov3Config.model_type} or dinov3_vit"
+        )
+    if (path / _HEADS_FILE).is_file():
+        with safe_open(path / _HEADS_FILE, "pt") as beside:
+            # A backbone alone may have its local norm there.
+            if any(key.startswith(_HEADS) for key in beside.keys()):
+                return load_pretraining(path).float()
+    return Dinov3Model.from_pretrained(name, dtype=torch.float32)
 
 
 def load_pretraining(directory: str | os.PathLike) -> Dinov3ForPreTraining:
@@ -346,4 +387,4 @@ def _config_fields() -> set[str]:
     return set(Dinov3Config.default_config_fields())
 
 
-__all__ = ["LAYOUTS", "export", "load_meta", "load_pretraining"]
+__all__ = ["LAYOUTS", "WEIGHT_SUFFIXES", "export", "load_meta", "load_model", "load_pretraining"]

@@ -138,7 +138,7 @@ def test_multi_crop_is_a_function_of_each_images_generator():
     crops = CropArguments(global_crop_size=16, local_crop_size=8, local_crops=3)
     images = [torch.randint(0, 256, (3, 20 + index, 31), dtype=torch.uint8) for index in range(4)]
     generators = lambda: [np.random.default_rng([0, index]) for index in range(4)]  # noqa: E731
-    global_crops, local_crops = MultiCrop(crops)(images, generators())
+    global_crops, local_crops, _ = MultiCrop(crops)(images, generators())
     assert global_crops.shape == (2, 4, 3, 16, 16) and local_crops.shape == (3, 4, 3, 8, 8)
     again = MultiCrop(crops)(images[2:], generators()[2:])
     assert torch.allclose(again[0], global_crops[:, 2:], atol=1e-6) and torch.allclose(
@@ -152,7 +152,7 @@ def test_crops_are_normalised_and_images_left_alone():
         solarize_probability=0, blur_probability=[0, 0, 0],
     )  # fmt: skip
     image = torch.full((3, 12, 12), 128, dtype=torch.uint8)
-    global_crops, local_crops = MultiCrop(crops)([image], [np.random.default_rng(0)])
+    global_crops, local_crops, _ = MultiCrop(crops)([image], [np.random.default_rng(0)])
     expected = (128 / 255 - torch.tensor(crops.image_mean)) / torch.tensor(crops.image_std)
     assert local_crops is None and torch.allclose(
         global_crops[0, 0], expected.view(3, 1, 1).expand(3, 8, 8), atol=1e-5

@@ -12,7 +12,6 @@ from pathlib import Path
 
 TASKS = ("knn", "patch-knn")
 COLUMNS = ("model", "untrained", "raw_pixels", "chance")
-WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def _option(text: str, default=None, type=str, many: bool = False):
@@ -188,43 +187,23 @@ def load_model(settings: EvaluateArguments):
     import torch
     from transformers import AutoImageProcessor
 
-    from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
-    from dinov3_hf.checkpoints import load_meta
+    from dinov3_hf import Dinov3ForPreTraining
+    from dinov3_hf.checkpoints import load_model as load_any
     from dinov3_hf.evaluation.features import Preprocessing
 
     name, path = settings.model, Path(settings.model)
+    model, processor = load_any(name), None
+    model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
     if path.is_file():
-        if path.suffix not in WEIGHT_SUFFIXES:
-            raise ValueError(
-                f"model: got {name!r}, accepted: a directory, a hub id, or a {', '.join(WEIGHT_SUFFIXES)} file"
-            )
-        model = load_meta(path).float()
-        model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
-        processor, provenance = None, {"path": name, "sha256": file_digest(path)}
+        provenance = {"path": name, "sha256": file_digest(path)}
     else:
-        looks_local = path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
-        if looks_local and not (path / "config.json").is_file():
-            raise FileNotFoundError(
-                f"model: no config.json in {name!r}, accepted: a model directory, a hub id or a .pth or .safetensors file"
-            )
-        try:
-            found, _ = Dinov3Config.get_config_dict(name)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"model: {name!r} is no directory here and the hub gave no configuration: {str(error).splitlines()[0]}"
-            ) from None
-        if found.get("model_type") != Dinov3Config.model_type:
-            raise ValueError(
-                f"model: {name!r} is of type {found.get('model_type')!r}, accepted: {Dinov3Config.model_type} or dinov3_vit"
-            )
-        model = Dinov3Model.from_pretrained(name, dtype=torch.float32)
         provenance = {"path": name, "revision": getattr(model.config, "_commit_hash", None)}
         if path.is_dir():
             provenance["sha256"] = {file.name: file_digest(file) for file in sorted(path.glob("model*.safetensors"))}
         try:
             processor = AutoImageProcessor.from_pretrained(name)
         except (OSError, ValueError):
-            processor = None
+            pass
     statistics, size = {}, model.config.image_size
     if processor is not None:
         statistics = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}

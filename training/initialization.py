@@ -1,0 +1,85 @@
+"""What a run starts from: a fresh student, or anyone's weights."""
+
+import torch
+
+from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.checkpoints import load_model
+from dinov3_hf.rope_dinov3 import RopeAugmentation
+
+from .arguments import CropArguments, GramArguments, ModelArguments
+
+
+HEADS = ("dino_head", "ibot_head")
+# What a run may choose anew when it goes on from weights; everything else is the shape they have.
+FREE = ("drop_path_rate", "pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale", "head_initializer_range")
+
+
+def build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Config | None = None) -> Dinov3Config:
+    """Translate the recipe's model fields into a `Dinov3Config`; a null field keeps the size's (or start's) own value.
+
+    Raises ValueError where a field contradicts `start`, the configuration of the weights the run goes on from.
+    """
+    given = {
+        name: value
+        for name, value in vars(model).items()
+        if value is not None and name not in ("init_from", "init_heads", "size", "head_num_layers")
+    }
+    heads = {f"{head}_num_layers": model.head_num_layers for head in HEADS}
+    heads |= {name: given.pop(name) for name in list(given) if name.startswith(HEADS)}
+    free = {name: given.get(name) for name in FREE} | {"image_size": crops.global_crop_size}
+    if start is None:
+        fields = given | heads | free
+        return Dinov3Config.from_size(model.size, **fields) if model.size else Dinov3Config(**fields)
+    shape = Dinov3Config.from_size(model.size).to_dict() if model.size else {}
+    shape = {name: shape[name] for name in ("hidden_size", "num_hidden_layers", "intermediate_size") if name in shape}
+    for name, value in (shape | given).items():
+        # Layer scale is a weight by now, and a local norm can be added.
+        if name not in (*FREE, "layerscale_value", "untie_global_and_local_cls_norm") and value != getattr(start, name):
+            raise ValueError(f"{name}: got {value!r}, accepted: null or {getattr(start, name)!r}, as init_from has it")
+    untied = start.untie_global_and_local_cls_norm or model.untie_global_and_local_cls_norm
+    return Dinov3Config(**_fields(start) | heads | free | {"untie_global_and_local_cls_norm": untied})
+
+
+def build_student(model: ModelArguments, crops: CropArguments) -> tuple[Dinov3ForPreTraining, bool]:
+    """Build the student and say whether its heads are new; torch's generator decides what is drawn.
+
+    With `init_from`, backbone and heads are those of the weights; heads that they lack are drawn.
+    """
+    loaded = load_model(model.init_from, "init_from") if model.init_from else None
+    if loaded is None:
+        student, heads_are_new = Dinov3ForPreTraining(build_config(model, crops)), True
+    else:
+        backbone = loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded
+        heads_are_new = backbone is loaded or not model.init_heads
+        config = build_config(model, crops, loaded.config)
+        if not heads_are_new:
+            kept = [name for name in vars(loaded.config) if name.startswith(HEADS)]
+            config = Dinov3Config(**_fields(config) | {name: getattr(loaded.config, name) for name in kept})
+        student = Dinov3ForPreTraining(config)
+        tensors = {f"dinov3.{name}": tensor for name, tensor in backbone.state_dict().items()}
+        if not heads_are_new:
+            tensors |= {name: tensor for name, tensor in loaded.state_dict().items() if name.startswith(HEADS)}
+        missing = student.load_state_dict(tensors, strict=False).missing_keys
+        if any("local_cls_norm" in name for name in missing):
+            student.dinov3.local_cls_norm.load_state_dict(student.dinov3.norm.state_dict())
+    config = student.config
+    if any((config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)):
+        augmentation = RopeAugmentation(config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)
+        student.dinov3.rope_augmentation = augmentation
+    return student, heads_are_new
+
+
+def _fields(config: Dinov3Config) -> dict:
+    return {name: getattr(config, name) for name in Dinov3Config.default_config_fields() if not name.startswith("_")}
+
+
+def build_gram_teacher(gram: GramArguments, student: Dinov3ForPreTraining) -> Dinov3Model | None:
+    """Build the Gram teacher's network, None where there is none of its own (`none`, `ema`)."""
+    if gram.gram_teacher == "checkpoint":
+        loaded = load_model(gram.gram_checkpoint, "gram_checkpoint")
+        return loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded
+    if gram.gram_teacher == "ema_copy":
+        # Its weights are overwritten at gram_start_step.
+        with torch.random.fork_rng(devices=[]):
+            return Dinov3Model(student.config)
+    return None
