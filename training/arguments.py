@@ -249,7 +249,10 @@ class OptimizationArguments:
     """AdamW, its schedules and parameter groups (DINOv3, section 3 and appendix C)."""
 
     steps: int = _help("optimizer steps of the run", 125000)
-    batch_size: int = _help("images per process and step", 64)
+    batch_size: int = _help("images per process and forward pass", 64)
+    gradient_accumulation_steps: int = _help(
+        "forward passes summed into one step; Sinkhorn-Knopp and KoLeo still see one pass at a time", 1
+    )
     lr: float = _help("peak learning rate, before lr_scaling", 1e-3)
     lr_scaling: Literal["none", "sqrt_wrt_1024"] = _help(
         "sqrt_wrt_1024 multiplies lr and lr_end by 4 sqrt(global batch / 1024)", "sqrt_wrt_1024"
@@ -280,7 +283,7 @@ class OptimizationArguments:
     )
 
     def validate(self) -> None:
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "gradient_accumulation_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
         for name in (
             "lr",
@@ -320,14 +323,24 @@ class RunArguments:
     log_every: int = _help("steps between two lines of metrics.jsonl", 10)
     save_every: int = _help("steps between two checkpoints", 500)
     keep_checkpoints: int = _help("newest checkpoints kept", 2)
+    milestone_every: int | None = _help(
+        "checkpoints at multiples of this many steps are kept for good (a Gram teacher is an early one); null: none", None
+    )
+    probe_every: int = _help("steps between two measurements of the EMA teacher's features on held-out images", 500)
+    activation_checkpointing: bool = _help("recompute the student's blocks in the backward pass, to save memory", False)
     report_to: Literal["none", "tensorboard", "trackio"] = _help("tracker that also gets the metrics", "none")
     mixed_precision: Literal["no", "bf16"] | None = _help(
         "compute precision; null takes Accelerate's (no, unless launched otherwise)", None
     )
 
     def validate(self) -> None:
-        for name in ("log_every", "save_every", "keep_checkpoints"):
+        for name in ("log_every", "save_every", "keep_checkpoints", "probe_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        every = self.milestone_every
+        good = every is None or (every >= self.save_every and every % self.save_every == 0)
+        _require(good, "milestone_every", every, f"null or a multiple of save_every ({self.save_every})")
+        good = self.probe_every % self.log_every == 0
+        _require(good, "probe_every", self.probe_every, f"a multiple of log_every ({self.log_every})")
         both = self.resume and self.overwrite
         _require(not both, "resume", self.resume, "resume or overwrite, not both")
 

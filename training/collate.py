@@ -24,11 +24,12 @@ MIN_READ = 100
 
 
 class TrainingBatches(IterableDataset):
-    """Endless batches of one process; worker w of W makes those of steps w, w + W, w + 2 W, ...
+    """Endless batches of one process from `first_step` on; worker w of W makes every W-th from the w-th on.
 
     A batch holds global_crops [2, B, 3, S, S], local_crops [L, B, 3, s, s] (absent if L is 0), gram_crops
-    [2, B, 3, T, T] (from gram_start_step on, if the Gram teacher has crops of its own), masks [2, B, P] bool, step, and since the worker's last batch images_read, bad_images and bad_examples (a line each). An image that cannot
-    be decoded is counted and the next row takes its place. Raises `StreamError` beyond `max_bad_images`.
+    [2, B, 3, T, T] (from gram_start_step on, if the Gram teacher has crops of its own), masks [2, B, P] bool,
+    step, epoch, and since the worker's last batch images_read, bad_images and bad_examples (a line each). An image that
+    cannot be decoded is counted and the next row takes its place. Raises `StreamError` beyond `max_bad_images`.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class TrainingBatches(IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         gram: GramArguments | None = None,
+        first_step: int = 0,
+        first_epoch: int = 0,
     ):
         gram = gram or GramArguments()
         names = ("global_crop_size", "local_crop_size", "gram_crop_size")
@@ -59,6 +62,7 @@ class TrainingBatches(IterableDataset):
             MultiCrop(dataclasses.replace(crops, global_crop_size=sizes[0], local_crop_size=sizes[1]), sizes[2])
             for sizes in crops.sizes(gram.gram_crop_size)
         ]
+        self.first_step, self.first_epoch = first_step, first_epoch
         self.batches, self.read, self.bad = 0, 0, 0
         self.stream, self.resumed = None, None
 
@@ -77,15 +81,17 @@ class TrainingBatches(IterableDataset):
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         reader, readers = self.rank * workers + number, self.world_size * workers
         self.stream = RowStream(self.rows, self.data.shuffle_block, self.seed, reader, readers)
+        self.stream.epoch = self.first_epoch
         if self.resumed is not None:
             self.stream.load_state_dict(self.resumed)
         images = self._images(iter(self.stream))
         for index in itertools.count(self.batches):
-            step, before, self.examples = index * workers + number, (self.read, self.bad), []
+            step, before = self.first_step + index * workers + number, (self.read, self.bad)
+            self.examples = []
             batch = self._batch(list(itertools.islice(images, self.batch_size)), step)
             self.batches = index + 1
             counts = {"images_read": self.read - before[0], "bad_images": self.bad - before[1]}
-            yield {**batch, **counts, "bad_examples": self.examples}
+            yield {**batch, **counts, "bad_examples": self.examples, "epoch": self.stream.epoch}
 
     def _images(self, rows):
         for row in rows:
@@ -150,14 +156,21 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     gram: GramArguments | None = None,
+    first_step: int = 0,
+    first_epoch: int = 0,
 ) -> StatefulDataLoader:
-    """Return the loader of `TrainingBatches`; its `state_dict` resumes exactly with the same number of workers."""
-    batches = TrainingBatches(rows, data, crops, batch_size, seed, patch_size, rank, world_size, gram)
+    """Return the loader of `TrainingBatches`; its `state_dict` resumes exactly with the same `readers`.
+
+    `loader.readers` names who shares the data: processes, workers of each, images a batch.
+    """
+    batches = TrainingBatches(
+        rows, data, crops, batch_size, seed, patch_size, rank, world_size, gram, first_step, first_epoch
+    )
     workers = data.num_workers
     with warnings.catch_warnings():
         # torchdata 0.11 calls what torch 2.15 deprecates; it changes nothing here.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-        return StatefulDataLoader(
+        loader = StatefulDataLoader(
             batches,
             batch_size=None,
             num_workers=workers,
@@ -166,3 +179,5 @@ def make_loader(
             multiprocessing_context="spawn" if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
+    loader.readers = [world_size, workers, batch_size]
+    return loader

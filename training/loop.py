@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from .arguments import OptimizationArguments, RunArguments
-from .checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
+from .checkpointing import Checkpoints
 from .monitor import Monitor
+from .sharding import distribute, set_gradient_sync
 
 
 MAX_NON_FINITE_STEPS = 3
@@ -71,78 +73,85 @@ def set_rates(optimizer: torch.optim.Optimizer, values: dict[str, float]) -> Non
 
 def clip_gradients(networks: dict[str, torch.nn.Module], max_norm: float | None) -> dict[str, torch.Tensor]:
     """Clip each network's gradient by itself and return its norm before clipping."""
-    limit = math.inf if max_norm is None else max_norm
-    return {name: torch.nn.utils.clip_grad_norm_(net.parameters(), limit) for name, net in networks.items()}
+    limit, norms = math.inf if max_norm is None else max_norm, {}
+    for name, network in networks.items():
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
+        norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norms
 
 
 def train(
     objective: torch.nn.Module,
-    groups: list[dict],
-    loader,
+    build_groups,
+    build_loader,
     schedules,
     accelerator: Accelerator,
     optimization: OptimizationArguments,
     run: RunArguments,
     recipe: dict,
     export,
+    probe=None,
 ) -> RunResult:
     """Train an objective to the last step of its schedules, or until a signal asks to stop.
 
-    `schedules.values_at(step)` gives the numbers of a step; `loader` is a stateful loader of batches; `export` writes
-    the usable model into the folder it is given. Raises `NonFiniteLoss` after three non-finite losses in a row.
+    `build_groups()` gives the optimizer's parameter groups, once the networks are where they stay; `build_loader(step,
+    epoch)` a stateful loader whose batches begin there; `schedules.values_at(step)` the numbers of a step; `export`
+    writes the usable model, with the run's state and last metrics, into the folder it is given; `probe(step)` measures
+    the features, every `run.probe_every` steps. Raises `NonFiniteLoss` after three non-finite losses in a row.
     """
-    output_dir, device = Path(run.output_dir), accelerator.device
-    objective.to(device)
-    optimizer = build_optimizer(groups, optimization.adam_betas)
-    state = {"step": 0, "images_read": 0, "bad_images": 0}
-    checkpoints = list_checkpoints(output_dir) if run.resume else []
-    if checkpoints:
-        saved = load_checkpoint(checkpoints[-1])
-        objective.load_state_dict(saved["objective"])
-        optimizer.load_state_dict(saved["optimizer"])
-        loader.load_state_dict(saved["loader"])
-        state = saved["state"]
-
-    def save() -> Path:
-        parts = {
-            "objective": objective.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "loader": loader.state_dict(),
-        }
-        return save_checkpoint(
-            output_dir, state["step"], {**parts, "state": dict(state)}, export, run.keep_checkpoints
-        )
-
-    monitor = Monitor(output_dir, accelerator, state["step"], recipe, run.report_to)
-    networks = objective.networks()
+    device, accumulation = accelerator.device, optimization.gradient_accumulation_steps
+    module = distribute(objective, accelerator, run.activation_checkpointing)
+    optimizer = build_optimizer(build_groups(), optimization.adam_betas)
+    checkpoints = Checkpoints(run, accelerator, objective, optimizer)
+    state, loader = checkpoints.resume(build_loader)
+    monitor = Monitor(Path(run.output_dir), accelerator, state["step"], recipe, run.report_to)
+    networks, last_metrics = objective.networks(), monitor.last()
     objective.train()
     saved_at, non_finite, batches = state["step"], 0, iter(loader)
-    bar = tqdm(total=optimization.steps, initial=state["step"], desc="train", unit="step", dynamic_ncols=True)
-    window_start, window_images = time.perf_counter(), 0
+    bar = tqdm(
+        total=optimization.steps,
+        initial=state["step"],
+        desc="train",
+        unit="step",
+        dynamic_ncols=True,
+        disable=not accelerator.is_main_process,
+    )
+
+    def save() -> None:
+        checkpoints.save(state, loader, lambda folder: export(folder, state, last_metrics))
+
+    window_start, window_images, stopping = time.perf_counter(), 0, False
     with StopRequest() as stop, bar:
-        while state["step"] < optimization.steps and stop.received is None:
+        while state["step"] < optimization.steps and not stopping:
             step = state["step"]
             # Drop path and RoPE augmentation draw from torch's generator: seeding it by step makes a resume exact.
-            torch.manual_seed(run.seed * 1_000_003 + step)
-            batch = next(batches)
-            state["images_read"] += batch["images_read"]
-            for example in batch["bad_examples"][: max(0, SHOWN_BAD_IMAGES - state["bad_images"])]:
-                tqdm.write(f"left out, cannot be decoded: {example}")
-            state["bad_images"] += batch["bad_images"]
-            tensors = {
-                key: value.to(device, non_blocking=True) for key, value in batch.items() if torch.is_tensor(value)
-            }
-            window_images += tensors["global_crops"].shape[1]
+            torch.manual_seed(run.seed * 1_000_003 + step + (accelerator.process_index << 40))
             values = schedules.values_at(step)
             set_rates(optimizer, values)
             objective.before_step(step)
             optimizer.zero_grad(set_to_none=True)
-            with accelerator.autocast():
-                output = objective(tensors, values)
-            loss = output.loss.item()
-            if math.isfinite(loss):
-                output.loss.backward()
-                norms = clip_gradients(networks, optimization.clip_grad_norm)
+            # The sums that all processes agree on: the loss, images read, bad images, and who was asked to stop.
+            sums = torch.zeros(4, dtype=torch.float64)
+            for part in range(accumulation):
+                batch = next(batches)
+                for example in batch["bad_examples"][: max(0, SHOWN_BAD_IMAGES - state["bad_images"])]:
+                    tqdm.write(f"left out, cannot be decoded: {example}")
+                state["epoch"] = max(state["epoch"], batch["epoch"])
+                tensors = {
+                    key: value.to(device, non_blocking=True) for key, value in batch.items() if torch.is_tensor(value)
+                }
+                window_images += tensors["global_crops"].shape[1]
+                set_gradient_sync(module, objective, part == accumulation - 1)
+                with accelerator.autocast():
+                    output = module(tensors, values)
+                sums += torch.tensor([output.loss.item() / accumulation, batch["images_read"], batch["bad_images"], 0])
+                (output.loss / accumulation).backward()
+            sums[3] = float(stop.received is not None)
+            sums = accelerator.reduce(sums.to(device), "sum").tolist()
+            loss, stopping = sums[0] / accelerator.num_processes, sums[3] > 0
+            state["images_read"] += int(sums[1])
+            state["bad_images"] += int(sums[2])
+            norms = clip_gradients(networks, optimization.clip_grad_norm) if math.isfinite(loss) else {}
             if math.isfinite(loss) and all(math.isfinite(norm.item()) for norm in norms.values()):
                 optimizer.step()
                 objective.after_step(step, values)
@@ -151,38 +160,44 @@ def train(
                 # A non-finite step is never applied: the weights and the teacher stay as they are.
                 norms, non_finite = {}, non_finite + 1
                 if non_finite >= MAX_NON_FINITE_STEPS:
-                    last = list_checkpoints(output_dir)
-                    place = f"the last good checkpoint is {last[-1]}" if last else "no checkpoint was written yet"
-                    raise NonFiniteLoss(f"loss: {non_finite} non-finite steps in a row at step {step}; {place}")
+                    raise NonFiniteLoss(
+                        f"loss: {non_finite} non-finite steps in a row at step {step}; {checkpoints.last_good()}"
+                    )
             state["step"] = step + 1
             bar.update()
-            if state["step"] % run.log_every == 0 or state["step"] == optimization.steps:
+            is_last = state["step"] == optimization.steps
+            if state["step"] % run.log_every == 0 or is_last:
                 now = time.perf_counter()
                 speed = window_images * accelerator.num_processes / (now - window_start)
                 window_start, window_images = now, 0
-                metrics = {name: value.item() for name, value in output.metrics.items()}
-                norms = {f"grad_norm_{name}": norm.item() for name, norm in norms.items()}
-                monitor.log(
-                    state["step"],
-                    {"loss": loss, **metrics, **norms, **values, "images_per_second": speed, **counts(state)},
-                )
+                metrics = average(output.metrics, accelerator)
+                last_metrics = {"loss": loss, **metrics, **{f"grad_norm_{k}": v.item() for k, v in norms.items()}, **values}
+                if probe is not None and (state["step"] % run.probe_every == 0 or is_last):
+                    last_metrics |= probe()
+                last_metrics |= {"images_read": state["images_read"], "bad_images": state["bad_images"]}
+                monitor.log(state["step"], last_metrics | {"images_per_second": speed})
                 bar.set_postfix(
                     loss=f"{loss:.3f}", images=f"{speed:.0f}/s", **{k: f"{v:.3f}" for k, v in metrics.items()}
                 )
-            if state["step"] % run.save_every == 0 or state["step"] == optimization.steps:
+            # A process alone need not wait for the next step's sums to know.
+            stopping = stopping or (accelerator.num_processes == 1 and stop.received is not None)
+            if state["step"] % run.save_every == 0 or is_last:
                 save()
                 saved_at = state["step"]
-        if stop.received is not None and saved_at < state["step"]:
+        if stopping and saved_at < state["step"]:
             save()
     finished = state["step"] >= optimization.steps
     if finished:
-        export(output_dir / "model")
-    elif stop.received:
-        print(f"{stop.received}: stopped after step {state['step']}; checkpoint saved, rerun with --resume to go on")
-    accelerator.end_training()
+        export(Path(run.output_dir) / "model", state, last_metrics)
+    elif stopping and accelerator.is_main_process:
+        name = stop.received or "another process's signal"
+        print(f"{name}: stopped after step {state['step']}; checkpoint saved, rerun with --resume to go on")
     return RunResult(state["step"], state["images_read"], state["bad_images"], finished)
 
 
-def counts(state: dict) -> dict[str, int]:
-    """Return the running counts of images read and images that could not be decoded."""
-    return {"images_read": state["images_read"], "bad_images": state["bad_images"]}
+def average(metrics: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Return the mean of each metric over all processes."""
+    if not metrics:
+        return {}
+    means = accelerator.reduce(torch.stack([value.detach().float() for value in metrics.values()]), "mean")
+    return dict(zip(metrics, means.tolist(), strict=True))

@@ -14,19 +14,25 @@ class Monitor:
     def __init__(self, output_dir: Path, accelerator, first_step: int, recipe: dict, report_to: str):
         self.path = Path(output_dir) / "metrics.jsonl"
         self.accelerator = accelerator
-        kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
+        if accelerator.is_main_process:
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
         if report_to != "none":
             flat = {
                 key: str(value) if isinstance(value, list) or value is None else value for key, value in recipe.items()
             }
             accelerator.init_trackers("dinov3-hf", config=flat)
 
+    def last(self) -> dict:
+        """Return the metrics of the last line kept on a resume."""
+        return {key: value for key, value in self.kept[-1].items() if key != "step"} if self.kept else {}
+
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the values of one optimizer step; `step` counts steps applied."""
         line = {"step": step} | {key: value if math.isfinite(value) else None for key, value in values.items()}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.accelerator.is_main_process:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(line) + "\n")
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=step)
 
 

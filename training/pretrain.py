@@ -17,7 +17,10 @@ from .arguments import PretrainRecipe
 
 
 # A resumed run must be the same run: only these fields may differ from the recipe it was started with.
-FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "log_every", "save_every", "keep_checkpoints", "report_to"}
+FREE_ON_RESUME = {
+    *("output_dir", "resume", "overwrite", "log_every", "save_every", "keep_checkpoints", "milestone_every", "report_to"),
+    *("probe_every", "activation_checkpointing", "num_workers", "batch_size", "gradient_accumulation_steps"),
+}
 
 
 def prepare_output(recipe: PretrainRecipe) -> Path:
@@ -87,33 +90,56 @@ def pretrain(recipe: PretrainRecipe):
     if tracker and find_spec(tracker) is None:
         raise ValueError(f"report_to: {tracker} is not installed, accepted: none, or after pip install {tracker}")
     accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=tracker, project_dir=run.output_dir)
-    if accelerator.num_processes > 1:
-        raise ValueError(f"processes: got {accelerator.num_processes}, accepted: 1")
 
     torch.manual_seed(run.seed)
     student, heads_are_new = build_student(model, crops)
     objective = SelfDistillation(student, recipe.objective, build_gram_teacher(recipe.gram, student), recipe.gram)
     patch_size = student.config.patch_size
-    loader = make_loader(rows, data, crops, optimization.batch_size, run.seed, patch_size, gram=recipe.gram)
-    schedules = Schedules(optimization, optimization.batch_size * accelerator.num_processes, recipe.gram)
-    groups = parameter_groups(student, optimization.layerwise_decay, optimization.patch_embed_lr_mult)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    global_batch = optimization.batch_size * optimization.gradient_accumulation_steps * processes
+    schedules = Schedules(optimization, global_batch, recipe.gram)
 
-    output_dir = prepare_output(recipe)
-    print(
+    def build_groups() -> list[dict]:
+        return parameter_groups(student, optimization.layerwise_decay, optimization.patch_embed_lr_mult)
+
+    def build_loader(step: int, epoch: int):
+        first, batch_size = step * optimization.gradient_accumulation_steps, optimization.batch_size
+        return make_loader(
+            rows, data, crops, batch_size, run.seed, patch_size, rank, processes, recipe.gram, first, epoch
+        )
+
+    build_loader(0, 0)  # a crop size that does not fit is refused before anything is written
+    output_dir = prepare_output(recipe) if accelerator.is_main_process else Path(run.output_dir)
+    accelerator.wait_for_everyone()
+    accelerator.print(
         f"student: {sum(p.numel() for p in student.parameters()):,} parameters with heads; {optimization.steps} steps of "
-        f"{optimization.batch_size} images; peak learning rate {schedules.values['lr'].max():.3g} after lr_scaling"
+        f"{global_batch} images; peak learning rate {schedules.values['lr'].max():.3g} after lr_scaling"
     )
     side, mean, std = crops.global_crop_size, crops.image_mean, crops.image_std
     processor = DINOv3ViTImageProcessor(size={"height": side, "width": side}, image_mean=mean, image_std=std)
 
-    def export(directory: Path) -> None:
+    def export(directory: Path, state: dict, metrics: dict) -> None:
         objective.export(directory)
-        processor.save_pretrained(directory)
+        if accelerator.is_main_process:
+            processor.save_pretrained(directory)
 
-    result = train(objective, groups, loader, schedules, accelerator, optimization, run, recipe.as_flat_dict(), export)
-    print(f"{result.steps} steps; {result.images_read} images read, {result.bad_images} of them could not be decoded")
+    result = train(
+        objective,
+        build_groups,
+        build_loader,
+        schedules,
+        accelerator,
+        optimization,
+        run,
+        recipe.as_flat_dict(),
+        export,
+    )
+    accelerator.print(
+        f"{result.steps} steps; {result.images_read} images read, {result.bad_images} of them could not be decoded"
+    )
     if result.finished:
-        print(f"model: {output_dir / 'model'}")
+        accelerator.print(f"model: {output_dir / 'model'}")
+    accelerator.end_training()
     return result
 
 

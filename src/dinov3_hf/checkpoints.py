@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor
 from transformers.utils import logging
 
@@ -131,6 +133,8 @@ def export(model: Dinov3PreTrainedModel, directory: str | os.PathLike, layout: s
     package is absent; heads and local norm, which it has no place for, go to heads.safetensors beside it. "meta"
     writes model.pth with Meta's names.
 
+    A sharded model is gathered: call it on every process, the first one writes.
+
     Raises:
         ValueError: an unknown layout, or a model the layout cannot represent.
     """
@@ -139,18 +143,27 @@ def export(model: Dinov3PreTrainedModel, directory: str | os.PathLike, layout: s
     if not isinstance(model, Dinov3PreTrainedModel):
         raise TypeError(f"export needs a Dinov3 model of this package, got {type(model).__name__}")
     backbone = model if isinstance(model, Dinov3Model) else model.dinov3
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    beside = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-        if backbone is not model and not name.startswith("dinov3.")
-    }
+    everything, prefix = _gather(model), "" if backbone is model else "dinov3."
+    tensors = {name.removeprefix(prefix): value for name, value in everything.items() if name.startswith(prefix)}
+    beside = {name: value for name, value in everything.items() if not name.startswith(prefix)}
     directory = Path(directory)
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return directory
     if layout == "transformers":
         _export_transformers(backbone.config, tensors, beside, directory)
     else:
         _export_meta(backbone.config, tensors, beside, directory)
     return directory
+
+
+def _gather(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU; other processes than the first only help to gather them."""
+    keep, result = not dist.is_initialized() or dist.get_rank() == 0, {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        if keep:
+            result[name] = tensor.cpu().contiguous()
+    return result
 
 
 def _export_transformers(config: Dinov3Config, tensors: dict, beside: dict, directory: Path) -> None:

@@ -44,15 +44,18 @@ class Line(torch.nn.Module):
 class Loader:
     """Batches that depend on nothing but their number."""
 
-    def __init__(self):
-        self.position = 0
+    readers = [1, 0, 4]
+
+    def __init__(self, step, epoch):
+        self.position = step
 
     def __iter__(self):
         while True:
             generator = torch.Generator().manual_seed(self.position)
             self.position += 1
             crops = torch.rand(1, 4, 1, 1, 1, generator=generator)
-            yield {"global_crops": crops, "images_read": 5, "bad_images": 1, "bad_examples": ["row 3: truncated"]}
+            counts = {"images_read": 5, "bad_images": 1, "bad_examples": ["row 3: truncated"], "epoch": 0}
+            yield {"global_crops": crops} | counts
 
     def state_dict(self):
         return {"position": self.position}
@@ -76,10 +79,12 @@ def run(folder, objective=None, steps=8, on_step=None, **fields):
         {"params": list(objective.parameters()), "lr_multiplier": 1.0, "wd_multiplier": 0.0, "is_last_layer": False}
     ]
     folder.mkdir(exist_ok=True)
-    arguments = RunArguments(output_dir=str(folder), log_every=1, **{"save_every": 3, **fields})
+    arguments = RunArguments(output_dir=str(folder), log_every=1, probe_every=1, **{"save_every": 3, **fields})
     optimization = OptimizationArguments(steps=steps)
+    export = lambda path, state, metrics: path.mkdir()  # noqa: E731
+    accelerator = Accelerator()
     result = train(
-        objective, groups, Loader(), Constant(), Accelerator(), optimization, arguments, {}, lambda path: path.mkdir()
+        objective, lambda: groups, Loader, Constant(), accelerator, optimization, arguments, {}, export
     )
     return objective, result
 

@@ -1,0 +1,97 @@
+"""Networks over processes: one process, DDP, or FSDP2, as Accelerate's launch configuration says."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend, FullyShardedDataParallelPlugin
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
+    """Return the launch configuration's FSDP settings, None without FSDP; raises ValueError for FSDP version 1.
+
+    Accelerate drops them on CPU, where they are read from the launch environment once more.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        plugin = FullyShardedDataParallelPlugin()
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise ValueError(f"fsdp_version: got {plugin.fsdp_version}, accepted: 2")
+    return plugin
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the transformer blocks of a network, which are sharded, compiled and recomputed one by one."""
+    return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def distribute(objective: nn.Module, accelerator: Accelerator, activation_checkpointing: bool = False) -> nn.Module:
+    """Put an objective's networks on the device, over all processes; returns the module to call for the loss.
+
+    Every direct child of the objective is a network that is entered through its own `__call__`: under FSDP2 its blocks
+    are sharded one by one, then the network. Trained networks recompute their blocks' activations when asked; all
+    blocks are compiled one by one if the launch configuration names a dynamo backend. Build optimizers afterwards.
+    """
+    plugin = fsdp_plugin(accelerator)
+    trained = {id(block) for network in objective.networks().values() for block in blocks(network)}
+    if activation_checkpointing or (plugin is not None and plugin.activation_checkpointing):
+        for network in objective.children():
+            if any(id(block) in trained for block in blocks(network)):
+                network.activation_checkpointing_enable()
+    dynamo = accelerator.state.dynamo_plugin
+    if dynamo.backend != DynamoBackend.NO:
+        kwargs = dynamo.to_kwargs()
+        kwargs.pop("use_regional_compilation", None)
+        for block in blocks(objective):
+            block.compile(**kwargs)
+    if accelerator.num_processes == 1:
+        return objective.to(accelerator.device)
+    objective.process_group = dist.group.WORLD
+    if plugin is not None:
+        shard(objective, accelerator, plugin)
+        return objective
+    objective.to(accelerator.device)
+    kwargs = {} if accelerator.ddp_handler is None else accelerator.ddp_handler.to_kwargs()
+    devices = None if accelerator.device.type == "cpu" else [accelerator.device]
+    return DistributedDataParallel(objective, device_ids=devices, **{"broadcast_buffers": False} | kwargs)
+
+
+def shard(objective: nn.Module, accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Shard every network of an objective block by block (FSDP2), students and teachers alike."""
+    device = accelerator.device.type
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    replicas = getattr(parallelism, "dp_replicate_size", 1) or 1
+    if replicas > 1:
+        sizes = (replicas, accelerator.num_processes // replicas)
+        mesh = init_device_mesh(device, sizes, mesh_dim_names=("replicate", "shard"))
+    else:
+        mesh = init_device_mesh(device, (accelerator.num_processes,))
+    # Weights are gathered in the compute precision; gradients are summed in fp32 (Accelerate's own policy sums in bf16).
+    compute = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    offload = plugin.cpu_offload if isinstance(plugin.cpu_offload, OffloadPolicy) else OffloadPolicy()
+    for network in objective.children():
+        # What stays whole after a forward without backward (a teacher's) would break the moving average.
+        is_trained = any(parameter.requires_grad for parameter in network.parameters())
+        reshard = bool(plugin.reshard_after_forward) or not is_trained
+        options = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload, "reshard_after_forward": reshard}
+        for module in [*blocks(network), network]:
+            fully_shard(module, **options)
+    if not isinstance(offload, CPUOffloadPolicy):
+        for buffer in objective.buffers():
+            buffer.data = buffer.data.to(accelerator.device)
+
+
+def set_gradient_sync(module: nn.Module, objective: nn.Module, sync: bool) -> None:
+    """Say whether the next backward passes sum gradients over processes (all but the last of an accumulation do not)."""
+    if isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = sync
+    for network in objective.children():
+        if isinstance(network, FSDPModule):
+            network.set_requires_gradient_sync(sync)
