@@ -7,6 +7,7 @@ import tarfile
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -86,6 +87,23 @@ def test_image_folder_with_splits(tmp_path):
     assert load_source(str(tmp_path), "test", streaming=False).features["label"].names == ["a"]
 
 
+def test_image_folder_takes_every_file_whatever_its_name(tmp_path):
+    for place in ("train_set/test_1.png", "other/train-2.png", "other/x.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(picture(1))
+    rows = load_source(str(tmp_path))
+    assert len(rows) == 3 and rows.features["label"].names == ["other", "train_set"]
+
+
+def test_image_folder_sorted_by_class_is_mixed_as_a_whole(tmp_path):
+    for index in range(64):
+        (tmp_path / "ab"[index // 32]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[index // 32] / f"{index:02d}.png").write_bytes(picture(index))
+    rows = load_source(str(tmp_path), columns=["label"])
+    labels = [row["label"] for row in itertools.islice(RowStream(rows, 4, 0), 16)]
+    assert 4 <= sum(labels) <= 12
+
+
 def test_webdataset_tars(tmp_path):
     with tarfile.open(tmp_path / "shard-0.tar", "w") as tar:
         for index in range(3):
@@ -95,6 +113,26 @@ def test_webdataset_tars(tmp_path):
                 tar.addfile(info, io.BytesIO(data))
     rows = list(load_source(str(tmp_path / "*.tar")))
     assert [row["jpg"]["bytes"] for row in rows] == [picture(index) for index in range(3)]
+    images = [row["jpg"] for row in load_source(str(tmp_path), columns=[])]
+    assert images == [row["jpg"] for row in rows] and images[2]["path"] == "2.jpg"
+
+
+def test_columns_left_out_are_not_read(tmp_path):
+    folder = write_parquet(tmp_path / "data", [5])
+    file = folder / "train-0.parquet"
+    chunk = next(
+        column
+        for column in map(pq.read_metadata(file).row_group(0).column, range(3))
+        if column.path_in_schema == "number"
+    )
+    data = bytearray(file.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    file.write_bytes(data)
+    with pytest.raises(OSError):
+        list(load_source(str(folder)))
+    images = [row["image"] for row in load_source(str(folder), columns=[])]
+    assert images == [{"bytes": picture(index), "path": f"{index}.png"} for index in range(5)]
 
 
 def test_scenes_by_name():
@@ -137,6 +175,11 @@ def open_stream(folder, streaming, reader=0, readers=1, block=4, seed=0):
     return RowStream(rows, block, seed, reader, readers)
 
 
+def rest_of_epoch(stream):
+    epoch = stream.epoch
+    return numbers(itertools.takewhile(lambda row: stream.epoch == epoch, stream))
+
+
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("counts", [[13], [5, 4, 4], [2] * 8])
 @pytest.mark.parametrize("readers", [1, 2, 3])
@@ -147,11 +190,7 @@ def test_readers_share_an_epoch_without_overlap_or_loss(tmp_path, streaming, cou
         for reader in range(readers):
             stream = open_stream(folder, streaming, reader, readers)
             stream.epoch = epoch
-            rows = iter(stream)
-            while stream.epoch == epoch:
-                row = next(rows)
-                if stream.epoch == epoch:
-                    seen.append(row["number"])
+            seen += rest_of_epoch(stream)
         assert sorted(seen) == list(range(total))
 
 
@@ -165,17 +204,66 @@ def test_epochs_are_shuffled_anew_and_repeatably(tmp_path, streaming):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-@pytest.mark.parametrize("readers", [1, 2])
-def test_resume_at_every_row_is_exact(tmp_path, streaming, readers):
-    folder = write_parquet(tmp_path / "data", [5, 6, 5])
-    whole = numbers(itertools.islice(open_stream(folder, streaming, readers - 1, readers), 30))
-    for stop in range(0, 24, 3):
-        stream = open_stream(folder, streaming, readers - 1, readers)
+@pytest.mark.parametrize("readers", [1, 2, 5])
+@pytest.mark.parametrize("counts", [[5, 6, 5], [16]])
+def test_resume_at_every_row_is_exact(tmp_path, streaming, readers, counts):
+    rows = load_source(str(write_parquet(tmp_path / "data", counts)), streaming=streaming)
+
+    def open_again(state=None):
+        stream = RowStream(rows, 4, 0, readers - 1, readers)
+        if state is not None:
+            stream.load_state_dict(json.loads(json.dumps(state)))
+        return stream
+
+    whole = numbers(itertools.islice(open_again(), 40))
+    for stop in range(36):
+        stream = open_again()
         head = numbers(itertools.islice(stream, stop))
-        state = json.loads(json.dumps(stream.state_dict()))
-        again = open_stream(folder, streaming, readers - 1, readers)
-        again.load_state_dict(state)
-        assert head + numbers(itertools.islice(again, 30 - stop)) == whole
+        # Once more within the same block, and once before anything is read.
+        for more in (1, 0):
+            stream = open_again(stream.state_dict())
+            head += numbers(itertools.islice(stream, more))
+        assert head + numbers(itertools.islice(open_again(stream.state_dict()), 40 - stop - 1)) == whole, stop
+
+
+def test_readers_open_shards_of_their_own_where_there_are_enough(tmp_path):
+    folder, opened = write_parquet(tmp_path / "data", [4] * 5), []
+    for reader in range(2):
+        stream = open_stream(folder, True, reader, 2)
+        seen = rest_of_epoch(stream)
+        opened.append({number // 4 for number in seen})
+        assert len(seen) == 4 * len(opened[-1])
+    assert opened[0] | opened[1] == set(range(5)) and not opened[0] & opened[1]
+
+
+def test_an_empty_shard_stops_no_reader():
+    def generate(shards):
+        yield from ({"number": shard} for shard in shards if shard)
+
+    rows = datasets.IterableDataset.from_generator(generate, gen_kwargs={"shards": [0, 1]})
+    for reader in range(2):
+        assert numbers(itertools.islice(RowStream(rows, 4, 0, reader, 2), 20)) == [1] * 20
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_another_number_of_readers_goes_on_in_the_next_epoch(tmp_path, streaming):
+    rows = load_source(str(write_parquet(tmp_path / "data", [4, 5, 3])), streaming=streaming)
+    states = []
+    for reader in range(2):
+        stream = RowStream(rows, 4, 0, reader, 2)
+        for _ in range(1 + 2 * reader):
+            rest_of_epoch(stream)
+        states.append(stream.state_dict())
+    assert [state["epoch"] for state in states] == [1, 3]
+    seen = []
+    for reader in range(3):
+        stream = RowStream(rows, 4, 0, reader, 3)
+        with pytest.raises(ValueError, match="num_readers: got 3, accepted: 2, as when saved"):
+            stream.load_state_dict(states[0])
+        stream.load_state_dict(json.loads(json.dumps(RowStream.restart_state(states, 3))))
+        assert stream.epoch == 4
+        seen += rest_of_epoch(stream)
+    assert sorted(seen) == list(range(12))
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -70,9 +70,13 @@ class ModelArguments:
 class DataArguments:
     """Where the images come from."""
 
-    data: str = _help(
-        "scenes, scenes:crowded, an image folder, Parquet files, WebDataset tars, or a hub data set id", "scenes"
+    data: list[str] = _help(
+        "sources, each of them scenes, scenes:crowded, an image folder, Parquet files, WebDataset tars (paths, patterns or "
+        "URLs), or a hub data set id",
+        ["scenes"],
     )
+    data_weights: list[float] = _help("how often each source is drawn; empty: equally", [])
+    homogeneous_share: float = _help("share of the steps that are drawn wholly from one source (DINOv3: 0.1)", 0.0)
     split: str = _help("split to train on", "train")
     image_column: str | None = _help("column that holds the images; null takes the only image column", None)
     streaming: bool = _help("read as a stream instead of preparing the whole data set first", True)
@@ -82,6 +86,11 @@ class DataArguments:
     num_workers: int = _help("worker processes that decode and augment, per training process", 1)
 
     def validate(self) -> None:
+        _require(len(self.data) >= 1, "data", self.data, "at least one source")
+        weights = self.data_weights
+        good = not weights or (len(weights) == len(self.data) and min(weights) > 0)
+        _require(good, "data_weights", weights, f"empty, or a number above 0 for each of the {len(self.data)} sources")
+        _require(0 <= self.homogeneous_share <= 1, "homogeneous_share", self.homogeneous_share, "a share from 0 to 1")
         _require(self.num_images >= 1, "num_images", self.num_images, "a whole number of at least 1")
         _require(self.shuffle_block >= 1, "shuffle_block", self.shuffle_block, "a whole number of at least 1")
         _require(0 <= self.max_bad_images <= 1, "max_bad_images", self.max_bad_images, "a share from 0 to 1")

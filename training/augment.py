@@ -1,7 +1,8 @@
 """Multi-crop and its augmentations (DINO, section 3.1; DINOv3, appendix C).
 
 Every random number comes from the generator of its image, so a crop is a function of (seed, step, place in the global
-batch). Numbers are drawn image by image, pixels are changed for all crops of a batch at once.
+batch), whatever else the batch holds. Each crop is finished before the next one is begun, in place and in 0..255: its
+pixels stay in the cache, and nothing is scaled twice.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from .arguments import CropArguments
 
 
-SOLARIZE_THRESHOLD = 128 / 255
+WHITE = 255.0
 BLUR_SIGMA = (0.1, 2.0)
 ASPECT = (3 / 4, 4 / 3)
 GREY = (0.2989, 0.587, 0.114)
@@ -26,18 +27,23 @@ class CropDraw:
 
     box: tuple[int, int, int, int]
     flip: bool
-    order: np.ndarray  # of brightness, contrast, saturation, hue; empty without jitter
-    factors: np.ndarray
+    order: list[int]  # of brightness, contrast, saturation, hue; empty without jitter
+    factors: list[float]
     grayscale: bool
     sigma: float  # 0 without blur
     solarize: bool
 
 
+def between(low: float, high: float, share: float) -> float:
+    return low + (high - low) * share
+
+
 def draw_box(height: int, width: int, scale: list[float], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draw the box of a random resized crop as torchvision does: ten tries, then the largest central one."""
-    log_ratio = (math.log(ASPECT[0]), math.log(ASPECT[1]))
+    low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
     for _ in range(10):
-        area, ratio = height * width * rng.uniform(*scale), math.exp(rng.uniform(*log_ratio))
+        first, second = rng.random(2).tolist()
+        area, ratio = height * width * between(*scale, first), math.exp(between(low, high, second))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
@@ -54,19 +60,17 @@ def draw_crop(
 ) -> CropDraw:
     """Draw one crop of an image of `height` x `width` pixels."""
     box = draw_box(height, width, scale, rng)
-    chances = rng.random(5)
-    brightness, contrast, saturation, hue = crops.color_jitter
-    low = np.array([1 - brightness, 1 - contrast, 1 - saturation, -hue])
-    high = np.array([1 + brightness, 1 + contrast, 1 + saturation, hue])
-    factors, order, sigma = rng.uniform(low, high), rng.permutation(4), rng.uniform(*BLUR_SIGMA)
+    flips, jitters, greys, blurs, solarizes, *shares = rng.random(9).tolist()
+    order, sigma = rng.permutation(4).tolist(), rng.uniform(*BLUR_SIGMA)
+    centres = (1.0, 1.0, 1.0, 0.0)
     return CropDraw(
         box=box,
-        flip=bool(crops.horizontal_flips and chances[0] < 0.5),
-        order=order if chances[1] < crops.color_jitter_probability else order[:0],
-        factors=factors,
-        grayscale=bool(chances[2] < crops.grayscale_probability),
-        sigma=float(sigma) if chances[3] < blur else 0.0,
-        solarize=bool(chances[4] < solarize),
+        flip=crops.horizontal_flips and flips < 0.5,
+        order=order if jitters < crops.color_jitter_probability else [],
+        factors=[between(c - s, c + s, u) for c, s, u in zip(centres, crops.color_jitter, shares, strict=True)],
+        grayscale=greys < crops.grayscale_probability,
+        sigma=sigma if blurs < blur else 0.0,
+        solarize=solarizes < solarize,
     )
 
 
@@ -76,7 +80,7 @@ class MultiCrop:
     def __init__(self, crops: CropArguments, gram_crop_size: int | None = None):
         self.crops, self.gram_crop_size = crops, gram_crop_size
         mean, std = torch.tensor(crops.image_mean), torch.tensor(crops.image_std)
-        self.shift, self.scale = (mean / std).view(3, 1, 1), (1 / std).view(3, 1, 1)
+        self.shift, self.scale = (mean / std).view(3, 1, 1), (1 / (WHITE * std)).view(3, 1, 1)
 
     def __call__(
         self, images: list[torch.Tensor], generators: list[np.random.Generator]
@@ -90,102 +94,110 @@ class MultiCrop:
         first, second, local = crops.blur_probability
         kinds = [(crops.global_crop_scale, first, 0.0), (crops.global_crop_scale, second, crops.solarize_probability)]
         kinds += [(crops.local_crop_scale, local, 0.0)] * crops.local_crops
-        draws = [
-            [draw_crop(*image.shape[1:], *kind, crops, rng) for kind in kinds]
-            for image, rng in zip(images, generators, strict=True)
-        ]
-        groups = [(0, 2, crops.global_crop_size)]
-        groups += [(2, len(kinds), crops.local_crop_size)] if crops.local_crops else []
-        results = []
-        for start, stop, size in groups:
-            pairs = [
-                (image, draw[kind]) for kind in range(start, stop) for image, draw in zip(images, draws, strict=True)
-            ]
-            pixels = torch.cat([resized_crop(image, draw, size) for image, draw in pairs]).float().div_(255)
-            pixels = augment_colors(pixels, [draw for _, draw in pairs], crops.blur_kernel_size)
-            pixels = pixels.mul_(self.scale).sub_(self.shift)
-            results.append(pixels.unflatten(0, (stop - start, len(images))))
-        gram = None
-        if self.gram_crop_size:
-            pairs = [(image, draw[kind]) for kind in range(2) for image, draw in zip(images, draws, strict=True)]
-            gram = torch.cat([resized_crop(image, draw, self.gram_crop_size) for image, draw in pairs]).float()
-            gram = gram.div_(255).mul_(self.scale).sub_(self.shift).unflatten(0, (2, len(images)))
-        return results[0], results[1] if crops.local_crops else None, gram
+        global_crops, local_crops, gram_crops = (
+            torch.empty(count, len(images), 3, size, size)
+            for count, size in (
+                (2, crops.global_crop_size),
+                (crops.local_crops, crops.local_crop_size),
+                (2 if self.gram_crop_size else 0, self.gram_crop_size or 0),
+            )
+        )
+        for place, (image, rng) in enumerate(zip(images, generators, strict=True)):
+            # Interleaved channels, as decoded: resizing them is twice as fast.
+            image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+            draws = [draw_crop(*image.shape[1:], *kind, crops, rng) for kind in kinds]
+            for out, draw in zip([*global_crops[:, place], *local_crops[:, place]], draws, strict=True):
+                pixels = out.copy_(resized_crop(image, draw, out.shape[-1]))
+                self.normalize(augment_colors(pixels, draw, crops.blur_kernel_size), out)
+            for out, draw in zip(gram_crops[:, place], draws, strict=False):
+                self.normalize(out.copy_(resized_crop(image, draw, out.shape[-1])), out)
+        return global_crops, local_crops if crops.local_crops else None, gram_crops if self.gram_crop_size else None
+
+    def normalize(self, pixels: torch.Tensor, out: torch.Tensor) -> None:
+        torch.mul(pixels, self.scale, out=out).sub_(self.shift)
 
 
 def resized_crop(image: torch.Tensor, draw: CropDraw, size: int) -> torch.Tensor:
-    """Cut a box out of a uint8 image and resize it (bicubic, antialiased) to [1, 3, size, size]."""
+    """Cut a box out of a uint8 image and resize it (bicubic, antialiased) to [3, size, size]."""
     top, left, height, width = draw.box
     box = image[None, :, top : top + height, left : left + width]
-    resized = F.interpolate(box, size=(size, size), mode="bicubic", antialias=True)
+    resized = F.interpolate(box, size=(size, size), mode="bicubic", antialias=True)[0]
     return resized.flip(-1) if draw.flip else resized
 
 
-def augment_colors(pixels: torch.Tensor, draws: list[CropDraw], kernel_size: int) -> torch.Tensor:
-    """Jitter, grey, blur and solarize crops [N, 3, S, S] in 0..1 by their draws; returns the same shape."""
+def augment_colors(pixels: torch.Tensor, draw: CropDraw, kernel_size: int) -> torch.Tensor:
+    """Jitter, grey, blur and solarize a crop [3, S, S] in 0..255, overwriting it; returns [1, S, S] if it went grey."""
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-    for slot in range(4):
-        for index, operation in enumerate(operations):
-            rows = [row for row, draw in enumerate(draws) if len(draw.order) and draw.order[slot] == index]
-            if rows:
-                factors = torch.tensor([draws[row].factors[index] for row in rows], dtype=torch.float32)
-                pixels[rows] = operation(pixels[rows], factors.view(-1, 1, 1, 1))
-    rows = [row for row, draw in enumerate(draws) if draw.grayscale]
-    if rows:
-        pixels[rows] = grey(pixels[rows]).expand(-1, 3, -1, -1)
-    rows = [row for row, draw in enumerate(draws) if draw.sigma > 0]
-    if rows:
-        pixels[rows] = gaussian_blur(pixels[rows], torch.tensor([draws[row].sigma for row in rows]), kernel_size)
-    rows = [row for row, draw in enumerate(draws) if draw.solarize]
-    if rows:
-        bright = pixels[rows]
-        pixels[rows] = torch.where(bright >= SOLARIZE_THRESHOLD, 1 - bright, bright)
+    for index in draw.order:
+        operations[index](pixels, draw.factors[index])
+    if draw.grayscale:
+        pixels = grey(pixels)
+    if draw.sigma:
+        pixels = gaussian_blur(pixels, draw.sigma, kernel_size)
+    if draw.solarize:
+        # For whole numbers this inverts what is at least 128.
+        pixels = torch.minimum(pixels, WHITE - pixels)
     return pixels
 
 
 def grey(pixels: torch.Tensor) -> torch.Tensor:
-    """Return the luminance [N, 1, H, W] of RGB pixels [N, 3, H, W]."""
-    return (pixels * torch.tensor(GREY).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    """Return the luminance [1, H, W] of RGB pixels [3, H, W]."""
+    red, green, blue = pixels[:, None].unbind()
+    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
-def adjust_brightness(pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    return (pixels * factors).clamp_(0, 1)
+# The four operations of the jitter change pixels [3, H, W] in 0..255 in place. Only factors above 1 can leave the range.
 
 
-def adjust_contrast(pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    return torch.lerp(grey(pixels).mean(dim=(2, 3), keepdim=True), pixels, factors).clamp_(0, 1)
+def adjust_brightness(pixels: torch.Tensor, factor: float) -> None:
+    pixels.mul_(factor)
+    if factor > 1:
+        pixels.clamp_(max=WHITE)
 
 
-def adjust_saturation(pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    return torch.lerp(grey(pixels), pixels, factors).clamp_(0, 1)
+def adjust_contrast(pixels: torch.Tensor, factor: float) -> None:
+    mean = sum(weight * channel for weight, channel in zip(GREY, pixels.mean(dim=(1, 2)).tolist(), strict=True))
+    pixels.mul_(factor).add_((1 - factor) * mean)
+    if factor > 1:
+        pixels.clamp_(0, WHITE)
 
 
-def adjust_hue(pixels: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Shift the hue of RGB pixels by a share of the colour circle, value and saturation kept."""
-    value = pixels.amax(dim=1, keepdim=True)
-    chroma = value - pixels.amin(dim=1, keepdim=True)
-    safe = torch.where(chroma > 0, chroma, 1.0)
-    red, green, blue = pixels.split(1, dim=1)
-    sector = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    hue = sector + 6 * shifts
-    # f(n) = v - c max(0, min(k, 4 - k, 1)), k = (n + 6 h) mod 6: the HSV-to-RGB formula without branches.
-    offsets = torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1)
-    k = (offsets + hue) % 6
-    return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+def adjust_saturation(pixels: torch.Tensor, factor: float) -> None:
+    luminance = grey(pixels)
+    pixels.mul_(factor).add_(luminance, alpha=1 - factor)
+    if factor > 1:
+        pixels.clamp_(0, WHITE)
 
 
-def gaussian_blur(pixels: torch.Tensor, sigmas: torch.Tensor, kernel_size: int) -> torch.Tensor:
-    """Blur each image of [N, 3, H, W] with its own sigma in pixels; borders are reflected."""
-    radius = kernel_size // 2
-    radius = min(radius, pixels.shape[-1] - 1, pixels.shape[-2] - 1)
-    places = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernels = torch.exp(-0.5 * (places / sigmas[:, None]) ** 2)
-    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)
-    count, channels, height, width = pixels.shape
-    flat = F.pad(pixels, (radius,) * 4, mode="reflect").reshape(1, count * channels, height + 2 * radius, -1)
-    flat = F.conv2d(flat, kernels[:, None, :, None], groups=count * channels)
-    return F.conv2d(flat, kernels[:, None, None, :], groups=count * channels).view_as(pixels)
+def adjust_hue(pixels: torch.Tensor, shift: float) -> None:
+    """Shift the hue by a share of the colour circle; value and saturation of HSV are kept.
+
+    A third of the circle moves each channel into the next. What is left, s sixths of the circle with s in 0..1, turns a
+    channel x with p before it and n after it (the other way round for negative s) into
+    x - n - (1 - 2 s) p + (1 - s) (max + min), cut to min..max: over the hue each channel is a trapezoid between min and
+    max, and this is its slopes, shifted, in terms of the channels. It needs no division and tells no cases apart.
+    """
+    thirds = round(3 * shift)
+    sixths = 6 * shift - 2 * thirds
+    low, high = pixels.amin(dim=0), pixels.amax(dim=0)
+    common = (low + high).mul_(1 - abs(sixths)).sub_(pixels.sum(dim=0))
+    turned = pixels.roll(thirds, dims=0) if thirds else pixels
+    before = turned.roll(1 if sixths > 0 else -1, dims=0)
+    shifted = common.add(turned, alpha=2).add_(before, alpha=2 * abs(sixths))
+    torch.clamp(shifted, low, high, out=pixels)
+
+
+def gaussian_blur(pixels: torch.Tensor, sigma: float, kernel_size: int) -> torch.Tensor:
+    """Blur [C, H, W] with a kernel of `kernel_size` pixels and deviation `sigma`; borders are reflected."""
+    height, width = pixels.shape[1:]
+    # Beyond five deviations weights are below 4e-6 of the central one.
+    radius = min(kernel_size // 2, height - 1, width - 1, math.ceil(5 * sigma))
+    kernel = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(-radius, radius + 1)]
+    total = sum(kernel)
+    # Sums of shifted images: convolutions of one channel are slow on a CPU.
+    for dim, border in ((1, (0, 0, radius, radius)), (2, (radius, radius, 0, 0))):
+        size, padded = pixels.shape[dim], F.pad(pixels, border, mode="reflect")
+        pixels = padded.narrow(dim, 0, size) * (kernel[0] / total)
+        for start, weight in enumerate(kernel[1:], 1):
+            pixels.add_(padded.narrow(dim, start, size), alpha=weight / total)
+    return pixels

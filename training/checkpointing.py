@@ -73,7 +73,7 @@ class Checkpoints:
         With as many processes, workers and images a batch as before, the loader goes on with the very next row;
         with others it goes on from the next epoch, since no row can then be told from one already seen.
         """
-        state = {"step": 0, "images_read": 0, "bad_images": 0, "epoch": 0, "readers": None}
+        state = {"step": 0, "images_read": 0, "bad_images": 0, "epoch": 0, "readers": None, "start": [0, 0]}
         found = list_checkpoints(self.output_dir) if self.run.resume else []
         if not found:
             return state, build_loader(0, 0)
@@ -82,12 +82,14 @@ class Checkpoints:
         reader = HuggingFaceStorageReader(str(path / TENSORS))
         with quiet():
             dcp.load(checkpoint_tensors(self.objective, self.optimizer), storage_reader=reader, no_dist=self.alone)
-        loader = build_loader(state["step"], state["epoch"])
+        # The loader counts from where these readers began: the run's start, or the last change of readers.
+        loader = build_loader(*state["start"])
         if state["readers"] == loader.readers:
             file = path / f"loader_{self.accelerator.process_index:05d}.pt"
             loader.load_state_dict(torch.load(file, weights_only=True))
         else:
-            loader = build_loader(state["step"], state["epoch"] + 1)
+            state["start"] = [state["step"], state["epoch"] + 1]
+            loader = build_loader(*state["start"])
             self.accelerator.print(
                 f"resume: written by {describe(state['readers'])}, read by {describe(loader.readers)}: the data goes on "
                 f"from epoch {state['epoch'] + 1}, and the run is no longer equal to one without a stop"

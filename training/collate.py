@@ -10,7 +10,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dinov3_hf.data.decoding import BadImage, decode_image
-from dinov3_hf.data.streams import RowStream, StreamError, find_image_column
+from dinov3_hf.data.mixing import MixedRows
+from dinov3_hf.data.streams import StreamError, find_image_column
 
 from .arguments import CropArguments, DataArguments, GramArguments
 from .augment import MultiCrop
@@ -53,8 +54,9 @@ class TrainingBatches(IterableDataset):
                 if size is not None and size % patch_size:
                     name = "crop_size_sets" if crops.crop_size_sets else name
                     raise ValueError(f"{name}: got {size}, accepted: a multiple of the patch size ({patch_size})")
-        self.rows, self.data, self.crops, self.seed = rows, data, crops, seed
-        self.image_column = find_image_column(rows, data.image_column)
+        self.sources = rows if isinstance(rows, list) else [rows]
+        self.data, self.crops, self.seed = data, crops, seed
+        self.image_columns = [find_image_column(source, data.image_column) for source in self.sources]
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.patch_size, self.gram_start = patch_size, gram.gram_start_step
         self.has_gram_crops = gram.gram_teacher not in ("none", "ema")
@@ -80,28 +82,34 @@ class TrainingBatches(IterableDataset):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         reader, readers = self.rank * workers + number, self.world_size * workers
-        self.stream = RowStream(self.rows, self.data.shuffle_block, self.seed, reader, readers)
-        self.stream.epoch = self.first_epoch
+        weights = self.data.data_weights or [1.0] * len(self.sources)
+        block, share = self.data.shuffle_block, self.data.homogeneous_share
+        self.stream = MixedRows(self.sources, weights, block, self.seed, reader, readers, share)
+        for stream in self.stream.streams:
+            stream.epoch = self.first_epoch
         if self.resumed is not None:
             self.stream.load_state_dict(self.resumed)
-        images = self._images(iter(self.stream))
         for index in itertools.count(self.batches):
             step, before = self.first_step + index * workers + number, (self.read, self.bad)
             self.examples = []
-            batch = self._batch(list(itertools.islice(images, self.batch_size)), step)
+            places = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+            images = [self._image(source) for source in self.stream.source_of(step, places)]
+            batch = self._batch(images, places, step)
             self.batches = index + 1
             counts = {"images_read": self.read - before[0], "bad_images": self.bad - before[1]}
-            yield {**batch, **counts, "bad_examples": self.examples, "epoch": self.stream.epoch}
+            epoch = max(stream.epoch for stream in self.stream.streams)
+            yield {**batch, **counts, "bad_examples": self.examples, "epoch": epoch}
 
-    def _images(self, rows):
-        for row in rows:
+    def _image(self, source: int) -> torch.Tensor:
+        """Return the next image of one source that can be decoded."""
+        while True:
+            value = self.stream.next_row(source)[self.image_columns[source]]
             self.read += 1
             try:
-                yield decode_image(row[self.image_column])
-                continue
+                return decode_image(value)
             except BadImage as error:
                 self.bad += 1
-                path = row[self.image_column].get("path") if isinstance(row[self.image_column], dict) else None
+                path = value.get("path") if isinstance(value, dict) else None
                 self.examples.append(f"{path or 'an image'}: {error}")
             if self.read >= MIN_READ and self.bad > self.data.max_bad_images * self.read:
                 raise StreamError(
@@ -109,9 +117,7 @@ class TrainingBatches(IterableDataset):
                     f"of {self.data.max_bad_images}; the last: {self.examples[-1]}"
                 )
 
-    def _batch(self, images: list[torch.Tensor], step: int) -> dict:
-        start = self.rank * self.batch_size
-        places = range(start, start + self.batch_size)
+    def _batch(self, images: list[torch.Tensor], places: range, step: int) -> dict:
         generators = [np.random.default_rng([self.seed, CROPS, step, place]) for place in places]
         multi_crop = self._multi_crop(step)
         global_crops, local_crops, gram_crops = multi_crop(images, generators)
@@ -123,8 +129,8 @@ class TrainingBatches(IterableDataset):
             self.seed,
             self.crops.mask_probability,
             tuple(self.crops.mask_ratio),
-            start,
-            start + self.batch_size,
+            places.start,
+            places.stop,
         )
         batch = {"global_crops": global_crops, "masks": torch.from_numpy(masks), "step": step}
         own = {"local_crops": local_crops, "gram_crops": gram_crops}

@@ -83,9 +83,17 @@ def pretrain(recipe: PretrainRecipe):
     from .self_distillation import SelfDistillation
 
     model, data, crops, optimization, run = recipe.model, recipe.data, recipe.crops, recipe.optimization, recipe.run
-    rows = load_source(
-        data.data, data.split, streaming=data.streaming, image_column=data.image_column, num_images=data.num_images
-    )
+    rows = [
+        load_source(
+            source,
+            data.split,
+            streaming=data.streaming,
+            image_column=data.image_column,
+            num_images=data.num_images,
+            columns=[],
+        )
+        for source in data.data
+    ]
     tracker = None if run.report_to == "none" else run.report_to
     if tracker and find_spec(tracker) is None:
         raise ValueError(f"report_to: {tracker} is not installed, accepted: none, or after pip install {tracker}")

@@ -16,6 +16,26 @@ FIELDS = {item.name: item for group in GROUPS.values() for item in dataclasses.f
 HINTS = {name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()}
 
 
+def _list(value) -> list:
+    if not isinstance(value, list | tuple):
+        raise TypeError(value)
+    return list(value)
+
+
+def _text(value) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+# Element types of the lists that fields take: how one is read, and what the list is called.
+LISTS = {
+    float: (float, "list of numbers"),
+    str: (_text, "list of texts"),
+    list[int]: (lambda item: [int(number) for number in _list(item)], "list of lists of whole numbers"),
+}
+
+
 def _alternatives(hint) -> tuple:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
@@ -28,8 +48,7 @@ def describe_type(hint) -> str:
         if typing.get_origin(part) is Literal:
             parts += [str(value) for value in typing.get_args(part)]
         elif typing.get_origin(part) is list:
-            nested = typing.get_origin(typing.get_args(part)[0]) is list
-            parts.append("list of lists of whole numbers" if nested else "list of numbers")
+            parts.append(LISTS[typing.get_args(part)[0]][1])
         else:
             parts.append(names[part])
     return ", ".join(parts[:-1]) + " or " + parts[-1] if len(parts) > 1 else parts[0]
@@ -50,10 +69,11 @@ def convert(name: str, value):
             return float(value)
         if typing.get_origin(part) is Literal and value in typing.get_args(part):
             return value
-        if typing.get_origin(part) is list and isinstance(value, list | tuple):
-            nested = typing.get_origin(typing.get_args(part)[0]) is list
+        if typing.get_origin(part) is list:
+            # One source needs no brackets.
+            value = [value] if part == list[str] and isinstance(value, str) else value
             try:
-                return [[int(number) for number in item] if nested else float(item) for item in value]
+                return [LISTS[typing.get_args(part)[0]][0](item) for item in _list(value)]
             except (TypeError, ValueError):
                 continue
         if part in (int, str, bool) and type(value) is part:
@@ -143,7 +163,7 @@ def recipe_from_flags(arguments) -> PretrainRecipe:
     parsed = {}
     for name, text in given.items():
         if isinstance(text, list):
-            parsed[name] = [yaml.safe_load(item) for item in text]
+            parsed[name] = text if HINTS[name] == list[str] else [yaml.safe_load(item) for item in text]
         else:
             # A path or hub id stays the text it is: YAML would read `10` or `no` as something else.
             is_text = str in _alternatives(HINTS[name]) and text != "null"

@@ -43,7 +43,7 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
 
 
 def test_text_fields_keep_their_text():
-    assert from_flags("--data", "10", "--split", "no").data.data == "10"
+    assert from_flags("--data", "10", "--split", "no").data.data == ["10"]
     assert from_flags("--data", "10", "--split", "no").data.split == "no"
 
 

@@ -40,7 +40,7 @@ def save(folder, step, export=export, **fields):
     checkpoints = build(folder, float(step), **fields)
     checkpoints.objective(torch.ones(1, 3)).sum().backward()
     checkpoints.optimizer.step()
-    state = {"step": step, "images_read": 2 * step, "bad_images": 0, "epoch": 3}
+    state = {"step": step, "images_read": 2 * step, "bad_images": 0, "epoch": 3, "start": [0, 0]}
     return checkpoints, checkpoints.save(state, Loader(), export)
 
 
@@ -55,7 +55,7 @@ def test_round_trip_and_pruning(tmp_path):
     assert (path / "model" / "weights").read_text() == "w"
     fresh = build(tmp_path, resume=True)
     state, loader = fresh.resume(Loader)
-    assert state["step"] == 15 and state["images_read"] == 30 and loader.start == (15, 3)
+    assert state["step"] == 15 and state["images_read"] == 30 and loader.start == (0, 0)
     assert loader.loaded == {"position": 7}
     assert torch.equal(fresh.objective.weight, saved.objective.weight) and fresh.objective.updates == 15
     for mine, theirs in zip(fresh.objective.parameters(), saved.objective.parameters(), strict=True):
@@ -73,7 +73,7 @@ def test_milestones_are_kept(tmp_path):
 def test_other_readers_go_on_from_the_next_epoch_and_say_so(tmp_path, capsys):
     save(tmp_path, 5)
     state, loader = build(tmp_path, resume=True).resume(lambda step, epoch: Loader(step, epoch, (2, 0, 4)))
-    assert loader.start == (5, 4) and loader.loaded is None and state["step"] == 5
+    assert loader.start == (5, 4) and loader.loaded is None and state["start"] == [5, 4]
     assert "written by 1 processes" in capsys.readouterr().out
 
 

@@ -2,24 +2,24 @@
 
 import glob
 import itertools
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from .retries import StreamError, with_retries
+
 
 # Names of image members in WebDataset tars, which carry no declared types.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm")
-
-
-class StreamError(ValueError):
-    """A stream that cannot go on, said in one line.
-
-    A loader passes on its worker's whole traceback as the message; only the last line of it is meant for the reader.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(message.strip().splitlines()[-1].split(f"{type(self).__name__}: ")[-1])
+# A connection that gives nothing for so many seconds is given up.
+SILENT_SECONDS = 60
+# Images fetched at a time where each is a file of its own on a network.
+FETCH_THREADS = 16
+# Epochs that a reader may find empty, one after the other, before the data set is too small for it.
+EMPTY_EPOCHS = 16
 
 
 def load_source(
@@ -34,16 +34,25 @@ def load_source(
     """Open a data set with its images undecoded.
 
     `source` is "scenes" or "scenes:SUBSET" (of `num_images` rendered images), a folder of images or Parquet files, a
-    pattern of Parquet files or WebDataset tars, or a hub id `owner/name` or `owner/name:config`. Keeps the image
-    column and `columns`; None keeps all. Returns a `datasets.IterableDataset`, or a `Dataset` without streaming.
+    pattern of Parquet files or WebDataset tars, such files at a URL (`{000..031}` counts), or a hub id `owner/name` or
+    `owner/name:config`. Keeps the image column and `columns`; None keeps all. Returns a `datasets.IterableDataset`, or
+    a `Dataset` without streaming and of a folder of images, whose rows are but paths.
     Raises FileNotFoundError or ValueError in one line that names the field.
     """
-    from datasets import Image
+    from datasets import Image, IterableDataset
 
     rows = _open(source, split, streaming, num_images)
     name = find_image_column(rows, image_column)
+    columns = None if columns is None else list(dict.fromkeys([name, *columns]))
+    builder = rows.info.builder_name if streaming else None
+    if builder == "parquet" and columns is not None:
+        # Columns left out here are not read at all; those left out below are read and dropped.
+        rows = _open(source, split, streaming, num_images, columns=columns)
+    elif builder == "imagefolder" and isinstance(rows, IterableDataset):
+        # Folders on the hub are decoded by threads of `datasets`, which cannot be told off once they are there.
+        rows = _open(source, split, streaming, num_images, decode_num_threads=0)
     if columns is not None:
-        rows = rows.select_columns(list(dict.fromkeys([name, *columns])))
+        rows = rows.select_columns(columns)
     features = rows.features or {}
     for column, feature in features.items():
         if isinstance(feature, Image):
@@ -51,7 +60,8 @@ def load_source(
     return rows
 
 
-def _open(source: str, split: str, streaming: bool, num_images: int):
+def _open(source: str, split: str, streaming: bool, num_images: int, **options):
+    """Open any source; `options` are those of its `datasets` builder."""
     from datasets import load_dataset
 
     if source.split(":")[0] == "scenes":
@@ -59,14 +69,16 @@ def _open(source: str, split: str, streaming: bool, num_images: int):
 
         subset = source.partition(":")[2] or "single"
         return load_scenes(split, num_images, subset=subset, streaming=streaming)
+    if "://" in source:
+        return _open_urls(source, split, streaming, **options)
     path = Path(source).expanduser()
     if path.is_dir():
         kinds = {"parquet": ["*.parquet"], "webdataset": ["*.tar"]}
         for builder, patterns in kinds.items():
             files = sorted(str(file) for pattern in patterns for file in path.rglob(pattern))
             if files:
-                return _files(builder, files, source, split, streaming)
-        return _image_folder(path, split, streaming)
+                return _files(builder, files, source, split, streaming, **options)
+        return _image_folder(path, split)
     local = any(sign in source for sign in "*?[") or path.suffix or source.startswith((".", "/", "~"))
     if local:
         files = sorted(glob.glob(str(path), recursive=True))
@@ -74,20 +86,54 @@ def _open(source: str, split: str, streaming: bool, num_images: int):
             raise FileNotFoundError(
                 f"data: nothing found at {source!r}, accepted: an existing file, folder or pattern"
             )
-        kinds = {".parquet": "parquet", ".tar": "webdataset"}
-        suffixes = {Path(file).suffix for file in files}
-        if len(suffixes) != 1 or next(iter(suffixes)) not in kinds:
-            raise ValueError(f"data: {source!r} holds {', '.join(sorted(suffixes))} files, accepted: .parquet or .tar")
-        return _files(kinds[suffixes.pop()], files, source, split, streaming)
+        return _files(_builder(files, source), files, source, split, streaming, **options)
     repository, _, config = source.partition(":")
     try:
-        return load_dataset(repository, config or None, split=split, streaming=streaming)
+        return load_dataset(repository, config or None, split=split, streaming=streaming, **options)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(f"data: {source!r} is no local path and the hub did not give it: {reason}") from error
 
 
-def _files(builder: str, files: list[str], source: str, split: str, streaming: bool):
+def _builder(files: list[str], source: str) -> str:
+    """Return the `datasets` builder of files of one kind."""
+    kinds = {".parquet": "parquet", ".tar": "webdataset"}
+    suffixes = {Path(file.partition("?")[0]).suffix for file in files}
+    if len(suffixes) != 1 or next(iter(suffixes)) not in kinds:
+        raise ValueError(f"data: {source!r} holds {', '.join(sorted(suffixes))} files, accepted: .parquet or .tar")
+    return kinds[suffixes.pop()]
+
+
+def _open_urls(source: str, split: str, streaming: bool, **options):
+    """Open files at an address of any kind that fsspec knows."""
+    urls = _count_up(source)
+    builder = _builder(urls, source)
+    if source.startswith(("http://", "https://")):
+        try:
+            from aiohttp import ClientTimeout
+        except ImportError as error:
+            raise ValueError(f"data: got {source!r}, accepted: after pip install aiohttp, or a hub id") from error
+        # By default a response has five minutes in all, and a tar is read for as long as training on it takes.
+        timeout = ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+        options = {"storage_options": {"client_kwargs": {"timeout": timeout}}, **options}
+    try:
+        return with_retries(lambda: _files(builder, urls, source, split, streaming, **options), f"data: {source}")
+    except (OSError, StreamError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FileNotFoundError(f"data: {source!r} could not be opened: {reason}") from error
+
+
+def _count_up(pattern: str) -> list[str]:
+    """Write out every `{000..031}` of a pattern, as file servers cannot be asked for what they hold."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not found:
+        return [pattern]
+    first, last = found.groups()
+    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    return [file for number in numbers for file in _count_up(pattern.replace(found.group(), number, 1))]
+
+
+def _files(builder: str, files: list[str], source: str, split: str, streaming: bool, **options):
     """Load files of one kind; files whose names start with a split's name belong to that split."""
     from datasets import load_dataset
 
@@ -102,11 +148,15 @@ def _files(builder: str, files: list[str], source: str, split: str, streaming: b
         if split not in named:
             raise ValueError(f"split: got {split!r}, accepted: {', '.join(named)} (of {source})")
         files = named[split]
-    return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
+    return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming, **options)
 
 
-def _image_folder(path: Path, split: str, streaming: bool):
-    """Load a folder of images; a sub-folder of the split's name is that split, sub-folders inside it are classes."""
+def _image_folder(path: Path, split: str):
+    """Load a folder of images; a sub-folder of the split's name is that split, sub-folders inside it are classes.
+
+    Never as a stream: folders are sorted by class, which shuffling block by block would not undo, and as one shard each
+    reader would read every file.
+    """
     from datasets import load_dataset
 
     folders = {item.name for item in path.iterdir() if item.is_dir()}
@@ -118,9 +168,9 @@ def _image_folder(path: Path, split: str, streaming: bool):
     if not found:
         raise ValueError(f"data: no images under {root}, accepted: files named {', '.join(IMAGE_EXTENSIONS)}")
     labelled = all(len(file.relative_to(root).parts) > 1 for file in found)
-    return load_dataset(
-        "imagefolder", data_dir=str(root), split="train", streaming=streaming, drop_labels=not labelled
-    )
+    # All files by name: left to itself, `datasets` takes only those whose paths hold "train", if any do.
+    files = {"train": ["**"]}
+    return load_dataset("imagefolder", data_dir=str(root), data_files=files, split="train", drop_labels=not labelled)
 
 
 def find_image_column(rows, image_column: str | None) -> str:
@@ -147,8 +197,10 @@ class RowStream:
     """Endless rows of a data set, epoch after epoch, for one of several readers that share it without overlap.
 
     Shards are read in an order drawn for each epoch, and each block of rows is permuted by (seed, epoch, reader,
-    block); a `Dataset` that is not streamed gets a whole permutation instead. `state_dict` names a place in the stream
-    exactly: resuming reads again at most one block.
+    block); a `Dataset` that is not streamed gets a whole permutation instead. Where there are enough shards each reader
+    opens its own, otherwise all read everything and keep every n-th row. Reading again what a failing network did not
+    give goes back to the start of the block: nothing is lost and nothing comes twice. `state_dict` names a place in the
+    stream exactly: resuming reads again at most one block. Raises `StreamError` where there is nothing to read.
     """
 
     def __init__(self, rows, block: int, seed: int, reader: int = 0, num_readers: int = 1):
@@ -157,29 +209,44 @@ class RowStream:
         self.rows, self.block, self.seed = rows, block, seed
         self.reader, self.num_readers = reader, num_readers
         self.streaming = isinstance(rows, IterableDataset)
+        # `source` is the data set's own state at the start of the block; None is the start of the epoch.
         self.epoch, self.block_number, self.place, self.source = 0, 0, 0, None
 
     def state_dict(self) -> dict:
         """Return the place of the next row: epoch, block, place in the block, and the data set's state at its start."""
-        names = ("epoch", "block_number", "place", "source")
+        names = ("epoch", "block_number", "place", "source", "num_readers")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go to the place of `state`, before iteration begins; raises ValueError if other readers shared the rows."""
+        if state["num_readers"] != self.num_readers:
+            raise ValueError(f"num_readers: got {self.num_readers}, accepted: {state['num_readers']}, as when saved")
         for name, value in state.items():
             setattr(self, name, value)
 
+    @staticmethod
+    def restart_state(states: list[dict], num_readers: int) -> dict:
+        """Return the state with which each of `num_readers` readers goes on from `states`, those of all readers before.
+
+        Another number of readers divides an epoch differently, so an epoch begun cannot be finished exactly. All start
+        at the epoch after the last one that any reader had begun: some rows of it are left out, none comes twice.
+        """
+        epoch = max(state["epoch"] for state in states) + 1
+        return {"epoch": epoch, "block_number": 0, "place": 0, "source": None, "num_readers": num_readers}
+
     def __iter__(self) -> Iterator[dict]:
+        empty_epochs = 0
         while True:
-            first_of_epoch, count = self.block_number == 0, 0
             for block in self._blocks():
                 order = np.random.default_rng([self.seed, self.epoch, self.reader, self.block_number])
                 for index in order.permutation(len(block))[self.place :]:
                     self.place += 1
-                    count += 1
                     yield block[int(index)]
                 self.place, self.block_number = 0, self.block_number + 1
-                self.source = None if not self.streaming else self._stream.state_dict()
-            if first_of_epoch and not count:
+                self.source = self._stream.state_dict() if self.streaming else None
+            # A reader may be dealt an empty shard; the next epoch deals anew.
+            empty_epochs = 0 if self.block_number else empty_epochs + 1
+            if empty_epochs == EMPTY_EPOCHS:
                 raise StreamError(
                     f"data: reader {self.reader} of {self.num_readers} gets no rows, accepted: a data set with at least "
                     "one row for each worker of each process (num_workers)"
@@ -195,20 +262,54 @@ class RowStream:
             if len(mine):
                 yield _Selection(self.rows, mine)
             return
+        rows = None
+
+        def read_block() -> list[dict]:
+            nonlocal rows
+            try:
+                rows = rows or self._open()
+                return _fetch_images(list(itertools.islice(rows, self.block)))
+            except Exception:
+                # A generator that raised is finished: the next try opens the data set again, at the start of the block.
+                rows = None
+                raise
+
+        while block := with_retries(read_block, "data"):
+            yield block
+
+    def _open(self) -> Iterator[dict]:
+        """Open the data set at the start of the current block and return its rows."""
         from datasets.distributed import split_dataset_by_node
 
-        # Shard order only: a buffer of its own would lose rows on resume. One input shard at a time, for the same reason.
-        stream = self.rows.shuffle(seed=self.seed, buffer_size=1, max_buffer_input_shards=1)
-        stream = split_dataset_by_node(stream, rank=self.reader, world_size=self.num_readers)
-        stream.set_epoch(self.epoch)
+        strategy = "shards" if self.rows.num_shards >= self.num_readers else "examples"
+        stream = split_dataset_by_node(self.rows, self.reader, self.num_readers, strategy)
+        # An epoch above 0 is a seed for the order of the shards. `shuffle` would add a buffer, which cannot be resumed.
+        stream.set_epoch(int(np.random.default_rng([self.seed, self.epoch]).integers(1, 2**31)))
         if self.source is not None:
             stream.load_state_dict(self.source)
         self._stream = stream
-        self.source = stream.state_dict()
         # `iter` reads this reader's rows in a loader's worker too, where plain iteration would split them once more.
-        rows = ({name: batch[name][0] for name in batch} for batch in stream.iter(1))
-        while block := list(itertools.islice(rows, self.block)):
-            yield block
+        return ({name: batch[name][0] for name in batch} for batch in stream.iter(1))
+
+
+def _fetch_images(rows: list[dict]) -> list[dict]:
+    """Fetch the images of which rows give only an address: read later, a failing network would make bad images."""
+    remote = [
+        image
+        for row in rows
+        for image in row.values()
+        if isinstance(image, dict) and image.get("bytes", b"") is None and "://" in (image.get("path") or "")
+    ]
+    if remote:
+        from datasets.utils.file_utils import xopen
+
+        def fetch(image: dict) -> None:
+            with xopen(image["path"], "rb") as file:
+                image["bytes"] = file.read()
+
+        with ThreadPoolExecutor(FETCH_THREADS) as pool:
+            list(pool.map(fetch, remote))
+    return rows
 
 
 class _Selection:

@@ -1,0 +1,319 @@
+"""Is a run healthy: measures of collapse, a small online probe of the teacher, and alarms in plain sentences."""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import cosine_similarity
+
+from dinov3_hf import Dinov3ForPreTraining
+from dinov3_hf.data.decoding import decode_image
+from dinov3_hf.evaluation.features import Preprocessing, check_column, undecoded
+from dinov3_hf.evaluation.knn import knn_classify
+
+
+RANKME_EPSILON = 1e-7
+NEIGHBOURS, BATCH_SIZE = 10, 64
+
+# When an alarm sounds. Plateau and collapse of small runs lie far on the other side of each: on the plateau the image
+# loss is within 0.1 % of ln K, healthy runs are some percent below it; collapsed to one prototype it is below 0.1 % of
+# ln K, and RankMe between 3 and 4 where healthy runs have 7 to 13.
+PLATEAU_SHARE, ZERO_SHARE = 0.99, 0.01
+USED_SHARE, MIN_USED = 0.05, 2
+MIN_RANKME = 4
+# Mean log distance to the nearest neighbour: 3e-4 on the unit sphere. Equal features give 16 to 18.
+MAX_KOLEO = 8
+COSINE_RISE = 0.2
+# An absolute fall as well: two points are the sampling error of a probe of 500 images.
+KNN_FALL_SHARE, KNN_FALL = 0.1, 0.02
+# One line may be noise; this many in a row are not.
+LINES_IN_A_ROW = 2
+# Steps after the warm-up that a run is given before it is judged, if its warm-up is shorter.
+MIN_SETTLING_STEPS = 200
+LOSS_PARTS = ("dino_global", "dino_local", "ibot", "koleo", "gram")
+
+
+@torch.no_grad()
+def prototype_usage(assignments: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+    """Return the share of prototypes in use: exp(entropy of the mean assignment) / K, from 1 / K to 1, in fp32.
+
+    `assignments` [N, K] are the student's softmax at its own temperature over the image logits of the global crops,
+    every row summing to 1. Never the teacher's targets: Sinkhorn-Knopp makes them use all prototypes equally, whatever
+    the features are; nor the teacher's softmax without it, whose offset between prototypes Sinkhorn-Knopp removes and
+    no loss restrains. N images use at most about N prototypes. With a process group the mean runs over the rows of all
+    its processes.
+    """
+    assignments = assignments.float()
+    total = torch.cat([assignments.sum(dim=0), assignments.new_full((1,), len(assignments))])
+    if group is not None:
+        dist.all_reduce(total, group=group)
+    return torch.special.entr(total[:-1] / total[-1]).sum().exp() / assignments.shape[1]
+
+
+@torch.no_grad()
+def assignment_entropy(assignments: torch.Tensor) -> torch.Tensor:
+    """Return the mean entropy of the rows of `assignments` [N, K], K at least 2, divided by ln K, in fp32.
+
+    0: every image has one prototype; 1: every image has all of them equally, the plateau a run starts on. Takes what
+    `prototype_usage` takes, which cannot see that plateau (its usage is 1). Rows of the teacher's targets may be given
+    too: Sinkhorn-Knopp balances prototypes, not rows.
+    """
+    return torch.special.entr(assignments.float()).sum(dim=1).mean() / math.log(assignments.shape[1])
+
+
+@torch.no_grad()
+def rankme(features: torch.Tensor) -> torch.Tensor:
+    """Return the effective rank of `features` [N, D], from 1 to min(N, D), in fp32 (RankMe, Garrido et al. 2023, equation 1).
+
+    The exponential of the entropy of the singular values divided by their sum. nan for features that are not finite.
+    """
+    features = features.float()
+    if not features.isfinite().all():
+        return features.new_tensor(torch.nan)
+    values = torch.linalg.svdvals(features)
+    return torch.special.entr(values / values.sum() + RANKME_EPSILON).sum().exp()
+
+
+@torch.no_grad()
+def cls_patch_cosine(cls_tokens: torch.Tensor, patch_tokens: torch.Tensor) -> torch.Tensor:
+    """Return the mean cosine of class tokens [B, D] and the patch tokens [B, P, D] of their image, in fp32.
+
+    It rises as dense features degrade in a long training (DINOv3, figure 5).
+    """
+    return cosine_similarity(cls_tokens.float()[:, None], patch_tokens.float(), dim=-1).mean()
+
+
+class OnlineProbe:
+    """A small fixed set of held-out images, decoded once, on which the teacher is measured during training.
+
+    `rows` is a `datasets.Dataset` (a fixed random choice of its rows is taken) or an `IterableDataset` (its first
+    rows), of images that are not trained on. At most `num_train` + `num_test` images are read; those that cannot be
+    decoded are left out. Their shorter side is resized to 256 / 224 of `image_size`, the centre cropped; `mean` and
+    `std` are on the 0..1 scale. Without a `label_column` there is no k-NN. Raises ValueError where fewer than 10 train
+    images or no test image can be decoded, or where all of them are of one class.
+    """
+
+    def __init__(
+        self,
+        rows,
+        image_column: str,
+        label_column: str | None,
+        image_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        num_train: int,
+        num_test: int,
+    ):
+        self.preprocessing = Preprocessing(image_size, round(image_size * 256 / 224), tuple(mean), tuple(std))
+        images, values = [], []
+        for row in _choose(rows, image_column, label_column, num_train + num_test):
+            try:
+                images.append(self.preprocessing.image(decode_image(row[image_column])))
+            except (OSError, ValueError):
+                continue
+            values.append(row[label_column] if label_column else 0)
+        # Bad images shorten both parts alike.
+        self.num_train = len(images) * num_train // (num_train + num_test)
+        if self.num_train < NEIGHBOURS or self.num_train == len(images):
+            raise ValueError(
+                f"probe: got {self.num_train} train and {len(images) - self.num_train} test images that could be "
+                f"decoded, "
+                f"accepted: at least {NEIGHBOURS} and 1"
+            )
+        # A stream may be sorted by class: both parts get their share of each.
+        order = np.random.default_rng(0).permutation(len(images)).tolist()
+        self.images = torch.stack([images[index] for index in order])
+        self.labels, self.num_classes = None, 0
+        if label_column:
+            classes = _classes(values, label_column)
+            self.labels = torch.tensor([classes[values[index]] for index in order])
+            self.num_classes = len(classes)
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return knn (top-1 with k = 10, 0..1), rankme and cls_patch_cosine of a model, usually the EMA teacher.
+
+        `model` is a `Dinov3Model`, or a `Dinov3ForPreTraining`, which a sharded run has to enter whole (on every
+        process). It computes in eval mode without gradients and is left in the mode it was in, as is torch's
+        generator.
+        """
+        parameter = next(model.parameters())
+        modes = {module: module.training for module in model.modules()}
+        devices = [parameter.device] if parameter.device.type == "cuda" else []
+        features, cosine = [], 0.0
+        with torch.random.fork_rng(devices):
+            model.eval()
+            try:
+                for images in self.images.split(BATCH_SIZE):
+                    pixel_values = self.preprocessing.normalize(images.to(parameter.device)).to(parameter.dtype)
+                    cls_tokens, patch_tokens = _features(model, pixel_values)
+                    features.append(cls_tokens.float())
+                    cosine += cls_patch_cosine(cls_tokens, patch_tokens).item() * len(images)
+            finally:
+                for module, mode in modes.items():
+                    module.training = mode
+        features = torch.cat(features)
+        measures = {"rankme": rankme(features).item(), "cls_patch_cosine": cosine / len(features)}
+        if self.labels is None:
+            return measures
+        labels, count = self.labels.to(features.device), self.num_train
+        # Autocast would compare in half precision.
+        with torch.autocast(features.device.type, enabled=False):
+            predictions = knn_classify(
+                features[:count], labels[:count], features[count:], NEIGHBOURS, self.num_classes
+            )
+        return {"knn": (predictions == labels[count:]).double().mean().item()} | measures
+
+
+def _features(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the class tokens [B, D] and patch tokens [B, P, D] of images [B, 3, S, S]."""
+    if isinstance(model, Dinov3ForPreTraining):
+        output = model(pixel_values[None])
+        return output.cls_tokens[0], output.patch_tokens[0]
+    output = model(pixel_values)
+    return output.pooler_output, output.patch_tokens
+
+
+def _choose(rows, image_column: str, label_column: str | None, count: int) -> Iterator[dict]:
+    """Yield at most `count` rows, undecoded: a fixed random choice of a `Dataset`, the first of a stream."""
+    from datasets import Dataset
+
+    columns = [image_column, *([label_column] if label_column else [])]
+    for name, field in zip(columns, ("image_column", "label_column"), strict=False):
+        if rows.column_names is not None:
+            check_column(rows, name, field)
+    rows = rows.select_columns(columns)
+    rows = undecoded(rows) if rows.features else rows
+    if isinstance(rows, Dataset):
+        chosen = np.random.default_rng(0).permutation(len(rows))[:count]
+        rows = rows.select(sorted(chosen.tolist()))
+    yield from itertools.islice(rows, count)
+
+
+def _classes(values: list, label_column: str) -> dict:
+    """Number the different labels; raises ValueError for rows without a label and for a single class."""
+    if not all(isinstance(value, int | str) for value in values):
+        raise ValueError(
+            f"label_column: {label_column!r} is not one class a row, accepted: a column of ClassLabel, int or text"
+        )
+    names = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    if len(names) < 2:
+        raise ValueError(
+            f"label_column: all {len(values)} probe images have {label_column} {names[0]!r}, accepted: rows of at "
+            f"least two "
+            "classes (a stream that is sorted by class has to be shuffled, or read without streaming)"
+        )
+    return {name: index for index, name in enumerate(names)}
+
+
+class CollapseAlarm:
+    """Say once for each kind of trouble, in one sentence, that a run goes wrong, how it shows and what to try.
+
+    `num_prototypes` is K of the image head; `num_rows` the student's global crops in a step over all processes, which
+    bound how many prototypes a batch can use; `warmup_steps` those of the learning rate. A resumed run feeds the
+    earlier lines of its metrics first and goes on as if it had never stopped.
+    """
+
+    def __init__(self, num_prototypes: int, num_rows: int, warmup_steps: int):
+        self.plateau, self.reach = math.log(num_prototypes), min(num_prototypes, num_rows)
+        self.num_prototypes, self.warmup_steps = num_prototypes, warmup_steps
+        self.settled_at = warmup_steps + max(warmup_steps, MIN_SETTLING_STEPS)
+        self.told: dict[str, str] = {}
+        self.in_a_row: dict[str, int] = {}
+        self.first_knn, self.least_cosine = None, math.inf
+
+    def check(self, line: dict) -> list[str]:
+        """Return the new alarms after one line of metrics.
+
+        Reads step, the parts of the loss, prototype_usage, rankme, cls_patch_cosine and knn, each where the line has
+        it; None is a value that was not finite.
+        """
+        alarms = []
+        for kind, wrong, sentence in self._symptoms(line):
+            self.in_a_row[kind] = self.in_a_row.get(kind, 0) + 1 if wrong else 0
+            if self.in_a_row[kind] >= (1 if kind == "non_finite" else LINES_IN_A_ROW) and kind not in self.told:
+                self.told[kind] = f"step {line['step']}: {sentence}"
+                alarms.append(self.told[kind])
+        return alarms
+
+    def _symptoms(self, line: dict) -> Iterator[tuple[str, bool, str]]:
+        """Yield each kind of trouble that this line can show, whether it does, and the sentence."""
+        warm, settled = line["step"] > self.warmup_steps, line["step"] > self.settled_at
+        values = {
+            name: value for name, value in line.items() if isinstance(value, int | float) and math.isfinite(value)
+        }
+        broken = [name for name in LOSS_PARTS if name in line and name not in values]
+        yield (
+            "non_finite",
+            bool(broken),
+            f"{', '.join(broken)} not finite; try a lower lr or clip_grad_norm, or mixed_precision no",
+        )
+        if (loss := values.get("dino_global")) is not None:
+            yield (
+                "zero_loss",
+                loss < ZERO_SHARE * self.plateau,
+                f"the image loss is {loss:.2g}, almost 0: all images have the same prototypes; try a lower lr, a "
+                f"higher "
+                "momentum, a higher teacher_temperature or a higher koleo_weight, from an earlier checkpoint",
+            )
+            yield (
+                "plateau",
+                settled and loss > PLATEAU_SHARE * self.plateau,
+                f"the image loss is {loss:.3f}, still ln K = {self.plateau:.3f} long after the warm-up: all images "
+                f"have all "
+                f"prototypes alike; try fewer prototypes (dino_head_num_prototypes, now {self.num_prototypes}) or a "
+                f"larger "
+                "batch, a lower momentum (0.9, rising to momentum_end), a larger head_initializer_range or "
+                "layerscale_value (0.1 both), or a lower teacher_temperature",
+            )
+        if (koleo := values.get("koleo")) is not None:
+            yield (
+                "koleo",
+                warm and koleo > MAX_KOLEO,
+                f"koleo is {koleo:.1f}: nearest neighbours in a batch have the same features; try a lower lr or a "
+                f"higher "
+                "koleo_weight, and look for repeated images in the data",
+            )
+        if (usage := values.get("prototype_usage")) is not None:
+            used = usage * self.num_prototypes
+            yield (
+                "prototypes",
+                warm and used < max(MIN_USED, USED_SHARE * self.reach),
+                f"{used:.1f} prototypes are in use, of {self.reach} that a batch could use: the features collapse; "
+                f"try a "
+                "lower lr, a higher momentum, a higher koleo_weight or a longer freeze_last_layer_steps",
+            )
+        if (rank := values.get("rankme")) is not None:
+            yield (
+                "rankme",
+                settled and rank < MIN_RANKME,
+                f"RankMe is {rank:.1f}: the features span hardly more dimensions than that; try a higher "
+                f"koleo_weight, a "
+                "lower lr or a larger batch",
+            )
+        if (cosine := values.get("cls_patch_cosine")) is not None:
+            # It moves a lot, up and down, while a run from random weights finds its feet.
+            self.least_cosine = min(self.least_cosine, cosine) if settled else math.inf
+            yield (
+                "cosine",
+                cosine - self.least_cosine > COSINE_RISE,
+                f"the cosine of class and patch tokens has risen from {self.least_cosine:.2f} to {cosine:.2f}: "
+                f"dense features "
+                "may be degrading; compare patch k-NN with an earlier checkpoint (dinov3 evaluate --task "
+                "patch-knn), and "
+                "try Gram anchoring (gram_teacher) from a checkpoint before the rise",
+            )
+        if (knn := values.get("knn")) is not None:
+            self.first_knn = knn if self.first_knn is None else self.first_knn
+            fall = self.first_knn - knn
+            yield (
+                "knn",
+                warm and fall > max(KNN_FALL_SHARE * self.first_knn, KNN_FALL),
+                f"k-NN has fallen from {self.first_knn:.3f} at the start to {knn:.3f}; try a lower lr, a warm-up of "
+                f"the heads "
+                "alone before the backbone is trained, or LoRA",
+            )

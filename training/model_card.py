@@ -1,0 +1,273 @@
+"""The model card of a run: what the weights are, how to load them, how they were trained, and what is not known of them."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import safe_open
+
+
+TAGS = ["dinov3", "self-supervised", "dinov3-hf"]
+# Of no use to a reader, or the paths of one machine.
+PRIVATE_FIELDS = ("output_dir", "resume", "overwrite", "report_to")
+PRIVATE_VERSIONS = ("command",)
+MEASURES = {
+    "loss": "weighted sum of the losses",
+    "dino_global": "image loss of global crops",
+    "dino_local": "image loss of local crops",
+    "ibot": "patch loss",
+    "koleo": "KoLeo: minus the mean log distance to the nearest neighbour in the batch",
+    "gram": "Gram loss",
+    "prototype_usage": "share of prototypes in use",
+    "assignment_entropy": "entropy of an image's assignment / ln K",
+    "knn": "k-NN top-1 on the held-out probe (k = 10, cosine)",
+    "rankme": "RankMe of the probe's class tokens",
+    "cls_patch_cosine": "mean cosine of class and patch tokens; rises as dense features degrade",
+}
+
+LOADING = """```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+name = "path/to/this/folder"  # or this repository's id
+processor, model = AutoImageProcessor.from_pretrained(name), AutoModel.from_pretrained(name)
+with torch.inference_mode():
+    output = model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt"))
+image_feature = output.pooler_output  # [1, {width}]
+patch_features = output.last_hidden_state[:, {prefix}:]  # [1, patches, {width}], row by row
+```
+
+`dinov3_hf.Dinov3Model.from_pretrained(name)` of the package `dinov3-hf` loads it too; its output has `patch_tokens`."""
+
+HEADS = """`heads.safetensors` holds what such a directory has no place for: {parts}. To get the whole pretraining network back
+(from a local folder):
+
+```python
+from dinov3_hf.checkpoints import load_pretraining
+
+network = load_pretraining("path/to/this/folder")  # network.dinov3, network.dino_head, network.ibot_head
+```"""
+
+
+def write_model_card(
+    directory: str | Path, recipe: dict, state: dict, metrics: dict | None, versions: dict[str, str]
+) -> Path:
+    """Write README.md for the hub beside an exported `dinov3_vit` model and return its path.
+
+    `recipe` is the flat recipe; `state` has step, images_read, bad_images and, if there were any, alarms (sentences);
+    `metrics` is the last line of metrics, None where nothing was measured; `versions` are those of the libraries. The
+    same arguments give the same text. Absolute paths are cut to their last part. Raises FileNotFoundError where the
+    directory holds no exported model.
+    """
+    directory = Path(directory)
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"directory: {directory} has no {name}, accepted: the folder of an exported model")
+    config = json.loads((directory / "config.json").read_text())
+    start = recipe.get("init_from")
+    sources = [recipe["data"]] if isinstance(recipe["data"], str) else list(recipe["data"])
+    base_models = _base_models(start)
+    data = ModelCardData(
+        # No licence: whoever publishes the weights has to choose it.
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=TAGS,
+        base_model=base_models[0] if len(base_models) == 1 else base_models or None,
+        base_model_relation="finetune" if base_models else None,
+        datasets=[source.partition(":")[0] for source in sources if _is_hub_id(source)] or None,
+    )
+    parameters = sum(map(math.prod, _shapes(directory / "model.safetensors").values()))
+    beside = directory / "heads.safetensors"
+    heads = _shapes(beside) if beside.is_file() else {}
+    origin = f"going on from `{_public(start)}`" if start else "from random weights"
+    sections = [
+        f"# DINOv3 vision transformer, {parameters / 1e6:.2f}M parameters",
+        f"Pretrained {origin}, without labels, on {_sources(sources, recipe)}, with "
+        "[DINOv3](https://arxiv.org/abs/2508.10104)'s self-distillation, by `dinov3-hf`. The weights are those of the EMA "
+        "teacher's backbone.",
+        "## Load it",
+        LOADING.format(width=config["hidden_size"], prefix=1 + config["num_register_tokens"]),
+        *_heads(heads),
+        "## Architecture",
+        _table(("", ""), _architecture(config, parameters)),
+        "## Training",
+        _training(recipe, state),
+        f"<details><summary>Recipe</summary>\n\n```yaml\n{_recipe(recipe)}```\n\n</details>",
+        f"<details><summary>Versions</summary>\n\n{_table(('', ''), _versions(versions))}\n\n</details>",
+        "## Last metrics",
+        _metrics(metrics, heads),
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in _limits(recipe, state, metrics)),
+        "## Licence",
+        _licence(start, base_models, recipe),
+    ]
+    path = directory / "README.md"
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(path)
+    return path
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    with safe_open(file, "pt") as tensors:
+        return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+
+
+def _is_hub_id(name: str) -> bool:
+    """Say whether a source of data or weights is `owner/name` on the hub, and not a path of this machine."""
+    is_file = name.endswith((".pth", ".safetensors", ".parquet", ".tar"))
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name)) and not is_file and not Path(name).exists()
+
+
+def _public(value):
+    """Cut absolute paths, which tell of the machine and its user, to their last part."""
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
+        return Path(value).name
+    return value
+
+
+def _base_models(start: str | None) -> list[str]:
+    """Return the hub ids of the weights that a run started from, those of a local model by its own card."""
+    if start is None or _is_hub_id(start):
+        return [start] if start else []
+    card = Path(start).expanduser() / "README.md"
+    try:
+        found = ModelCard.load(card, ignore_metadata_errors=True).data.base_model if card.is_file() else None
+    except (ValueError, yaml.YAMLError):
+        # A foreign card that cannot be read is no reason to lose this one at the end of a run.
+        found = None
+    return [found] if isinstance(found, str) else list(found or [])
+
+
+def _sources(sources: list[str], recipe: dict) -> str:
+    named = []
+    for source in sources:
+        if source.split(":")[0] == "scenes":
+            named.append(f"rendered scenes (`{source}`, {recipe['num_images']:,} images)")
+        elif _is_hub_id(source):
+            repository = source.partition(":")[0]
+            named.append(f"[{source}](https://huggingface.co/datasets/{repository})")
+        else:
+            named.append(f"the images of `{_public(source)}`")
+    return f"{', '.join(named)}, split `{recipe['split']}`"
+
+
+def _heads(shapes: dict[str, list[int]]) -> list[str]:
+    names = {"dino_head": "the image head", "ibot_head": "the patch head"}
+    parts = [
+        f"{name} ({shapes[f'{key}.last_layer.weight'][0]:,} prototypes)"
+        for key, name in names.items()
+        if f"{key}.last_layer.weight" in shapes
+    ]
+    if not parts:
+        return []
+    parts += ["the final norm of local crops"] if any("local_cls_norm" in name for name in shapes) else []
+    return [HEADS.format(parts=", ".join(parts))]
+
+
+def _architecture(config: dict, parameters: int) -> list[tuple[str, str]]:
+    gated = "SwiGLU" if config["use_gated_mlp"] else config["hidden_act"].upper()
+    return [
+        ("parameters", f"{parameters:,}"),
+        ("width", config["hidden_size"]),
+        ("blocks", config["num_hidden_layers"]),
+        ("attention heads", config["num_attention_heads"]),
+        ("MLP", f"{config['intermediate_size']}, {gated}"),
+        ("patch", f"{config['patch_size']} x {config['patch_size']} pixels"),
+        ("register tokens", config["num_register_tokens"]),
+        ("positions", f"axial RoPE, base {config['rope_theta']:g}"),
+        ("image size", f"{config['image_size']} pixels; any multiple of the patch works"),
+    ]
+
+
+def _training(recipe: dict, state: dict) -> str:
+    seen, bad = state["images_read"] - state["bad_images"], state["bad_images"]
+    lines = [f"{state['step']:,} of {recipe['steps']:,} steps; {seen:,} images seen, repeats counted."]
+    if bad:
+        lines.append(f"{bad:,} more could not be decoded and were left out.")
+    if recipe.get("gram_teacher", "none") != "none":
+        lines.append(f"With Gram anchoring (`gram_teacher: {recipe['gram_teacher']}`).")
+    return " ".join(lines)
+
+
+def _recipe(recipe: dict) -> str:
+    public = {name: _public(value) for name, value in recipe.items() if name not in PRIVATE_FIELDS}
+    return yaml.safe_dump(public, sort_keys=False, default_flow_style=None)
+
+
+def _versions(versions: dict[str, str]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in versions.items() if value and name not in PRIVATE_VERSIONS]
+
+
+def _metrics(metrics: dict | None, heads: dict[str, list[int]]) -> str:
+    # Not the recipe's K: the heads may be those of the weights that the run started from.
+    prototypes = heads.get("dino_head.last_layer.weight")
+    plateau = f"; ln K = {math.log(prototypes[0]):.3f} is the uniform plateau" if prototypes else ""
+    rows = [
+        (
+            f"`{name}`",
+            "not finite" if metrics[name] is None else f"{metrics[name]:.4g}",
+            text + (plateau if name == "dino_global" else ""),
+        )
+        for name, text in MEASURES.items()
+        if metrics and name in metrics
+    ]
+    return _table(("measure", "value", ""), rows) if rows else "Nothing was measured."
+
+
+def _table(header: tuple, rows: list[tuple]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def _limits(recipe: dict, state: dict, metrics: dict | None) -> list[str]:
+    limits = [f"An alarm of the run at {alarm}" for alarm in state.get("alarms", [])]
+    if state["step"] < recipe["steps"]:
+        limits.append("The run was not finished: this is a checkpoint on its way, its schedules cut short.")
+    if not recipe.get("init_from"):
+        limits.append(
+            f"All that these weights know comes from {state['images_read'] - state['bad_images']:,} images, counted above; "
+            "the published pretraining (7B) is a million steps of 4,096 images."
+        )
+    if metrics and "rankme" in metrics:
+        limits.append(
+            "The probe's figures come from a few images and one seed: they say how training went, and are no benchmark."
+        )
+    return [
+        *limits,
+        "Not evaluated on any downstream task by this card. Measure it on your own images: `dinov3 evaluate`.",
+        f"Trained on crops of {_side(recipe)} pixels of the images named above; other kinds of images and much larger sizes "
+        "are untested.",
+        "Not examined for bias, fairness or safety: what is uneven in the training images is uneven in the features.",
+    ]
+
+
+def _side(recipe: dict) -> str:
+    sides = sorted({sizes[0] for sizes in recipe.get("crop_size_sets") or []} or {recipe["global_crop_size"]})
+    return " or ".join(str(int(side)) for side in sides)
+
+
+def _licence(start: str | None, base_models: list[str], recipe: dict) -> str:
+    lines = [
+        "This card sets no licence for the weights: nobody but whoever publishes them can, in keeping with the terms of the "
+        "training images"
+        + (" and of the weights they derive from" if start else "")
+        + ". Add `license:` to the header. (The code of `dinov3-hf`, Apache-2.0, does not decide it.)"
+    ]
+    if start:
+        behind = [name for name in base_models if name != start]
+        through = f" (itself derived from {', '.join(f'`{name}`' for name in behind)})" if behind else ""
+        lines.append(
+            f"**These weights derive from `{_public(start)}`{through}: its licence applies to them.** Checkpoints published by "
+            "Meta come under the DINOv3 License: read what it asks of derivatives."
+        )
+    if recipe.get("gram_checkpoint"):
+        lines.append(
+            f"Their Gram teacher was `{_public(recipe['gram_checkpoint'])}`: see whether its licence covers what is trained "
+            "with it."
+        )
+    return "\n\n".join(lines)
