@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dinov3_hf.data.decoding import BadImage, decode_image
 
@@ -71,16 +71,49 @@ def test_exif_rotation_is_applied():
     same(decoded, np.rot90(pixels(), -1))
 
 
-def huge_png():
-    """A valid header that promises ten thousand million pixels, then nothing."""
+def test_broken_exif_data_spoil_no_image():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "words" * 9
+    # The text gets the number of a field of whole numbers: Pillow fails to write it back when it rotates.
+    data = exif.tobytes().replace(b"\x01\x0e\x00\x02", b"\x01\x20\x00\x02")
+    image = encoded(Image.fromarray(pixels()), "JPEG", quality=100, exif=data)
+    with pytest.raises(Exception):  # noqa: B017
+        ImageOps.exif_transpose(Image.open(io.BytesIO(image)))
+    assert decode_image(image).shape == (3, 6, 9)
+
+
+def test_values_that_are_no_numbers_are_black():
+    values = np.array([[np.nan, 100, 200], [np.inf, -5, 50]], np.float32)
+    expected = np.array([[0, 128, 255], [0, 0, 64]])
+    same(decode_image(encoded(Image.fromarray(values), "TIFF")), np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_pillow_warns_of_nothing(recwarn):
+    """Sizes Pillow accepts with a warning, and cut metadata."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 1, "words" * 9
+    decode_image(encoded(Image.fromarray(pixels()), "JPEG", exif=exif.tobytes()[:-20]))
+    with pytest.raises(BadImage, match="truncated"):
+        decode_image(huge_png(10_000))
+    assert not recwarn.list
+
+
+def test_the_tensor_owns_its_memory():
+    source = Image.fromarray(pixels())
+    for image in (source, source.crop((0, 0, 1, 1))):
+        decoded = decode_image(image)
+        decoded.zero_()
+        assert decoded.is_contiguous() and np.array_equal(np.asarray(source), pixels())
+
+
+def huge_png(side=100_000):
+    """A valid header that promises so many pixels a side (ten thousand million in all), then nothing."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
-        + chunk(b"IDAT", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
     )
 
 

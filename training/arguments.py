@@ -27,6 +27,8 @@ class ModelArguments:
     size: str | None = _help(
         "named size: vits16, vits16plus, vitb16, vitl16, vith16plus or vit7b16; null: vits16, or init_from's own", None
     )
+    lora_rank: int | None = _help("train adapters of this rank on frozen blocks (LoRA), and the heads; null: everything", None)
+    lora_alpha: float = _help("LoRA's scale is lora_alpha / lora_rank", 16.0)
     patch_size: int | None = _help("side of a patch in pixels; null keeps the size's own", None)
     hidden_size: int | None = _help("width D; null keeps the size's own", None)
     num_hidden_layers: int | None = _help("number of blocks; null keeps the size's own", None)
@@ -51,6 +53,9 @@ class ModelArguments:
     head_initializer_range: float = _help("standard deviation of the heads' initial weights", 0.02)
 
     def validate(self) -> None:
+        _require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, "null or at least 1")
+        good = self.lora_rank is None or self.init_from is not None
+        _require(good, "lora_rank", self.lora_rank, "null without init_from: adapters need weights worth keeping")
         _require(0 <= self.drop_path_rate < 1, "drop_path_rate", self.drop_path_rate, "0 to below 1")
         for name in ("pos_embed_jitter", "pos_embed_rescale"):
             value = getattr(self, name)
@@ -83,6 +88,14 @@ class DataArguments:
     num_images: int = _help("how many scenes to render as the training set (data: scenes only)", 50000)
     shuffle_block: int = _help("rows shuffled together, read ahead by each reader", 4096)
     max_bad_images: float = _help("abort when more than this share of the images read cannot be decoded", 0.1)
+    probe_data: str | None = _help(
+        "held-out images on which the teacher is measured during training; null: the scenes' test split when training on "
+        "scenes, else nothing",
+        None,
+    )
+    probe_split: str = _help("split of the held-out images", "test")
+    probe_label_column: str | None = _help("column of their classes, for k-NN; null: label, if there is one", None)
+    probe_images: int = _help("held-out images read, four fifths of them as the k-NN bank", 1000)
     num_workers: int = _help("worker processes that decode and augment, per training process", 1)
 
     def validate(self) -> None:
@@ -94,6 +107,7 @@ class DataArguments:
         _require(self.num_images >= 1, "num_images", self.num_images, "a whole number of at least 1")
         _require(self.shuffle_block >= 1, "shuffle_block", self.shuffle_block, "a whole number of at least 1")
         _require(0 <= self.max_bad_images <= 1, "max_bad_images", self.max_bad_images, "a share from 0 to 1")
+        _require(self.probe_images >= 20, "probe_images", self.probe_images, "a whole number of at least 20")
         _require(self.num_workers >= 0, "num_workers", self.num_workers, "a whole number of at least 0")
 
 
@@ -279,6 +293,11 @@ class OptimizationArguments:
     layerwise_decay: float = _help("learning-rate multiplier from each block to the one below", 0.9)
     patch_embed_lr_mult: float = _help("further multiplier for the patch embedding", 0.2)
     freeze_last_layer_steps: int = _help("first steps in which the prototypes do not move", 1250)
+    head_warmup_steps: int | None = _help(
+        "first steps in which only the heads learn, the backbone at rest; null: a tenth of the steps if init_from brings "
+        "no heads, else none",
+        None,
+    )
     momentum: float = _help("EMA momentum of the teacher at the first step", 0.992)
     momentum_end: float | None = _help(
         "EMA momentum at the last step, reached by a cosine; null keeps it constant", None
@@ -315,8 +334,15 @@ class OptimizationArguments:
             self.clip_grad_norm,
             "null or a number above 0",
         )
-        for name in ("lr_warmup_steps", "teacher_temperature_warmup_steps", "freeze_last_layer_steps"):
-            _require(getattr(self, name) <= self.steps, name, getattr(self, name), f"at most steps ({self.steps})")
+        for name in (
+            "lr_warmup_steps",
+            "teacher_temperature_warmup_steps",
+            "freeze_last_layer_steps",
+            "head_warmup_steps",
+        ):
+            value = getattr(self, name)
+            good = value is None or 0 <= value <= self.steps
+            _require(good, name, value, f"from 0 to steps ({self.steps})")
 
 
 @dataclass

@@ -67,9 +67,10 @@ def assignment_entropy(assignments: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def rankme(features: torch.Tensor) -> torch.Tensor:
-    """Return the effective rank of `features` [N, D], from 1 to min(N, D), in fp32 (RankMe, Garrido et al. 2023, equation 1).
+    """Return the effective rank of `features` [N, D], from 1 to min(N, D), in fp32 (Garrido et al. 2023, equation 1).
 
-    The exponential of the entropy of the singular values divided by their sum. nan for features that are not finite.
+    RankMe is the exponential of the entropy of the singular values divided by their sum; nan for features that are not
+    finite.
     """
     features = features.float()
     if not features.isfinite().all():
@@ -121,8 +122,7 @@ class OnlineProbe:
         if self.num_train < NEIGHBOURS or self.num_train == len(images):
             raise ValueError(
                 f"probe: got {self.num_train} train and {len(images) - self.num_train} test images that could be "
-                f"decoded, "
-                f"accepted: at least {NEIGHBOURS} and 1"
+                f"decoded, accepted: at least {NEIGHBOURS} and 1"
             )
         # A stream may be sorted by class: both parts get their share of each.
         order = np.random.default_rng(0).permutation(len(images)).tolist()
@@ -204,8 +204,7 @@ def _classes(values: list, label_column: str) -> dict:
     if len(names) < 2:
         raise ValueError(
             f"label_column: all {len(values)} probe images have {label_column} {names[0]!r}, accepted: rows of at "
-            f"least two "
-            "classes (a stream that is sorted by class has to be shuffled, or read without streaming)"
+            "least two classes (a stream that is sorted by class has to be shuffled, or read without streaming)"
         )
     return {name: index for index, name in enumerate(names)}
 
@@ -257,26 +256,22 @@ class CollapseAlarm:
                 "zero_loss",
                 loss < ZERO_SHARE * self.plateau,
                 f"the image loss is {loss:.2g}, almost 0: all images have the same prototypes; try a lower lr, a "
-                f"higher "
-                "momentum, a higher teacher_temperature or a higher koleo_weight, from an earlier checkpoint",
+                "higher momentum, a higher teacher_temperature or a higher koleo_weight, from an earlier checkpoint",
             )
             yield (
                 "plateau",
                 settled and loss > PLATEAU_SHARE * self.plateau,
                 f"the image loss is {loss:.3f}, still ln K = {self.plateau:.3f} long after the warm-up: all images "
-                f"have all "
-                f"prototypes alike; try fewer prototypes (dino_head_num_prototypes, now {self.num_prototypes}) or a "
-                f"larger "
-                "batch, a lower momentum (0.9, rising to momentum_end), a larger head_initializer_range or "
-                "layerscale_value (0.1 both), or a lower teacher_temperature",
+                f"have all prototypes alike; try fewer prototypes (dino_head_num_prototypes, now {self.num_prototypes})"
+                " or a larger batch, a lower momentum (0.9, rising to momentum_end), a larger head_initializer_range "
+                "or layerscale_value (0.1 both), or a lower teacher_temperature",
             )
         if (koleo := values.get("koleo")) is not None:
             yield (
                 "koleo",
                 warm and koleo > MAX_KOLEO,
                 f"koleo is {koleo:.1f}: nearest neighbours in a batch have the same features; try a lower lr or a "
-                f"higher "
-                "koleo_weight, and look for repeated images in the data",
+                "higher koleo_weight, and look for repeated images in the data",
             )
         if (usage := values.get("prototype_usage")) is not None:
             used = usage * self.num_prototypes
@@ -284,16 +279,14 @@ class CollapseAlarm:
                 "prototypes",
                 warm and used < max(MIN_USED, USED_SHARE * self.reach),
                 f"{used:.1f} prototypes are in use, of {self.reach} that a batch could use: the features collapse; "
-                f"try a "
-                "lower lr, a higher momentum, a higher koleo_weight or a longer freeze_last_layer_steps",
+                "try a lower lr, a higher momentum, a higher koleo_weight or a longer freeze_last_layer_steps",
             )
         if (rank := values.get("rankme")) is not None:
             yield (
                 "rankme",
                 settled and rank < MIN_RANKME,
                 f"RankMe is {rank:.1f}: the features span hardly more dimensions than that; try a higher "
-                f"koleo_weight, a "
-                "lower lr or a larger batch",
+                "koleo_weight, a lower lr or a larger batch",
             )
         if (cosine := values.get("cls_patch_cosine")) is not None:
             # It moves a lot, up and down, while a run from random weights finds its feet.
@@ -302,10 +295,8 @@ class CollapseAlarm:
                 "cosine",
                 cosine - self.least_cosine > COSINE_RISE,
                 f"the cosine of class and patch tokens has risen from {self.least_cosine:.2f} to {cosine:.2f}: "
-                f"dense features "
-                "may be degrading; compare patch k-NN with an earlier checkpoint (dinov3 evaluate --task "
-                "patch-knn), and "
-                "try Gram anchoring (gram_teacher) from a checkpoint before the rise",
+                "dense features may be degrading; compare patch k-NN with an earlier checkpoint (dinov3 evaluate "
+                "--task patch-knn), and try Gram anchoring (gram_teacher) from a checkpoint before the rise",
             )
         if (knn := values.get("knn")) is not None:
             self.first_knn = knn if self.first_knn is None else self.first_knn
@@ -314,6 +305,5 @@ class CollapseAlarm:
                 "knn",
                 warm and fall > max(KNN_FALL_SHARE * self.first_knn, KNN_FALL),
                 f"k-NN has fallen from {self.first_knn:.3f} at the start to {knn:.3f}; try a lower lr, a warm-up of "
-                f"the heads "
-                "alone before the backbone is trained, or LoRA",
+                "the heads alone before the backbone is trained, or LoRA",
             )

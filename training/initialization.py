@@ -11,6 +11,7 @@ from .arguments import CropArguments, GramArguments, ModelArguments
 
 HEADS = ("dino_head", "ibot_head")
 # What a run may choose anew when it goes on from weights; everything else is the shape they have.
+NO_SHAPE = ("init_from", "init_heads", "size", "head_num_layers", "lora_rank", "lora_alpha")
 FREE = ("drop_path_rate", "pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale", "head_initializer_range")
 
 
@@ -22,7 +23,7 @@ def build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Confi
     given = {
         name: value
         for name, value in vars(model).items()
-        if value is not None and name not in ("init_from", "init_heads", "size", "head_num_layers")
+        if value is not None and name not in NO_SHAPE
     }
     heads = {f"{head}_num_layers": model.head_num_layers for head in HEADS}
     heads |= {name: given.pop(name) for name in list(given) if name.startswith(HEADS)}
@@ -62,11 +63,29 @@ def build_student(model: ModelArguments, crops: CropArguments) -> tuple[Dinov3Fo
         missing = student.load_state_dict(tensors, strict=False).missing_keys
         if any("local_cls_norm" in name for name in missing):
             student.dinov3.local_cls_norm.load_state_dict(student.dinov3.norm.state_dict())
+    if model.lora_rank is not None:
+        add_adapters(student, model.lora_rank, model.lora_alpha)
     config = student.config
     if any((config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)):
         augmentation = RopeAugmentation(config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale)
         student.dinov3.rope_augmentation = augmentation
     return student, heads_are_new
+
+
+def add_adapters(student: Dinov3ForPreTraining, rank: int, alpha: float) -> None:
+    """Freeze the backbone and add LoRA adapters to every linear layer of its blocks, in place.
+
+    Trained are the adapters, the mask token, the local norm and the heads. Raises ValueError without peft.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ValueError(f"lora_rank: got {rank}, accepted: null, or after pip install peft") from None
+    targets = r"layer\.\d+\.(attention\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    backbone = student.dinov3
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), backbone)
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_("lora_" in name or "mask_token" in name or "local_cls_norm" in name)
 
 
 def _fields(config: Dinov3Config) -> dict:

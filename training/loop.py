@@ -66,8 +66,8 @@ def build_optimizer(groups: list[dict], betas: list[float]) -> torch.optim.AdamW
 def set_rates(optimizer: torch.optim.Optimizer, values: dict[str, float]) -> None:
     """Write this step's learning rate and weight decay into every group, by the group's multipliers."""
     for group in optimizer.param_groups:
-        lr = values["last_layer_lr"] if group["is_last_layer"] else values["lr"]
-        group["lr"] = lr * group["lr_multiplier"]
+        kind = "last_layer_lr" if group["is_last_layer"] else "backbone_lr" if group["is_backbone"] else "lr"
+        group["lr"] = values[kind] * group["lr_multiplier"]
         group["weight_decay"] = values["weight_decay"] * group["wd_multiplier"]
 
 
@@ -91,21 +91,24 @@ def train(
     recipe: dict,
     export,
     probe=None,
+    alarm=None,
 ) -> RunResult:
     """Train an objective to the last step of its schedules, or until a signal asks to stop.
 
     `build_groups()` gives the optimizer's parameter groups, once the networks are where they stay; `build_loader(step,
     epoch)` a stateful loader whose batches begin there; `schedules.values_at(step)` the numbers of a step; `export`
-    writes the usable model, with the run's state and last metrics, into the folder it is given; `probe(step)` measures
-    the features, every `run.probe_every` steps. Raises `NonFiniteLoss` after three non-finite losses in a row.
+    writes the usable model, with the run's state and last metrics, into the folder it is given; `probe()` measures the
+    features, at the start and every `run.probe_every` steps; `alarm.check(line)` gives sentences on what goes wrong. Raises `NonFiniteLoss` after three non-finite losses in a row.
     """
     device, accumulation = accelerator.device, optimization.gradient_accumulation_steps
     module = distribute(objective, accelerator, run.activation_checkpointing)
     optimizer = build_optimizer(build_groups(), optimization.adam_betas)
     checkpoints = Checkpoints(run, accelerator, objective, optimizer)
     state, loader = checkpoints.resume(build_loader)
-    monitor = Monitor(Path(run.output_dir), accelerator, state["step"], recipe, run.report_to)
+    monitor = Monitor(Path(run.output_dir), accelerator, state["step"], recipe, run.report_to, alarm)
     networks, last_metrics = objective.networks(), monitor.last()
+    if probe is not None and state["step"] == 0:
+        state["first_probe"] = probe()
     objective.train()
     saved_at, non_finite, batches = state["step"], 0, iter(loader)
     bar = tqdm(
@@ -171,14 +174,20 @@ def train(
                 speed = window_images * accelerator.num_processes / (now - window_start)
                 window_start, window_images = now, 0
                 metrics = average(output.metrics, accelerator)
-                last_metrics = {"loss": loss, **metrics, **{f"grad_norm_{k}": v.item() for k, v in norms.items()}, **values}
+                norms = {f"grad_norm_{name}": norm.item() for name, norm in norms.items()}
+                last_metrics = {"loss": loss, **metrics, **norms, **values}
                 if probe is not None and (state["step"] % run.probe_every == 0 or is_last):
-                    last_metrics |= probe()
+                    measured = probe()
+                    last_metrics |= measured
+                    if "knn" in measured:
+                        last_metrics["knn_drift"] = measured["knn"] - state["first_probe"]["knn"]
                 last_metrics |= {"images_read": state["images_read"], "bad_images": state["bad_images"]}
-                monitor.log(state["step"], last_metrics | {"images_per_second": speed})
-                bar.set_postfix(
-                    loss=f"{loss:.3f}", images=f"{speed:.0f}/s", **{k: f"{v:.3f}" for k, v in metrics.items()}
-                )
+                for sentence in monitor.log(state["step"], last_metrics | {"images_per_second": speed}):
+                    state["alarms"] = [*state.get("alarms", []), sentence]
+                    if accelerator.is_main_process:
+                        tqdm.write(f"alarm: {sentence}")
+                shown = {name: f"{metrics[name]:.3f}" for name in objective.shown_metrics if name in metrics}
+                bar.set_postfix(loss=f"{loss:.3f}", images=f"{speed:.0f}/s", **shown)
             # A process alone need not wait for the next step's sums to know.
             stopping = stopping or (accelerator.num_processes == 1 and stop.received is not None)
             if state["step"] % run.save_every == 0 or is_last:

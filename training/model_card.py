@@ -1,4 +1,4 @@
-"""The model card of a run: what the weights are, how to load them, how they were trained, and what is not known of them."""
+"""The model card of a run: what the weights are, how to load them, how they were trained, what is not known."""
 
 import json
 import math
@@ -41,10 +41,10 @@ image_feature = output.pooler_output  # [1, {width}]
 patch_features = output.last_hidden_state[:, {prefix}:]  # [1, patches, {width}], row by row
 ```
 
-`dinov3_hf.Dinov3Model.from_pretrained(name)` of the package `dinov3-hf` loads it too; its output has `patch_tokens`."""
+`dinov3_hf.Dinov3Model.from_pretrained(name)` (package `dinov3-hf`) loads it too; its output has `patch_tokens`."""
 
-HEADS = """`heads.safetensors` holds what such a directory has no place for: {parts}. To get the whole pretraining network back
-(from a local folder):
+HEADS = """`heads.safetensors` holds what such a directory has no place for: {parts}. To get the whole
+pretraining network back (from a local folder):
 
 ```python
 from dinov3_hf.checkpoints import load_pretraining
@@ -87,8 +87,8 @@ def write_model_card(
     sections = [
         f"# DINOv3 vision transformer, {parameters / 1e6:.2f}M parameters",
         f"Pretrained {origin}, without labels, on {_sources(sources, recipe)}, with "
-        "[DINOv3](https://arxiv.org/abs/2508.10104)'s self-distillation, by `dinov3-hf`. The weights are those of the EMA "
-        "teacher's backbone.",
+        "[DINOv3](https://arxiv.org/abs/2508.10104)'s self-distillation, by `dinov3-hf`. The weights are those of the "
+        "EMA teacher's backbone.",
         "## Load it",
         LOADING.format(width=config["hidden_size"], prefix=1 + config["num_register_tokens"]),
         *_heads(heads),
@@ -230,18 +230,18 @@ def _limits(recipe: dict, state: dict, metrics: dict | None) -> list[str]:
         limits.append("The run was not finished: this is a checkpoint on its way, its schedules cut short.")
     if not recipe.get("init_from"):
         limits.append(
-            f"All that these weights know comes from {state['images_read'] - state['bad_images']:,} images, counted above; "
-            "the published pretraining (7B) is a million steps of 4,096 images."
+            f"All that these weights know comes from {state['images_read'] - state['bad_images']:,} images, counted "
+            "above; the published pretraining (7B) is a million steps of 4,096 images."
         )
     if metrics and "rankme" in metrics:
         limits.append(
-            "The probe's figures come from a few images and one seed: they say how training went, and are no benchmark."
+            "The probe's figures come from few images and one seed: they say how training went, and are no benchmark."
         )
     return [
         *limits,
         "Not evaluated on any downstream task by this card. Measure it on your own images: `dinov3 evaluate`.",
-        f"Trained on crops of {_side(recipe)} pixels of the images named above; other kinds of images and much larger sizes "
-        "are untested.",
+        f"Trained on crops of {_side(recipe)} pixels of the images named above; other kinds of images and much "
+        "larger sizes are untested.",
         "Not examined for bias, fairness or safety: what is uneven in the training images is uneven in the features.",
     ]
 
@@ -253,8 +253,8 @@ def _side(recipe: dict) -> str:
 
 def _licence(start: str | None, base_models: list[str], recipe: dict) -> str:
     lines = [
-        "This card sets no licence for the weights: nobody but whoever publishes them can, in keeping with the terms of the "
-        "training images"
+        "This card sets no licence for the weights: nobody but whoever publishes them can, in keeping with the terms "
+        "of the training images"
         + (" and of the weights they derive from" if start else "")
         + ". Add `license:` to the header. (The code of `dinov3-hf`, Apache-2.0, does not decide it.)"
     ]
@@ -262,12 +262,12 @@ def _licence(start: str | None, base_models: list[str], recipe: dict) -> str:
         behind = [name for name in base_models if name != start]
         through = f" (itself derived from {', '.join(f'`{name}`' for name in behind)})" if behind else ""
         lines.append(
-            f"**These weights derive from `{_public(start)}`{through}: its licence applies to them.** Checkpoints published by "
-            "Meta come under the DINOv3 License: read what it asks of derivatives."
+            f"**These weights derive from `{_public(start)}`{through}: its licence applies to them.** Checkpoints "
+            "published by Meta come under the DINOv3 License: read what it asks of derivatives."
         )
     if recipe.get("gram_checkpoint"):
         lines.append(
-            f"Their Gram teacher was `{_public(recipe['gram_checkpoint'])}`: see whether its licence covers what is trained "
-            "with it."
+            f"Their Gram teacher was `{_public(recipe['gram_checkpoint'])}`: see whether its licence covers what is "
+            "trained with it."
         )
     return "\n\n".join(lines)

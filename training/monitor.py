@@ -11,10 +11,12 @@ class Monitor:
     On a resume the file is cut back to `first_step`, so that no step stands in it twice.
     """
 
-    def __init__(self, output_dir: Path, accelerator, first_step: int, recipe: dict, report_to: str):
+    def __init__(self, output_dir: Path, accelerator, first_step: int, recipe: dict, report_to: str, alarm=None):
         self.path = Path(output_dir) / "metrics.jsonl"
-        self.accelerator = accelerator
+        self.accelerator, self.alarm = accelerator, alarm
         self.kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
+        for line in self.kept if alarm is not None else ():
+            alarm.check(line)  # what was told before the stop is not told again
         if accelerator.is_main_process:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
         if report_to != "none":
@@ -27,13 +29,14 @@ class Monitor:
         """Return the metrics of the last line kept on a resume."""
         return {key: value for key, value in self.kept[-1].items() if key != "step"} if self.kept else {}
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Write the values of one optimizer step; `step` counts steps applied."""
+    def log(self, step: int, values: dict[str, float]) -> list[str]:
+        """Write the values of one optimizer step; `step` counts steps applied. Returns the alarms they raise."""
         line = {"step": step} | {key: value if math.isfinite(value) else None for key, value in values.items()}
         if self.accelerator.is_main_process:
             with open(self.path, "a") as file:
                 file.write(json.dumps(line) + "\n")
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=step)
+        return [] if self.alarm is None else self.alarm.check(line)
 
 
 def read_metrics(path: Path) -> list[dict]:

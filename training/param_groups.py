@@ -10,8 +10,8 @@ def parameter_groups(model: nn.Module, layerwise_decay: float, patch_embed_lr_mu
 
     Block i of n learns at `layerwise_decay ** (n - i)` of the rate, tokens and patch embedding (times
     `patch_embed_lr_mult`) one power further down, final norms and heads at the full rate. Biases, norms and layer
-    scales are not decayed. Returns dictionaries of "params", "names", "lr_multiplier", "wd_multiplier" and
-    "is_last_layer" (prototypes, which may be frozen at first).
+    scales are not decayed. Returns dictionaries of "params", "names", "lr_multiplier", "wd_multiplier", "is_last_layer"
+    (prototypes, which may be frozen at first) and "is_backbone" (which may rest while new heads warm up).
     """
     names = [name for name, _ in model.named_parameters()]
     blocks = 1 + max(
@@ -31,11 +31,9 @@ def parameter_groups(model: nn.Module, layerwise_decay: float, patch_embed_lr_mu
             lr_multiplier *= patch_embed_lr_mult
         undecayed = name.endswith(".bias") or "norm" in name or "layer_scale" in name
         wd_multiplier = 0.0 if undecayed else 1.0
-        key = (lr_multiplier, wd_multiplier, "last_layer" in name)
-        group = groups.setdefault(
-            key,
-            {"params": [], "names": [], "lr_multiplier": key[0], "wd_multiplier": key[1], "is_last_layer": key[2]},
-        )
+        key = (lr_multiplier, wd_multiplier, "last_layer" in name, "_head." not in name)
+        kinds = ("lr_multiplier", "wd_multiplier", "is_last_layer", "is_backbone")
+        group = groups.setdefault(key, {"params": [], "names": [], **dict(zip(kinds, key, strict=True))})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())

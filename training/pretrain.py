@@ -13,7 +13,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from .arguments import PretrainRecipe
+from .arguments import CropArguments, DataArguments, PretrainRecipe
 
 
 # A resumed run must be the same run: only these fields may differ from the recipe it was started with.
@@ -67,6 +67,25 @@ def versions() -> dict[str, str]:
     }
 
 
+def build_probe(data: DataArguments, crops: CropArguments):
+    """Open the held-out images that the teacher is measured on, None where the recipe names none."""
+    from dinov3_hf.data.streams import find_image_column, load_source
+
+    from .health import OnlineProbe
+
+    source = data.probe_data or ("scenes" if data.data[0].split(":")[0] == "scenes" else None)
+    if source is None:
+        return None
+    rows = load_source(source, data.probe_split, num_images=data.probe_images)
+    names = list(rows.column_names or next(iter(rows)))
+    label = data.probe_label_column or ("label" if "label" in names else None)
+    size, bank = crops.global_crop_size, data.probe_images * 4 // 5
+    column = find_image_column(rows, None)
+    return OnlineProbe(
+        rows, column, label, size, crops.image_mean, crops.image_std, bank, data.probe_images - bank
+    )
+
+
 def pretrain(recipe: PretrainRecipe):
     """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
     import torch
@@ -76,8 +95,10 @@ def pretrain(recipe: PretrainRecipe):
     from dinov3_hf.data.streams import load_source
 
     from .collate import make_loader
+    from .health import CollapseAlarm
     from .initialization import build_gram_teacher, build_student
     from .loop import train
+    from .model_card import write_model_card
     from .param_groups import parameter_groups
     from .schedules import Schedules
     from .self_distillation import SelfDistillation
@@ -105,7 +126,10 @@ def pretrain(recipe: PretrainRecipe):
     patch_size = student.config.patch_size
     rank, processes = accelerator.process_index, accelerator.num_processes
     global_batch = optimization.batch_size * optimization.gradient_accumulation_steps * processes
-    schedules = Schedules(optimization, global_batch, recipe.gram)
+    head_warmup = optimization.head_warmup_steps
+    if head_warmup is None:
+        head_warmup = optimization.steps // 10 if model.init_from and heads_are_new else 0
+    schedules = Schedules(optimization, global_batch, recipe.gram, head_warmup)
 
     def build_groups() -> list[dict]:
         return parameter_groups(student, optimization.layerwise_decay, optimization.patch_embed_lr_mult)
@@ -117,11 +141,14 @@ def pretrain(recipe: PretrainRecipe):
         )
 
     build_loader(0, 0)  # a crop size that does not fit is refused before anything is written
+    probe = build_probe(data, crops)
+    alarm = CollapseAlarm(student.config.dino_head_num_prototypes, 2 * global_batch, optimization.lr_warmup_steps)
     output_dir = prepare_output(recipe) if accelerator.is_main_process else Path(run.output_dir)
     accelerator.wait_for_everyone()
     accelerator.print(
         f"student: {sum(p.numel() for p in student.parameters()):,} parameters with heads; {optimization.steps} steps of "
         f"{global_batch} images; peak learning rate {schedules.values['lr'].max():.3g} after lr_scaling"
+        + (f"; the heads are new and learn alone for {head_warmup} steps" if head_warmup else "")
     )
     side, mean, std = crops.global_crop_size, crops.image_mean, crops.image_std
     processor = DINOv3ViTImageProcessor(size={"height": side, "width": side}, image_mean=mean, image_std=std)
@@ -130,6 +157,7 @@ def pretrain(recipe: PretrainRecipe):
         objective.export(directory)
         if accelerator.is_main_process:
             processor.save_pretrained(directory)
+            write_model_card(directory, recipe.as_flat_dict(), state, metrics, versions())
 
     result = train(
         objective,
@@ -141,6 +169,8 @@ def pretrain(recipe: PretrainRecipe):
         run,
         recipe.as_flat_dict(),
         export,
+        None if probe is None else lambda: probe(objective.teacher),
+        alarm,
     )
     accelerator.print(
         f"{result.steps} steps; {result.images_read} images read, {result.bad_images} of them could not be decoded"

@@ -22,7 +22,11 @@ class Schedules:
     """The numbers of each step of a run; a step past the end keeps the last value."""
 
     def __init__(
-        self, arguments: OptimizationArguments, global_batch_size: int, gram: GramArguments | None = None
+        self,
+        arguments: OptimizationArguments,
+        global_batch_size: int,
+        gram: GramArguments | None = None,
+        head_warmup_steps: int = 0,
     ):
         scale = 4 * math.sqrt(global_batch_size / 1024) if arguments.lr_scaling == "sqrt_wrt_1024" else 1.0
         steps = arguments.steps
@@ -51,6 +55,9 @@ class Schedules:
             self.values["gram_weight"] = gram.gram_weight * (1 - np.cos(phase)) / 2 * (since >= 0)
         self.values["last_layer_lr"] = self.values["lr"].copy()
         self.values["last_layer_lr"][: arguments.freeze_last_layer_steps] = 0.0
+        # At a rate of 0 nothing of the backbone moves, and the teacher's stays equal to it; the moments still gather.
+        self.values["backbone_lr"] = self.values["lr"].copy()
+        self.values["backbone_lr"][:head_warmup_steps] = 0.0
 
     def values_at(self, step: int) -> dict[str, float]:
         """Return every scheduled number of a step (counted from 0)."""

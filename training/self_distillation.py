@@ -13,6 +13,7 @@ from dinov3_hf.checkpoints import export
 from dinov3_hf.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 from .arguments import GramArguments, ObjectiveArguments
+from .health import assignment_entropy, prototype_usage
 from .losses import dino_loss, gram_loss, ibot_loss, koleo_loss, resize_patches, sinkhorn_knopp
 
 
@@ -35,6 +36,8 @@ class SelfDistillation(nn.Module):
     `gram_teacher` is needed where `gram` says "checkpoint" or "ema_copy" (its weights are then overwritten at
     gram_start_step). `process_group` is None on one process; the loop sets it where the global batch spans several.
     """
+
+    shown_metrics = ("dino_global", "dino_local", "ibot", "koleo", "gram")
 
     def __init__(
         self,
@@ -89,9 +92,11 @@ class SelfDistillation(nn.Module):
         teacher = m teacher + (1 - m) student. A refresh is due every gram_update_every steps from gram_first_update on,
         gram_max_updates times (DINOv3, section 4.2).
         """
+        # Under adapters the frozen rest is the same in both.
+        pairs = list(zip(self.teacher.parameters(), self.student.parameters(), strict=True))
         torch._foreach_lerp_(
-            [local(p) for p in self.teacher.parameters()],
-            [local(p) for p in self.student.parameters()],
+            [local(mine) for mine, theirs in pairs if theirs.requires_grad],
+            [local(theirs) for _, theirs in pairs if theirs.requires_grad],
             1 - values["momentum"],
         )
         gram, every = self.gram, self.gram.gram_update_every
@@ -150,6 +155,11 @@ class SelfDistillation(nn.Module):
         loss = arguments.dino_weight * dino + arguments.ibot_weight * ibot
         loss = loss + arguments.koleo_weight * num_global * koleo
         parts = {"dino_global": dino_global, "dino_local": dino_local, "koleo": koleo, "ibot": ibot}
+        with torch.no_grad():
+            assignments = (student.dino_logits_global.flatten(0, 1).float() / temperature).softmax(dim=-1)
+            parts["prototype_usage"] = prototype_usage(assignments, self.process_group)
+            parts["assignment_entropy"] = assignment_entropy(assignments)
+            parts["teacher_entropy"] = assignment_entropy(image_targets.flatten(0, 1))
         if values.get("gram_weight", 0) > 0:
             parts["gram"] = self._gram_loss(batch, student.patch_tokens, teacher.patch_tokens)
             loss = loss + values["gram_weight"] * parts["gram"]

@@ -143,7 +143,7 @@ def export(model: Dinov3PreTrainedModel, directory: str | os.PathLike, layout: s
     if not isinstance(model, Dinov3PreTrainedModel):
         raise TypeError(f"export needs a Dinov3 model of this package, got {type(model).__name__}")
     backbone = model if isinstance(model, Dinov3Model) else model.dinov3
-    everything, prefix = _gather(model), "" if backbone is model else "dinov3."
+    everything, prefix = _merge_adapters(model, _gather(model)), "" if backbone is model else "dinov3."
     tensors = {name.removeprefix(prefix): value for name, value in everything.items() if name.startswith(prefix)}
     beside = {name: value for name, value in everything.items() if not name.startswith(prefix)}
     directory = Path(directory)
@@ -164,6 +164,18 @@ def _gather(model: nn.Module) -> dict[str, torch.Tensor]:
         if keep:
             result[name] = tensor.cpu().contiguous()
     return result
+
+
+def _merge_adapters(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add LoRA adapters to the weights they belong to: W + scale B A, under the names of a model without them."""
+    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    for name, module in model.named_modules() if tensors else ():
+        if hasattr(module, "lora_A"):
+            for adapter, scale in module.scaling.items():
+                down, up = (tensors[f"{name}.lora_{side}.{adapter}.weight"].float() for side in "AB")
+                weight = merged[f"{name}.weight"]
+                merged[f"{name}.weight"] = (weight.float() + scale * up @ down).to(weight.dtype)
+    return merged
 
 
 def _export_transformers(config: Dinov3Config, tensors: dict, beside: dict, directory: Path) -> None:

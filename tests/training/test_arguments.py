@@ -67,10 +67,10 @@ def test_unknown_key_names_the_nearest(tmp_path):
         ("batch_size: 0", "batch_size: got 0"),
         ("blur_kernel_size: 4", "blur_kernel_size: got 4, accepted: an odd number"),
         ("koleo_group_size: 16", "koleo_group_size: got 16, accepted: null unless koleo_distributed"),
-        ("steps: 5", "lr_warmup_steps: got 12500, accepted: at most steps (5)"),
+        ("steps: 5", "lr_warmup_steps: got 12500, accepted: from 0 to steps (5)"),
         (
             "steps: 13000\nfreeze_last_layer_steps: 0",
-            "teacher_temperature_warmup_steps: got 37500, accepted: at most steps",
+            "teacher_temperature_warmup_steps: got 37500, accepted: from 0 to steps",
         ),
         ("- steps", "accepted: one `field: value` a line"),
     ],

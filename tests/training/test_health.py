@@ -58,7 +58,7 @@ def test_usage_and_entropy_at_their_ends():
 
 
 def test_sinkhorn_would_hide_the_collapse_that_the_student_shows():
-    """All images alike but for noise, all logits on one prototype: targets look perfect, the student's softmax does not."""
+    """All images alike, all logits on one prototype: targets look perfect, the student's softmax does not."""
     logits = torch.tensor([3.0] + [0.0] * 15) + 0.01 * torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     assert prototype_usage(sinkhorn_knopp(logits, 0.1)).item() == pytest.approx(1, abs=1e-3)
     assert prototype_usage((logits / 0.1).softmax(dim=1)).item() < 1.01 / 16
@@ -135,8 +135,8 @@ def make_probe(rows, label_column="label", num_train=40, num_test=20):
 def model():
     torch.manual_seed(0)
     config = Dinov3Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, patch_size=8, num_register_tokens=2,
-        layerscale_value=0.5, drop_path_rate=0.5,
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, patch_size=8,
+        num_register_tokens=2, layerscale_value=0.5, drop_path_rate=0.5,
     )  # fmt: skip
     return Dinov3Model(config)
 
@@ -229,7 +229,7 @@ def test_bad_images_are_skipped_and_nothing_more_is_read():
 
 
 def test_rows_in_order_of_class_are_mixed(model):
-    """The first rows of a data set sorted by class would be one class, and the first of a stream a bank without the last."""
+    """First rows of a data set sorted by class would be one class, those of a stream a bank without the last."""
     sorted_rows = make_rows(90, sort=True)
     for rows in (sorted_rows, sorted_rows.to_iterable_dataset()):
         probe = make_probe(rows, num_train=60, num_test=20)

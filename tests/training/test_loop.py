@@ -24,6 +24,8 @@ class Line(torch.nn.Module):
         self.spoil, self.applied = spoil, []
         torch.nn.init.zeros_(self.net.weight)
 
+    shown_metrics = ("fit",)
+
     def networks(self):
         return {"line": self.net}
 
@@ -77,6 +79,7 @@ def run(folder, objective=None, steps=8, on_step=None, **fields):
         objective.after_step = lambda step, values: (plain(step, values), on_step(step))
     groups = [
         {"params": list(objective.parameters()), "lr_multiplier": 1.0, "wd_multiplier": 0.0, "is_last_layer": False}
+        | {"is_backbone": False}
     ]
     folder.mkdir(exist_ok=True)
     arguments = RunArguments(output_dir=str(folder), log_every=1, probe_every=1, **{"save_every": 3, **fields})
@@ -146,11 +149,15 @@ def test_three_non_finite_steps_abort_and_name_the_last_checkpoint(tmp_path):
 
 
 def test_rates_follow_the_groups():
-    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
     groups = [
         {"params": [weights[0]], "lr_multiplier": 0.5, "wd_multiplier": 0.0, "is_last_layer": False},
         {"params": [weights[1]], "lr_multiplier": 1.0, "wd_multiplier": 1.0, "is_last_layer": True},
+        {"params": [weights[2]], "lr_multiplier": 0.5, "wd_multiplier": 1.0, "is_last_layer": False},
     ]
+    for group, is_backbone in zip(groups, (False, False, True), strict=True):
+        group["is_backbone"] = is_backbone
     optimizer = torch.optim.AdamW(groups)
-    set_rates(optimizer, {"lr": 0.2, "last_layer_lr": 0.0, "weight_decay": 0.3})
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.1, 0.0), (0.0, 0.3)]
+    set_rates(optimizer, {"lr": 0.2, "last_layer_lr": 0.0, "backbone_lr": 0.1, "weight_decay": 0.3})
+    found = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert found == [(0.1, 0.0), (0.0, 0.3), (0.05, 0.3)]
