@@ -1,6 +1,6 @@
 """What a run starts from: a fresh student, or anyone's weights."""
 
-import torch
+import copy
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import load_model
@@ -20,11 +20,7 @@ def build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Confi
 
     Raises ValueError where a field contradicts `start`, the configuration of the weights the run goes on from.
     """
-    given = {
-        name: value
-        for name, value in vars(model).items()
-        if value is not None and name not in NO_SHAPE
-    }
+    given = {name: value for name, value in vars(model).items() if value is not None and name not in NO_SHAPE}
     heads = {f"{head}_num_layers": model.head_num_layers for head in HEADS}
     heads |= {name: given.pop(name) for name in list(given) if name.startswith(HEADS)}
     free = {name: given.get(name) for name in FREE} | {"image_size": crops.global_crop_size}
@@ -35,7 +31,9 @@ def build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Confi
     shape = {name: shape[name] for name in ("hidden_size", "num_hidden_layers", "intermediate_size") if name in shape}
     for name, value in (shape | given).items():
         # Layer scale is a weight by now, and a local norm can be added.
-        if name not in (*FREE, "layerscale_value", "untie_global_and_local_cls_norm") and value != getattr(start, name):
+        if name not in (*FREE, "layerscale_value", "untie_global_and_local_cls_norm") and value != getattr(
+            start, name
+        ):
             raise ValueError(f"{name}: got {value!r}, accepted: null or {getattr(start, name)!r}, as init_from has it")
     untied = start.untie_global_and_local_cls_norm or model.untie_global_and_local_cls_norm
     return Dinov3Config(**_fields(start) | heads | free | {"untie_global_and_local_cls_norm": untied})
@@ -98,7 +96,6 @@ def build_gram_teacher(gram: GramArguments, student: Dinov3ForPreTraining) -> Di
         loaded = load_model(gram.gram_checkpoint, "gram_checkpoint")
         return loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded
     if gram.gram_teacher == "ema_copy":
-        # Its weights are overwritten at gram_start_step.
-        with torch.random.fork_rng(devices=[]):
-            return Dinov3Model(student.config)
+        # Its weights are overwritten at gram_start_step. A copy also has the student's adapters, if any.
+        return copy.deepcopy(student.dinov3)
     return None

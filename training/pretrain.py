@@ -18,7 +18,16 @@ from .arguments import CropArguments, DataArguments, PretrainRecipe
 
 # A resumed run must be the same run: only these fields may differ from the recipe it was started with.
 FREE_ON_RESUME = {
-    *("output_dir", "resume", "overwrite", "log_every", "save_every", "keep_checkpoints", "milestone_every", "report_to"),
+    *(
+        "output_dir",
+        "resume",
+        "overwrite",
+        "log_every",
+        "save_every",
+        "keep_checkpoints",
+        "milestone_every",
+        "report_to",
+    ),
     *("probe_every", "activation_checkpointing", "num_workers", "batch_size", "gradient_accumulation_steps"),
 }
 
@@ -81,9 +90,7 @@ def build_probe(data: DataArguments, crops: CropArguments):
     label = data.probe_label_column or ("label" if "label" in names else None)
     size, bank = crops.global_crop_size, data.probe_images * 4 // 5
     column = find_image_column(rows, None)
-    return OnlineProbe(
-        rows, column, label, size, crops.image_mean, crops.image_std, bank, data.probe_images - bank
-    )
+    return OnlineProbe(rows, column, label, size, crops.image_mean, crops.image_std, bank, data.probe_images - bank)
 
 
 def pretrain(recipe: PretrainRecipe):
@@ -94,6 +101,7 @@ def pretrain(recipe: PretrainRecipe):
 
     from dinov3_hf.data.streams import load_source
 
+    from .allocator import keep_freed_memory
     from .collate import make_loader
     from .health import CollapseAlarm
     from .initialization import build_gram_teacher, build_student
@@ -120,6 +128,8 @@ def pretrain(recipe: PretrainRecipe):
         raise ValueError(f"report_to: {tracker} is not installed, accepted: none, or after pip install {tracker}")
     accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=tracker, project_dir=run.output_dir)
 
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(run.seed)
     student, heads_are_new = build_student(model, crops)
     objective = SelfDistillation(student, recipe.objective, build_gram_teacher(recipe.gram, student), recipe.gram)

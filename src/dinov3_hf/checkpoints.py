@@ -11,13 +11,13 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor
 from transformers.utils import logging
 
 from .configuration_dinov3 import SIZES, Dinov3Config
 from .modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model, Dinov3PreTrainedModel
 from .rope_dinov3 import rope_periods
+from .whole_weights import gather, merge_adapters
 
 
 logger = logging.get_logger(__name__)
@@ -143,7 +143,7 @@ def export(model: Dinov3PreTrainedModel, directory: str | os.PathLike, layout: s
     if not isinstance(model, Dinov3PreTrainedModel):
         raise TypeError(f"export needs a Dinov3 model of this package, got {type(model).__name__}")
     backbone = model if isinstance(model, Dinov3Model) else model.dinov3
-    everything, prefix = _merge_adapters(model, _gather(model)), "" if backbone is model else "dinov3."
+    everything, prefix = merge_adapters(model, gather(model)), "" if backbone is model else "dinov3."
     tensors = {name.removeprefix(prefix): value for name, value in everything.items() if name.startswith(prefix)}
     beside = {name: value for name, value in everything.items() if not name.startswith(prefix)}
     directory = Path(directory)
@@ -154,28 +154,6 @@ def export(model: Dinov3PreTrainedModel, directory: str | os.PathLike, layout: s
     else:
         _export_meta(backbone.config, tensors, beside, directory)
     return directory
-
-
-def _gather(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Whole tensors on the CPU; other processes than the first only help to gather them."""
-    keep, result = not dist.is_initialized() or dist.get_rank() == 0, {}
-    for name, tensor in model.state_dict().items():
-        tensor = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-        if keep:
-            result[name] = tensor.cpu().contiguous()
-    return result
-
-
-def _merge_adapters(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Add LoRA adapters to the weights they belong to: W + scale B A, under the names of a model without them."""
-    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
-    for name, module in model.named_modules() if tensors else ():
-        if hasattr(module, "lora_A"):
-            for adapter, scale in module.scaling.items():
-                down, up = (tensors[f"{name}.lora_{side}.{adapter}.weight"].float() for side in "AB")
-                weight = merged[f"{name}.weight"]
-                merged[f"{name}.weight"] = (weight.float() + scale * up @ down).to(weight.dtype)
-    return merged
 
 
 def _export_transformers(config: Dinov3Config, tensors: dict, beside: dict, directory: Path) -> None:

@@ -39,10 +39,10 @@ TINY = {
 GRAM = {"gram_teacher": "ema_copy", "gram_crop_size": 96}
 # The 7B model of the paper (DINOv3, table 2 and appendix C), 16 images a process.
 BILLIONS = {
-    "size": "vit7b16", "global_crop_size": 256, "local_crop_size": 112, "batch_size": 16, "drop_path_rate": 0.4,
+    "size": "vit7b16", "global_crop_size": 256, "local_crop_size": 112, "batch_size": 16,
     "dino_head_num_prototypes": 262144, "dino_head_bottleneck_size": 512, "dino_head_hidden_size": 8192,
     "ibot_head_num_prototypes": 98304, "ibot_head_bottleneck_size": 384, "ibot_head_hidden_size": 4096,
-    "pos_embed_rescale": 2.0, "steps": 1_000_000,
+    "steps": 1_000_000,
 }  # fmt: skip
 
 
@@ -213,6 +213,24 @@ def test_going_on_from_weights_plans_their_sizes_and_leaves_them(tmp_path):
     fields = dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"))
     fields |= {"num_register_tokens": None, "patch_size": None, "init_from": str(tmp_path)}
     assert make_plan(tiny(**fields)).parameters["backbone"] == sum(p.numel() for p in network.parameters())
+
+
+def test_adapters_alone_have_gradients_and_moments(tmp_path):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = Dinov3Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, patch_size=8
+    )
+    export(Dinov3ForPreTraining(config).dinov3, tmp_path)
+    fields = dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"))
+    fields |= {"num_register_tokens": None, "patch_size": None, "init_from": str(tmp_path), "lora_rank": 2}
+    plan = make_plan(tiny(**fields), processes=2)
+    # A and B of four square layers and two between 32 and 64, in two blocks, and the mask token.
+    adapters = 2 * 2 * (4 * (32 + 32) + 2 * (32 + 64)) + 32
+    heads = plan.parameters["dino_head"] + plan.parameters["ibot_head"]
+    assert plan.memory["ddp"]["AdamW moments"] == 8 * (adapters + heads)
+    assert plan.memory["ddp"]["gradient buckets"] == 4 * (adapters + heads)
+    assert plan.memory["ddp"]["master weights"] == 4 * sum(plan.parameters.values()) > 4 * (adapters + heads)
 
 
 def test_nothing_fake_is_left_behind():

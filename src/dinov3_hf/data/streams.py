@@ -36,7 +36,7 @@ def load_source(
     `source` is "scenes" or "scenes:SUBSET" (of `num_images` rendered images), a folder of images or Parquet files, a
     pattern of Parquet files or WebDataset tars, such files at a URL (`{000..031}` counts), or a hub id `owner/name` or
     `owner/name:config`. Keeps the image column and `columns`; None keeps all. Returns a `datasets.IterableDataset`, or
-    a `Dataset` without streaming and of a folder of images, whose rows are but paths.
+    a `Dataset` without streaming, and always for a local folder of images, whose rows hold paths only.
     Raises FileNotFoundError or ValueError in one line that names the field.
     """
     from datasets import Image, IterableDataset
@@ -118,7 +118,7 @@ def _open_urls(source: str, split: str, streaming: bool, **options):
         options = {"storage_options": {"client_kwargs": {"timeout": timeout}}, **options}
     try:
         return with_retries(lambda: _files(builder, urls, source, split, streaming, **options), f"data: {source}")
-    except (OSError, StreamError) as error:
+    except (OSError, ImportError, StreamError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(f"data: {source!r} could not be opened: {reason}") from error
 
@@ -197,10 +197,11 @@ class RowStream:
     """Endless rows of a data set, epoch after epoch, for one of several readers that share it without overlap.
 
     Shards are read in an order drawn for each epoch, and each block of rows is permuted by (seed, epoch, reader,
-    block); a `Dataset` that is not streamed gets a whole permutation instead. Where there are enough shards each reader
-    opens its own, otherwise all read everything and keep every n-th row. Reading again what a failing network did not
-    give goes back to the start of the block: nothing is lost and nothing comes twice. `state_dict` names a place in the
-    stream exactly: resuming reads again at most one block. Raises `StreamError` where there is nothing to read.
+    block); a `Dataset` that is not streamed gets a whole permutation instead. With at least as many shards as readers,
+    each opens its own and goes through its epochs at its own pace; with fewer, all read everything and keep every n-th
+    row. After a network error a reader goes back to the start of its block: nothing is lost and nothing comes twice.
+    `state_dict` names a place in the stream exactly: resuming reads again at most one block. Raises `StreamError` where
+    there is nothing to read.
     """
 
     def __init__(self, rows, block: int, seed: int, reader: int = 0, num_readers: int = 1):
