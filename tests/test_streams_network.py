@@ -45,7 +45,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.folder, self.fault, self.served, self.bytes_sent = folder, lambda: None, Counter(), 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.closing = threading.Event()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def fail_at_random(self, seed=0, share=0.5):
         draw, faults, lock = np.random.default_rng(seed), itertools.cycle(FAULTS), threading.Lock()
@@ -180,8 +180,8 @@ def numbers_of(rows):
     return read
 
 
-def open_stream(server, kind, reader=0, readers=1, block=8):
-    return RowStream(load_source(f"{server.url}/{write_files(server.folder, kind)}"), block, 0, reader, readers)
+def open_rows(server, kind):
+    return load_source(f"{server.url}/{write_files(server.folder, kind)}")
 
 
 @needs_aiohttp
@@ -191,13 +191,13 @@ def open_stream(server, kind, reader=0, readers=1, block=8):
 def test_every_row_comes_once_and_in_order(server, capsys, monkeypatch, kind, reader, readers, tries_of_datasets):
     monkeypatch.setitem(retries.DATASETS_RETRIES, "STREAMING_READ_MAX_RETRIES", tries_of_datasets)
     before = datasets.config.STREAMING_READ_MAX_RETRIES
-    whole = numbers_of(itertools.islice(open_stream(server, kind, reader, readers), 50))
+    rows = open_rows(server, kind)
+    whole = numbers_of(itertools.islice(RowStream(rows, 8, 0, reader, readers), 50))
     if readers == 1:
         assert sorted(whole[:40]) == list(range(40))
     assert "failed" not in capsys.readouterr().err
-    stream = open_stream(server, kind, reader, readers)
     server.fail_at_random(share=0.4)
-    assert numbers_of(itertools.islice(stream, 50)) == whole
+    assert numbers_of(itertools.islice(RowStream(rows, 8, 0, reader, readers), 50)) == whole
     assert all(server.served[fault] for fault in FAULTS)
     lines = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
     # Of a Parquet file `datasets` itself asks for the failed range again; the stream of a tar is lost.
@@ -209,11 +209,12 @@ def test_every_row_comes_once_and_in_order(server, capsys, monkeypatch, kind, re
 @needs_aiohttp
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_resuming_under_drops_is_exact(server, kind):
-    whole = numbers_of(itertools.islice(open_stream(server, kind), 60))
-    opened = [open_stream(server, kind) for _ in range(6)]
+    rows = open_rows(server, kind)
+    whole = numbers_of(itertools.islice(RowStream(rows, 8, 0), 60))
     server.fail_at_random(seed=1, share=0.4)
     read, state = [], None
-    for stream in opened:
+    for _ in range(6):
+        stream = RowStream(rows, 8, 0)
         if state is not None:
             stream.load_state_dict(state)
         read += numbers_of(itertools.islice(stream, 10))
@@ -226,7 +227,7 @@ def test_a_server_that_stays_broken_ends_the_stream_in_one_line(server, monkeypa
     slept = []
     monkeypatch.setattr(retries, "DELAYS", (1, 2, 4, 8, 16, 32))
     monkeypatch.setattr(retries.time, "sleep", lambda seconds: slept.append(seconds) if seconds else None)
-    stream = open_stream(server, "tar")
+    stream = RowStream(open_rows(server, "tar"), 8, 0)
     server.served.clear()
     server.fault = lambda: 503
     with pytest.raises(StreamError, match=r"^data: could not be read in 7 tries: ClientResponseError: 503") as error:
@@ -239,7 +240,7 @@ def test_a_server_that_stays_broken_ends_the_stream_in_one_line(server, monkeypa
     "status, error, message", [(404, FileNotFoundError, "part-"), (403, StreamError, "data: cannot be read: .*403")]
 )
 def test_errors_that_last_are_raised_at_once(server, status, error, message):
-    stream = open_stream(server, "tar")
+    stream = RowStream(open_rows(server, "tar"), 8, 0)
     server.served.clear()
     server.fault = lambda: status
     with pytest.raises(error, match=message):
@@ -251,7 +252,7 @@ def test_errors_that_last_are_raised_at_once(server, status, error, message):
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_a_silent_connection_is_given_up(server, monkeypatch, kind):
     monkeypatch.setattr(streams, "SILENT_SECONDS", 0.3)
-    stream, stalls = open_stream(server, kind), iter(["stall"])
+    stream, stalls = RowStream(open_rows(server, kind), 8, 0), iter(["stall"])
     server.fault = lambda: next(stalls, None)
     start = time.monotonic()
     assert sorted(numbers_of(itertools.islice(stream, 40))) == list(range(40))

@@ -145,6 +145,19 @@ class CropArguments:
             return [(sizes[0], sizes[1], sizes[2]) for sizes in self.crop_size_sets]
         return [(self.global_crop_size, self.local_crop_size, gram_crop_size)]
 
+    def check_patches(self, patch_size: int, gram_crop_size: int | None) -> None:
+        """Refuse crops of no whole number of patches, except local crops of sets: the model cuts off their rest.
+
+        Of the published sets one has local crops of 10.5 patches.
+        """
+        names = ["global_crop_size", "local_crop_size", "gram_crop_size"]
+        if self.crop_size_sets:
+            names = ["crop_size_sets", None, "crop_size_sets"]
+        for sizes in self.sizes(gram_crop_size):
+            for name, size in zip(names, sizes, strict=True):
+                good = name is None or size is None or size % patch_size == 0
+                require(good, name, size, f"a multiple of the patch size ({patch_size})")
+
     def validate(self) -> None:
         for sizes in self.crop_size_sets:
             good = len(sizes) == 3 and min(sizes) >= 1
@@ -327,8 +340,10 @@ class RunArguments:
         "recompute the student's blocks in the backward pass, to save memory", False
     )
     report_to: Literal["none", "tensorboard", "trackio"] = described("tracker that also gets the metrics", "none")
-    mixed_precision: Literal["no", "bf16"] | None = described(
-        "compute precision; null takes Accelerate's (no, unless launched otherwise)", None
+    mixed_precision: Literal["no", "bf16", "fp8"] | None = described(
+        "compute precision, fp8 for the blocks' linear layers and bf16 for the rest (needs torchao and a GPU that has it); "
+        "null takes Accelerate's (no, unless launched otherwise)",
+        None,
     )
 
     def validate(self) -> None:
@@ -363,7 +378,7 @@ class PretrainRecipe:
         if crops.crop_size_sets:
             why = "null with crop_size_sets, whose third numbers are the Gram crops"
             require(gram.gram_crop_size is None, "gram_crop_size", gram.gram_crop_size, why)
-        for global_size, local_size, gram_size in crops.sizes(gram.gram_crop_size):
+        for global_size, _, gram_size in crops.sizes(gram.gram_crop_size):
             name = "crop_size_sets" if crops.crop_size_sets else "gram_crop_size"
             if anchored and gram_size is not None:
                 require(gram_size >= global_size, name, gram_size, f"at least the global crops ({global_size})")

@@ -48,12 +48,7 @@ class TrainingBatches(IterableDataset):
         first_epoch: int = 0,
     ):
         gram = gram or GramArguments()
-        names = ("global_crop_size", "local_crop_size", "gram_crop_size")
-        for sizes in crops.sizes(gram.gram_crop_size):
-            for name, size in zip(names, sizes, strict=True):
-                if size is not None and size % patch_size:
-                    name = "crop_size_sets" if crops.crop_size_sets else name
-                    raise ValueError(f"{name}: got {size}, accepted: a multiple of the patch size ({patch_size})")
+        crops.check_patches(patch_size, gram.gram_crop_size)
         self.sources = rows if isinstance(rows, list) else [rows]
         self.data, self.crops, self.seed = data, crops, seed
         self.image_columns = [find_image_column(source, data.image_column) for source in self.sources]

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .arguments import OptimizationArguments, RunArguments
 from .checkpointing import Checkpoints
 from .monitor import Monitor
-from .sharding import distribute, set_gradient_sync
+from .sharding import compute_precision, distribute, set_gradient_sync
 
 
 MAX_NON_FINITE_STEPS = 3
@@ -101,7 +101,8 @@ def train(
     features, at the start and every `run.probe_every` steps; `alarm.check(line)` gives sentences on what goes wrong. Raises `NonFiniteLoss` after three non-finite losses in a row.
     """
     device, accumulation = accelerator.device, optimization.gradient_accumulation_steps
-    module = distribute(objective, accelerator, run.activation_checkpointing)
+    float8 = compute_precision(run.mixed_precision) == "fp8"
+    module = distribute(objective, accelerator, run.activation_checkpointing, float8)
     optimizer = build_optimizer(build_groups(), optimization.adam_betas)
     checkpoints = Checkpoints(run, accelerator, objective, optimizer)
     state, loader = checkpoints.resume(build_loader)

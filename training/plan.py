@@ -219,13 +219,11 @@ class Stage:
         """Yield each kind of step of the run: a batch of one process, a step of that kind, and its share of the run."""
         gram, crops, optimization = self.recipe.gram, self.recipe.crops, self.recipe.optimization
         images, patch = optimization.batch_size, self.objective.student.config.patch_size
+        crops.check_patches(patch, gram.gram_crop_size)
         sets = crops.sizes(gram.gram_crop_size)
         shares = np.array(crops.crop_size_probabilities or [1.0] * len(sets))
         anchored = 0.0 if gram.gram_teacher == "none" else 1 - gram.gram_start_step / optimization.steps
         for (global_size, local_size, gram_size), share in zip(sets, shares / shares.sum(), strict=True):
-            for size in (global_size, local_size, gram_size or patch):
-                if size % patch:
-                    raise ValueError(f"crop sizes: got {size}, accepted: multiples of the patch size ({patch})")
             plain = {"global_crops": (2, global_size), "local_crops": (crops.local_crops, local_size)}
             own = {"gram_crops": (2, gram_size)} if self.objective.gram_teacher is not None and gram_size else {}
             for shapes, step, part in ((plain, 0, 1 - anchored), (plain | own, optimization.steps - 1, anchored)):
@@ -320,7 +318,8 @@ def make_plan(recipe: PretrainRecipe, processes: int = 1, device_memory: float |
     if device_memory is not None and not device_memory > 0:
         raise ValueError(f"device_memory: got {device_memory}, accepted: GiB above 0")
     precision = recipe.run.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precision = "bf16" if precision == "bf16" else "no"
+    # fp8 keeps weights and activations as bf16 does.
+    precision = "bf16" if precision in ("bf16", "fp8") else "no"
     images = recipe.optimization.batch_size * min(2, recipe.optimization.gradient_accumulation_steps)
     chosen, flops, most, hardest = recipe.run.activation_checkpointing, Counter(), 0, ()
     # Weights to go on from are read, to learn their shapes; nothing else is allocated.

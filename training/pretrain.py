@@ -110,6 +110,7 @@ def pretrain(recipe: PretrainRecipe):
     from .param_groups import parameter_groups
     from .schedules import Schedules
     from .self_distillation import SelfDistillation
+    from .sharding import compute_precision
 
     model, data, crops, optimization, run = recipe.model, recipe.data, recipe.crops, recipe.optimization, recipe.run
     rows = [
@@ -126,7 +127,10 @@ def pretrain(recipe: PretrainRecipe):
     tracker = None if run.report_to == "none" else run.report_to
     if tracker and find_spec(tracker) is None:
         raise ValueError(f"report_to: {tracker} is not installed, accepted: none, or after pip install {tracker}")
-    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=tracker, project_dir=run.output_dir)
+    precision = compute_precision(run.mixed_precision)
+    # The linear layers that compute in fp8 are replaced one by one; everything around them computes in bf16.
+    autocast = "bf16" if precision == "fp8" else precision
+    accelerator = Accelerator(mixed_precision=autocast, log_with=tracker, project_dir=run.output_dir)
 
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -136,6 +140,12 @@ def pretrain(recipe: PretrainRecipe):
     patch_size = student.config.patch_size
     rank, processes = accelerator.process_index, accelerator.num_processes
     global_batch = optimization.batch_size * optimization.gradient_accumulation_steps * processes
+    group, in_one_pass = recipe.objective.koleo_group_size, optimization.batch_size * processes
+    if group is not None and (group % optimization.batch_size or in_one_pass % group):
+        raise ValueError(
+            f"koleo_group_size: got {group}, accepted: a multiple of batch_size ({optimization.batch_size}) that divides the "
+            f"images of all processes ({in_one_pass})"
+        )
     head_warmup = optimization.head_warmup_steps
     if head_warmup is None:
         head_warmup = optimization.steps // 10 if model.init_from and heads_are_new else 0

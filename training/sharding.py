@@ -12,6 +12,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .fields import require
+from .float8 import check_float8, convert_to_float8
+
 
 def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
     """Return the launch configuration's FSDP settings, None without FSDP; raises ValueError for FSDP version 1.
@@ -31,13 +34,28 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def distribute(objective: nn.Module, accelerator: Accelerator, activation_checkpointing: bool = False) -> nn.Module:
+def compute_precision(mixed_precision: str | None) -> str:
+    """Return no, bf16 or fp8: the recipe's, else the launch configuration's; raises ValueError where it cannot run."""
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    accepted = "no, bf16 or fp8 (the launch configuration's, as the recipe names none)"
+    require(precision in ("no", "bf16", "fp8"), "mixed_precision", precision, accepted)
+    if precision == "fp8":
+        check_float8()
+    return precision
+
+
+def distribute(
+    objective: nn.Module, accelerator: Accelerator, activation_checkpointing: bool = False, float8: bool = False
+) -> nn.Module:
     """Put an objective's networks on the device, over all processes; returns the module to call for the loss.
 
     Every direct child of the objective is a network that is entered through its own `__call__`: under FSDP2 its blocks
     are sharded one by one, then the network. Trained networks recompute their blocks' activations when asked; all
     blocks are compiled one by one if the launch configuration names a dynamo backend. Build optimizers afterwards.
     """
+    if float8:
+        for block in blocks(objective):
+            convert_to_float8(block)
     plugin = fsdp_plugin(accelerator)
     trained = {id(block) for network in objective.networks().values() for block in blocks(network)}
     if activation_checkpointing or (plugin is not None and plugin.activation_checkpointing):

@@ -72,6 +72,53 @@ def test_unknown_key_names_the_nearest(tmp_path):
             "steps: 13000\nfreeze_last_layer_steps: 0",
             "teacher_temperature_warmup_steps: got 37500, accepted: from 0 to steps",
         ),
+        ("data: []", "data: got [], accepted: at least one source"),
+        ("data: [scenes, 3]", "data: got ['scenes', 3], accepted: list of texts"),
+        (
+            "data: [a, b]\ndata_weights: [1]",
+            "data_weights: got [1.0], accepted: empty, or a number above 0 for each of the 2",
+        ),
+        ("homogeneous_share: 2", "homogeneous_share: got 2.0, accepted: a share from 0 to 1"),
+        ("crop_size_sets: [[64, 32]]", "crop_size_sets: got [64, 32], accepted: three sizes"),
+        ("crop_size_sets: [a]", "crop_size_sets: got ['a'], accepted: list of lists of whole numbers"),
+        (
+            "crop_size_probabilities: [1]",
+            "crop_size_probabilities: got [1.0], accepted: empty, or a share for each of the 0",
+        ),
+        (
+            "gram_checkpoint: x",
+            "gram_checkpoint: got 'x', accepted: a model folder or hub id with gram_teacher: checkpoint",
+        ),
+        ("gram_teacher: checkpoint", "gram_checkpoint: got None, accepted: a model folder"),
+        ("gram_teacher: fixed", "gram_teacher: got 'fixed', accepted: none, checkpoint, ema_copy or ema"),
+        ("gram_crop_size: 512", "gram_crop_size: got 512, accepted: null while gram_teacher is none"),
+        ("gram_teacher: ema\ngram_crop_size: 512", "gram_crop_size: got 512, accepted: null with gram_teacher: ema"),
+        ("gram_teacher: ema\ngram_update_every: 5", "gram_update_every: got 5, accepted: null with gram_teacher: ema"),
+        (
+            "gram_teacher: ema_copy\ngram_max_updates: 5",
+            "gram_max_updates: got 5, accepted: null while gram_update_every",
+        ),
+        (
+            "gram_teacher: ema_copy\ngram_crop_size: 112",
+            "gram_crop_size: got 112, accepted: at least the global crops (224)",
+        ),
+        (
+            "gram_teacher: ema_copy\ngram_start_step: 9\ngram_update_every: 5",
+            "gram_first_update: got 0, accepted: at least gram_start_step (9)",
+        ),
+        (
+            "gram_teacher: ema\ngram_start_step: 125000",
+            "gram_start_step: got 125000, accepted: a start and ramp that end",
+        ),
+        ("gram_teacher: ema\ngram_weight: -1", "gram_weight: got -1.0, accepted: a weight of at least 0"),
+        ("gram_teacher: ema_copy\ngram_crop_size: 256\ncrop_size_sets: [[64, 32, 64]]", "null with crop_size_sets"),
+        (
+            "gram_teacher: ema_copy\ncrop_size_sets: [[64, 32, 48]]",
+            "crop_size_sets: got 48, accepted: at least the global",
+        ),
+        ("milestone_every: 750", "milestone_every: got 750, accepted: null or a multiple of save_every (500)"),
+        ("probe_every: 25", "probe_every: got 25, accepted: a multiple of log_every (10)"),
+        ("head_warmup_steps: 125001", "head_warmup_steps: got 125001, accepted: from 0 to steps (125000)"),
         ("- steps", "accepted: one `field: value` a line"),
     ],
 )
@@ -96,7 +143,7 @@ def test_every_field_is_read_somewhere():
     root = Path(arguments.__file__).parent
     read = set()
     for file in root.rglob("*.py"):
-        if file.name in ("arguments.py", "recipe.py"):
+        if file.name in ("arguments.py", "gram_arguments.py", "recipe.py"):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute):
@@ -106,3 +153,16 @@ def test_every_field_is_read_somewhere():
     # The fields of the model's group go to `Dinov3Config`, which refuses a name it does not have.
     read |= {item.name for item in dataclasses.fields(arguments.ModelArguments)}
     assert not set(FIELDS) - read
+
+
+def test_one_source_needs_no_brackets():
+    assert build_recipe(data="folder").data.data == ["folder"]
+    assert from_flags("--data", "a", "b", "--data-weights", "1", "2").data.data_weights == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_is_valid_and_says_what_it_costs(name):
+    recipe = build_recipe(name)
+    assert "Cost:" in (RECIPES / f"{name}.yaml").read_text()
+    for size, _, gram_size in recipe.crops.sizes(recipe.gram.gram_crop_size):
+        assert size % (recipe.model.patch_size or 16) == 0 and (gram_size or 0) % (recipe.model.patch_size or 16) == 0

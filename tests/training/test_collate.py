@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dinov3_hf.data.streams import StreamError
-from dinov3_hf.training.arguments import CropArguments, DataArguments
+from dinov3_hf.training.arguments import CropArguments, DataArguments, GramArguments
 from dinov3_hf.training.collate import TrainingBatches, make_loader
 
 
@@ -123,3 +123,70 @@ def test_crops_must_be_whole_patches(name):
     crops = CropArguments(**{"global_crop_size": 16, "local_crop_size": 8, name: 10})
     with pytest.raises(ValueError, match=f"{name}: got 10, accepted: a multiple of the patch size \\(4\\)"):
         TrainingBatches(make_rows(), DataArguments(), crops, 4, 0, 4)
+
+
+def test_gram_crops_are_the_global_crops_undistorted():
+    """Same boxes and flips; with no colour change at all both are the same picture at two sizes."""
+    plain = CropArguments(
+        global_crop_size=16, local_crop_size=8, local_crops=0, color_jitter_probability=0, grayscale_probability=0,
+        blur_probability=[0, 0, 0], solarize_probability=0,
+    )  # fmt: skip
+    gram = GramArguments(gram_teacher="ema_copy", gram_start_step=2, gram_crop_size=16)
+    for crops, same in ((plain, True), (CropArguments(global_crop_size=16, local_crop_size=8), False)):
+        batches = take(TrainingBatches(make_rows(), DataArguments(num_workers=0), crops, 4, 0, 4, gram=gram), 4)
+        assert ["gram_crops" in batch for batch in batches] == [False, False, True, True]
+        close = torch.allclose(batches[2]["gram_crops"], batches[2]["global_crops"], atol=1e-5)
+        assert close is same
+    large = GramArguments(gram_teacher="ema_copy", gram_crop_size=32)
+    batch = take(TrainingBatches(make_rows(), DataArguments(num_workers=0), CROPS, 4, 0, 4, gram=large), 1)[0]
+    assert batch["gram_crops"].shape == (2, 4, 3, 32, 32)
+
+
+def test_crop_sizes_are_drawn_by_step_and_masks_follow():
+    crops = CropArguments(
+        local_crops=1, crop_size_sets=[[16, 8, 24], [24, 12, 32]], crop_size_probabilities=[0.7, 0.3]
+    )
+    gram = GramArguments(gram_teacher="ema_copy")
+    make_rank = lambda rank: TrainingBatches(  # noqa: E731
+        make_rows(), DataArguments(num_workers=0), crops, 2, 0, 4, rank, 2, gram
+    )
+    first, second = take(make_rank(0), 40), take(make_rank(1), 40)
+    sizes = [batch["global_crops"].shape[-1] for batch in first]
+    assert sizes == [batch["global_crops"].shape[-1] for batch in second] and 20 <= sizes.count(16) <= 36
+    for batch in first:
+        size = batch["global_crops"].shape[-1]
+        assert batch["masks"].shape[-1] == (size // 4) ** 2
+        assert (batch["local_crops"].shape[-1], batch["gram_crops"].shape[-1]) == {16: (8, 24), 24: (12, 32)}[size]
+
+
+def test_sources_are_mixed_by_weight_and_some_steps_are_homogeneous():
+    dark, bright = (
+        make_rows(6),
+        datasets.Dataset.from_dict(
+            {"image": [{"bytes": picture(255), "path": None}] * 6},
+            features=datasets.Features({"image": datasets.Image(decode=False)}),
+        ),
+    )
+    crops = CropArguments(
+        global_crop_size=16, local_crops=0, color_jitter_probability=0, grayscale_probability=0, solarize_probability=0,
+    )  # fmt: skip
+    data = DataArguments(data=["a", "b"], data_weights=[3, 1], homogeneous_share=0.25, num_workers=0)
+    shares = []
+    for batch in take(TrainingBatches([dark, bright], data, crops, 8, 0, 4), 60):
+        red = batch["global_crops"][0, :, 0].mean(dim=(1, 2))
+        shares.append((red > 2.1).float().mean().item())
+    assert abs(sum(shares) / 60 - 0.25) < 0.08
+    assert 9 <= sum(share in (0.0, 1.0) for share in shares) <= 30 and 1 <= shares.count(1.0) <= 10
+
+
+def test_changed_readers_start_at_the_given_step_and_epoch():
+    later = TrainingBatches(make_rows(), DataArguments(num_workers=0), CROPS, 4, 0, 4, first_step=7, first_epoch=3)
+    batch = take(later, 1)[0]
+    assert batch["step"] == 7 and batch["epoch"] == 3
+    assert torch.equal(batch["masks"], take(make(), 8)[7]["masks"])
+
+
+def test_a_grid_of_one_patch_masks_nothing_and_one_image_has_no_neighbour():
+    crops = CropArguments(global_crop_size=4, local_crop_size=4, local_crops=1)
+    batch = take(TrainingBatches(make_rows(), DataArguments(num_workers=0), crops, 1, 0, 4), 1)[0]
+    assert batch["masks"].shape == (2, 1, 1) and not batch["masks"].any()

@@ -62,8 +62,14 @@ def run(folder, name, accelerator, accumulation=1, steps=STEPS, on_batches=Batch
     """Train the tiny network for a few steps through the package's own loop; returns losses, weights, and counts."""
     torch.manual_seed(0)
     config = Dinov3Config(
-        **{"patch_size": 4, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-        **{"num_attention_heads": 2, "num_register_tokens": 2, "layerscale_value": 0.5, "image_size": 12},
+        patch_size=4,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_register_tokens=2,
+        layerscale_value=0.5,
+        image_size=12,
         **{f"{head}_head_{part}": 16 for head in ("dino", "ibot") for part in ("num_prototypes", "hidden_size")},
         **{f"{head}_head_bottleneck_size": 8 for head in ("dino", "ibot")},
         head_initializer_range=0.3,
@@ -74,12 +80,21 @@ def run(folder, name, accelerator, accumulation=1, steps=STEPS, on_batches=Batch
     student = Dinov3ForPreTraining(config)
     objective = SelfDistillation(student, ObjectiveArguments(koleo_distributed=True), Dinov3Model(config), gram)
     optimization = OptimizationArguments(
-        **{"steps": STEPS, "lr": 5e-3, "lr_scaling": "none", "lr_warmup_steps": 2, "momentum": 0.9},
-        **{"freeze_last_layer_steps": 2, "teacher_temperature_warmup_steps": 4, "clip_grad_norm": 1.0},
+        steps=STEPS,
+        lr=5e-3,
+        lr_scaling="none",
+        lr_warmup_steps=2,
+        momentum=0.9,
+        freeze_last_layer_steps=2,
+        teacher_temperature_warmup_steps=4,
+        clip_grad_norm=1.0,
         gradient_accumulation_steps=accumulation,
     )
     arguments = RunArguments(
-        output_dir=str(folder / name), log_every=1, probe_every=1, **{"save_every": 100, "keep_checkpoints": 1, **fields}
+        output_dir=str(folder / name),
+        log_every=1,
+        probe_every=1,
+        **{"save_every": 100, "keep_checkpoints": 1, **fields},
     )
     Path(arguments.output_dir).mkdir(exist_ok=True)
     accelerator.wait_for_everyone()

@@ -86,9 +86,7 @@ def run(folder, objective=None, steps=8, on_step=None, **fields):
     optimization = OptimizationArguments(steps=steps)
     export = lambda path, state, metrics: path.mkdir()  # noqa: E731
     accelerator = Accelerator()
-    result = train(
-        objective, lambda: groups, Loader, Constant(), accelerator, optimization, arguments, {}, export
-    )
+    result = train(objective, lambda: groups, Loader, Constant(), accelerator, optimization, arguments, {}, export)
     return objective, result
 
 

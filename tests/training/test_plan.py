@@ -278,7 +278,10 @@ def test_a_plan_that_does_not_fit_says_so(capsys):
         (["--plan", "--processes", "-3"], "processes: got -3, accepted: a whole number of at least 1"),
         (["--plan", "--device-memory", "0"], "device_memory: got 0.0, accepted: GiB above 0"),
         (["--processes", "2"], "processes: got 2, accepted: only with --plan"),
-        (["--plan", "--global-crop-size", "50"], "got 50, accepted: multiples of the patch size (8)"),
+        (
+            ["--plan", "--global-crop-size", "50"],
+            "global_crop_size: got 50, accepted: a multiple of the patch size (8)",
+        ),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(flags, message, tmp_path, capsys):

@@ -189,3 +189,37 @@ def test_a_tracker_that_is_not_installed_is_refused(folder, tmp_path, capsys, mo
     assert run(folder, tmp_path / "out", "--report-to", "trackio") == 2
     assert "report_to: trackio is not installed" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_goes_on_from_weights_without_heads_and_reports_drift(finished, folder, tmp_path, capsys):
+    """Stock weights: new heads learn alone for a tenth of the steps; the card names the origin."""
+    start = tmp_path / "start"
+    start.mkdir()
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        (start / name).write_bytes((finished / "model" / name).read_bytes())
+    output = tmp_path / "out"
+    flags = ["--init-from", str(start), "--probe-data", "scenes", "--probe-images", "50", "--steps", "10"]
+    assert run(folder, output, *flags, "--probe-every", "5", "--save-every", "5") == 0
+    assert "the heads are new and learn alone for 1 steps" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["backbone_lr"] > 0 for line in lines[:2]] == [False, True]
+    assert {"knn", "rankme", "cls_patch_cosine", "knn_drift"} <= lines[4].keys() and "knn" not in lines[3]
+    assert {"prototype_usage", "assignment_entropy", "teacher_entropy", "grad_norm_backbone"} <= lines[0].keys()
+    card = (output / "model" / "README.md").read_text()
+    assert card.startswith("---") and "going on from" in card and "start" in card
+
+
+def test_sharded_and_wrong_group_sizes_are_refused(folder, tmp_path, capsys, monkeypatch):
+    assert run(folder, tmp_path / "out", "--koleo-distributed", "--koleo-group-size", "6") == 2
+    assert "koleo_group_size: got 6, accepted: a multiple of batch_size (4)" in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    assert run(folder, tmp_path / "out") == 2
+    assert "fsdp_version: got 1, accepted: 2" in capsys.readouterr().err
+
+
+def test_images_of_one_batch_train_without_neighbours(folder, tmp_path):
+    """Local batch 1: KoLeo has no neighbour and gives 0 with a warning, never inf."""
+    with pytest.warns(UserWarning, match="at least two images"):
+        assert run(folder, tmp_path / "out", "--batch-size", "1", "--steps", "2") == 0
+    assert all(np.isfinite(loss) for _, loss in losses(tmp_path / "out"))

@@ -23,7 +23,8 @@ VALUES = {
     "local_weight": 0.5,
     "momentum": 0.9,
     "lr": 1e-2,
-    "last_layer_lr": 1e-2, "backbone_lr": 1e-2,
+    "last_layer_lr": 1e-2,
+    "backbone_lr": 1e-2,
     "weight_decay": 0.1,
 }
 
