@@ -144,5 +144,5 @@ def test_training_batches_count_them_and_go_on(rows):
 
 
 def test_training_ends_beyond_the_accepted_share(rows):
-    with pytest.raises(StreamError, match=r"max_bad_images: \d+ of \d+ images could not be decoded"):
+    with pytest.raises(StreamError, match=r"max_bad_images: \d+ of \d+ images could not be used"):
         list(itertools.islice(batches_of(rows, max_bad_images=0.3), 40))

@@ -1,11 +1,11 @@
 """The fields of a recipe: everything that defines a training run, typed, with its default and its bounds."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .fields import described, require
+from .fields import Recipe, described, require
 from .gram_arguments import GramArguments
+from .source_arguments import SourceArguments
 
 
 @dataclass
@@ -67,22 +67,9 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """Where the images come from."""
+class DataArguments(SourceArguments):
+    """Where the images come from, and those held out to watch the run."""
 
-    data: list[str] = described(
-        "sources, each of them scenes, scenes:crowded, an image folder, Parquet files, WebDataset tars (paths, patterns or "
-        "URLs), or a hub data set id",
-        ["scenes"],
-    )
-    data_weights: list[float] = described("how often each source is drawn; empty: equally", [])
-    homogeneous_share: float = described("share of the steps that are drawn wholly from one source (DINOv3: 0.1)", 0.0)
-    split: str = described("split to train on", "train")
-    image_column: str | None = described("column that holds the images; null takes the only image column", None)
-    streaming: bool = described("read as a stream instead of preparing the whole data set first", True)
-    num_images: int = described("how many scenes to render as the training set (data: scenes only)", 50000)
-    shuffle_block: int = described("rows shuffled together, read ahead by each reader", 4096)
-    max_bad_images: float = described("abort when more than this share of the images read cannot be decoded", 0.1)
     probe_data: str | None = described(
         "held-out images on which the teacher is measured during training; null: the scenes' test split when training on "
         "scenes, else nothing",
@@ -91,19 +78,10 @@ class DataArguments:
     probe_split: str = described("split of the held-out images", "test")
     probe_label_column: str | None = described("column of their classes, for k-NN; null: label, if there is one", None)
     probe_images: int = described("held-out images read, four fifths of them as the k-NN bank", 1000)
-    num_workers: int = described("worker processes that decode and augment, per training process", 1)
 
     def validate(self) -> None:
-        require(len(self.data) >= 1, "data", self.data, "at least one source")
-        weights = self.data_weights
-        good = not weights or (len(weights) == len(self.data) and min(weights) > 0)
-        require(good, "data_weights", weights, f"empty, or a number above 0 for each of the {len(self.data)} sources")
-        require(0 <= self.homogeneous_share <= 1, "homogeneous_share", self.homogeneous_share, "a share from 0 to 1")
-        require(self.num_images >= 1, "num_images", self.num_images, "a whole number of at least 1")
-        require(self.shuffle_block >= 1, "shuffle_block", self.shuffle_block, "a whole number of at least 1")
-        require(0 <= self.max_bad_images <= 1, "max_bad_images", self.max_bad_images, "a share from 0 to 1")
+        super().validate()
         require(self.probe_images >= 20, "probe_images", self.probe_images, "a whole number of at least 20")
-        require(self.num_workers >= 0, "num_workers", self.num_workers, "a whole number of at least 0")
 
 
 @dataclass
@@ -359,7 +337,7 @@ class RunArguments:
 
 
 @dataclass
-class PretrainRecipe:
+class PretrainRecipe(Recipe):
     """All fields of a pretraining run, in the groups above."""
 
     model: ModelArguments = field(default_factory=ModelArguments)
@@ -371,8 +349,7 @@ class PretrainRecipe:
     run: RunArguments = field(default_factory=RunArguments)
 
     def validate(self) -> "PretrainRecipe":
-        for group in dataclasses.fields(self):
-            getattr(self, group.name).validate()
+        super().validate()
         gram, crops = self.gram, self.crops
         anchored = gram.gram_teacher != "none"
         if crops.crop_size_sets:
@@ -388,7 +365,3 @@ class PretrainRecipe:
             what = "a start and ramp that end before the last step"
             require(good, "gram_start_step", gram.gram_start_step, f"{what} ({steps})")
         return self
-
-    def as_flat_dict(self) -> dict:
-        """Return every field of every group in one dictionary, as a recipe file holds them."""
-        return {key: value for group in dataclasses.asdict(self).values() for key, value in group.items()}

@@ -24,13 +24,96 @@ CROPS, CROP_SIZES = 0xC209, 0x512E
 MIN_READ = 100
 
 
-class TrainingBatches(IterableDataset):
+class StreamBatches(IterableDataset):
     """Endless batches of one process from `first_step` on; worker w of W makes every W-th from the w-th on.
 
+    A subclass says what a row gives (`read`) and what a batch of that holds (`make_batch`). Every batch has besides
+    step, epoch, num_images, and since the worker's last batch images_read, bad_images and bad_examples (a line each). A
+    row that cannot be used is counted and the next one takes its place. Raises `StreamError` beyond `max_bad_images`.
+    """
+
+    def __init__(
+        self,
+        rows,
+        data: DataArguments,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        first_step: int = 0,
+        first_epoch: int = 0,
+    ):
+        self.sources = rows if isinstance(rows, list) else [rows]
+        self.data, self.seed = data, seed
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.first_step, self.first_epoch = first_step, first_epoch
+        self.batches, self.read_images, self.bad = 0, 0, 0
+        self.stream, self.resumed = None, None
+
+    def read(self, row: dict, source: int):
+        """Return what a row of a source gives to a batch; raises `BadImage` where it gives nothing."""
+        raise NotImplementedError
+
+    def make_batch(self, examples: list, places: range, step: int) -> dict:
+        """Return the tensors of one batch, whose examples fill `places` in the global batch of `step`."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict:
+        """Return the place of the next batch of this worker."""
+        stream = self.stream.state_dict() if self.stream is not None else self.resumed
+        return {"batches": self.batches, "read": self.read_images, "bad": self.bad, "stream": stream}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.batches, self.read_images, self.bad, self.resumed = (
+            state[name] for name in ("batches", "read", "bad", "stream")
+        )
+
+    def __iter__(self):
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        reader, readers = self.rank * workers + number, self.world_size * workers
+        weights = self.data.data_weights or [1.0] * len(self.sources)
+        block, share = self.data.shuffle_block, self.data.homogeneous_share
+        self.stream = MixedRows(self.sources, weights, block, self.seed, reader, readers, share)
+        for stream in self.stream.streams:
+            stream.epoch = self.first_epoch
+        if self.resumed is not None:
+            self.stream.load_state_dict(self.resumed)
+        for index in itertools.count(self.batches):
+            step, before = self.first_step + index * workers + number, (self.read_images, self.bad)
+            self.bad_examples = []
+            places = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+            examples = [self._next(source) for source in self.stream.source_of(step, places)]
+            batch = self.make_batch(examples, places, step)
+            self.batches = index + 1
+            counts = {"images_read": self.read_images - before[0], "bad_images": self.bad - before[1]}
+            epoch = max(stream.epoch for stream in self.stream.streams)
+            about = {"step": step, "epoch": epoch, "num_images": len(places), "bad_examples": self.bad_examples}
+            yield {**batch, **counts, **about}
+
+    def _next(self, source: int):
+        """Return what the next usable row of one source gives."""
+        while True:
+            row = self.stream.next_row(source)
+            self.read_images += 1
+            try:
+                return self.read(row, source)
+            except BadImage as error:
+                self.bad += 1
+                paths = [value["path"] for value in row.values() if isinstance(value, dict) and value.get("path")]
+                self.bad_examples.append(f"{paths[0] if paths else 'an image'}: {error}")
+            if self.read_images >= MIN_READ and self.bad > self.data.max_bad_images * self.read_images:
+                raise StreamError(
+                    f"max_bad_images: {self.bad} of {self.read_images} images could not be used, accepted: at most a "
+                    f"share of {self.data.max_bad_images}; the last: {self.bad_examples[-1]}"
+                )
+
+
+class TrainingBatches(StreamBatches):
+    """Batches of self-distillation.
+
     A batch holds global_crops [2, B, 3, S, S], local_crops [L, B, 3, s, s] (absent if L is 0), gram_crops
-    [2, B, 3, T, T] (from gram_start_step on, if the Gram teacher has crops of its own), masks [2, B, P] bool,
-    step, epoch, and since the worker's last batch images_read, bad_images and bad_examples (a line each). An image that
-    cannot be decoded is counted and the next row takes its place. Raises `StreamError` beyond `max_bad_images`.
+    [2, B, 3, T, T] (from gram_start_step on, if the Gram teacher has crops of its own), masks [2, B, P] bool.
     """
 
     def __init__(
@@ -47,75 +130,25 @@ class TrainingBatches(IterableDataset):
         first_step: int = 0,
         first_epoch: int = 0,
     ):
+        super().__init__(rows, data, batch_size, seed, rank, world_size, first_step, first_epoch)
         gram = gram or GramArguments()
         crops.check_patches(patch_size, gram.gram_crop_size)
-        self.sources = rows if isinstance(rows, list) else [rows]
-        self.data, self.crops, self.seed = data, crops, seed
+        self.crops = crops
         self.image_columns = [find_image_column(source, data.image_column) for source in self.sources]
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.patch_size, self.gram_start = patch_size, gram.gram_start_step
         self.has_gram_crops = gram.gram_teacher not in ("none", "ema")
         self.multi_crops = [
             MultiCrop(dataclasses.replace(crops, global_crop_size=sizes[0], local_crop_size=sizes[1]), sizes[2])
             for sizes in crops.sizes(gram.gram_crop_size)
         ]
-        self.first_step, self.first_epoch = first_step, first_epoch
-        self.batches, self.read, self.bad = 0, 0, 0
-        self.stream, self.resumed = None, None
 
-    def state_dict(self) -> dict:
-        """Return the place of the next batch of this worker."""
-        stream = self.stream.state_dict() if self.stream is not None else self.resumed
-        return {"batches": self.batches, "read": self.read, "bad": self.bad, "stream": stream}
+    def read(self, row: dict, source: int) -> torch.Tensor:
+        return decode_image(row[self.image_columns[source]])
 
-    def load_state_dict(self, state: dict) -> None:
-        self.batches, self.read, self.bad, self.resumed = (
-            state[name] for name in ("batches", "read", "bad", "stream")
-        )
-
-    def __iter__(self):
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        reader, readers = self.rank * workers + number, self.world_size * workers
-        weights = self.data.data_weights or [1.0] * len(self.sources)
-        block, share = self.data.shuffle_block, self.data.homogeneous_share
-        self.stream = MixedRows(self.sources, weights, block, self.seed, reader, readers, share)
-        for stream in self.stream.streams:
-            stream.epoch = self.first_epoch
-        if self.resumed is not None:
-            self.stream.load_state_dict(self.resumed)
-        for index in itertools.count(self.batches):
-            step, before = self.first_step + index * workers + number, (self.read, self.bad)
-            self.examples = []
-            places = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-            images = [self._image(source) for source in self.stream.source_of(step, places)]
-            batch = self._batch(images, places, step)
-            self.batches = index + 1
-            counts = {"images_read": self.read - before[0], "bad_images": self.bad - before[1]}
-            epoch = max(stream.epoch for stream in self.stream.streams)
-            yield {**batch, **counts, "bad_examples": self.examples, "epoch": epoch}
-
-    def _image(self, source: int) -> torch.Tensor:
-        """Return the next image of one source that can be decoded."""
-        while True:
-            value = self.stream.next_row(source)[self.image_columns[source]]
-            self.read += 1
-            try:
-                return decode_image(value)
-            except BadImage as error:
-                self.bad += 1
-                path = value.get("path") if isinstance(value, dict) else None
-                self.examples.append(f"{path or 'an image'}: {error}")
-            if self.read >= MIN_READ and self.bad > self.data.max_bad_images * self.read:
-                raise StreamError(
-                    f"max_bad_images: {self.bad} of {self.read} images could not be decoded, accepted: at most a share "
-                    f"of {self.data.max_bad_images}; the last: {self.examples[-1]}"
-                )
-
-    def _batch(self, images: list[torch.Tensor], places: range, step: int) -> dict:
+    def make_batch(self, examples: list[torch.Tensor], places: range, step: int) -> dict:
         generators = [np.random.default_rng([self.seed, CROPS, step, place]) for place in places]
         multi_crop = self._multi_crop(step)
-        global_crops, local_crops, gram_crops = multi_crop(images, generators)
+        global_crops, local_crops, gram_crops = multi_crop(examples, generators)
         masks = draw_masks(
             (global_crops.shape[-2] // self.patch_size, global_crops.shape[-1] // self.patch_size),
             len(global_crops),
@@ -127,7 +160,7 @@ class TrainingBatches(IterableDataset):
             places.start,
             places.stop,
         )
-        batch = {"global_crops": global_crops, "masks": torch.from_numpy(masks), "step": step}
+        batch = {"global_crops": global_crops, "masks": torch.from_numpy(masks)}
         own = {"local_crops": local_crops, "gram_crops": gram_crops}
         return batch | {name: pixels for name, pixels in own.items() if pixels is not None}
 
@@ -147,38 +180,22 @@ def one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def make_loader(
-    rows,
-    data: DataArguments,
-    crops: CropArguments,
-    batch_size: int,
-    seed: int,
-    patch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    gram: GramArguments | None = None,
-    first_step: int = 0,
-    first_epoch: int = 0,
-) -> StatefulDataLoader:
-    """Return the loader of `TrainingBatches`; its `state_dict` resumes exactly with the same `readers`.
+def make_loader(batches: StreamBatches, num_workers: int) -> StatefulDataLoader:
+    """Return the loader of a stream's batches; its `state_dict` resumes exactly with the same `readers`.
 
     `loader.readers` names who shares the data: processes, workers of each, images a batch.
     """
-    batches = TrainingBatches(
-        rows, data, crops, batch_size, seed, patch_size, rank, world_size, gram, first_step, first_epoch
-    )
-    workers = data.num_workers
     with warnings.catch_warnings():
         # torchdata 0.11 calls what torch 2.15 deprecates; it changes nothing here.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
         loader = StatefulDataLoader(
             batches,
             batch_size=None,
-            num_workers=workers,
-            prefetch_factor=2 if workers else None,
+            num_workers=num_workers,
+            prefetch_factor=2 if num_workers else None,
             worker_init_fn=one_thread,
-            multiprocessing_context="spawn" if workers else None,
+            multiprocessing_context="spawn" if num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
-    loader.readers = [world_size, workers, batch_size]
+    loader.readers = [batches.world_size, num_workers, batches.batch_size]
     return loader

@@ -15,3 +15,16 @@ def require(condition: bool, name: str, value, accepted: str) -> None:
     """Raise ValueError, naming the field, its value and what is accepted, unless the condition holds."""
     if not condition:
         raise ValueError(f"{name}: got {value!r}, accepted: {accepted}")
+
+
+class Recipe:
+    """A dataclass of groups of fields, each of which refuses what contradicts itself."""
+
+    def validate(self):
+        for group in dataclasses.fields(self):
+            getattr(self, group.name).validate()
+        return self
+
+    def as_flat_dict(self) -> dict:
+        """Return every field of every group in one dictionary, as a recipe file holds them."""
+        return {key: value for group in dataclasses.asdict(self).values() for key, value in group.items()}

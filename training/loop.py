@@ -139,12 +139,12 @@ def train(
             for part in range(accumulation):
                 batch = next(batches)
                 for example in batch["bad_examples"][: max(0, SHOWN_BAD_IMAGES - state["bad_images"])]:
-                    tqdm.write(f"left out, cannot be decoded: {example}")
+                    tqdm.write(f"left out: {example}")
                 state["epoch"] = max(state["epoch"], batch["epoch"])
                 tensors = {
                     key: value.to(device, non_blocking=True) for key, value in batch.items() if torch.is_tensor(value)
                 }
-                window_images += tensors["global_crops"].shape[1]
+                window_images += batch["num_images"]
                 set_gradient_sync(module, objective, part == accumulation - 1)
                 with accelerator.autocast():
                     output = module(tensors, values)

@@ -102,7 +102,7 @@ def pretrain(recipe: PretrainRecipe):
     from dinov3_hf.data.streams import load_source
 
     from .allocator import keep_freed_memory
-    from .collate import make_loader
+    from .collate import TrainingBatches, make_loader
     from .health import CollapseAlarm
     from .initialization import build_gram_teacher, build_student
     from .loop import train
@@ -156,9 +156,10 @@ def pretrain(recipe: PretrainRecipe):
 
     def build_loader(step: int, epoch: int):
         first, batch_size = step * optimization.gradient_accumulation_steps, optimization.batch_size
-        return make_loader(
+        batches = TrainingBatches(
             rows, data, crops, batch_size, run.seed, patch_size, rank, processes, recipe.gram, first, epoch
         )
+        return make_loader(batches, data.num_workers)
 
     build_loader(0, 0)  # a crop size that does not fit is refused before anything is written
     probe = build_probe(data, crops)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import functools
+import sys
 import types
 import typing
 from pathlib import Path
@@ -11,9 +13,28 @@ from .arguments import PretrainRecipe
 
 
 RECIPES = Path(__file__).parent / "recipes"
-GROUPS = {group.name: group.default_factory for group in dataclasses.fields(PretrainRecipe)}
-FIELDS = {item.name: item for group in GROUPS.values() for item in dataclasses.fields(group)}
-HINTS = {name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()}
+
+
+def groups_of(recipe_class: type) -> dict[str, type]:
+    """Return the groups of fields of a recipe, by name."""
+    return {group.name: group.default_factory for group in dataclasses.fields(recipe_class)}
+
+
+def fields_of(recipe_class: type) -> dict[str, dataclasses.Field]:
+    """Return every field of every group of a recipe, by name."""
+    return {item.name: item for group in groups_of(recipe_class).values() for item in dataclasses.fields(group)}
+
+
+@functools.cache
+def hints_of(recipe_class: type) -> dict:
+    """Return the type of every field of a recipe, by name."""
+    groups = groups_of(recipe_class).values()
+    return {name: hint for group in groups for name, hint in typing.get_type_hints(group).items()}
+
+
+def folder_of(recipe_class: type) -> Path:
+    """Return the folder of the recipes that come with the package: beside the module that defines the class."""
+    return Path(sys.modules[recipe_class.__module__].__file__).parent / "recipes"
 
 
 def _list(value) -> list:
@@ -54,9 +75,9 @@ def describe_type(hint) -> str:
     return ", ".join(parts[:-1]) + " or " + parts[-1] if len(parts) > 1 else parts[0]
 
 
-def convert(name: str, value):
-    """Return `value` as the type of the recipe field `name`, or raise one line that says what is accepted."""
-    for part in _alternatives(HINTS[name]):
+def convert(name: str, value, hint):
+    """Return `value` as the type `hint` of the recipe field `name`, or raise one line that says what is accepted."""
+    for part in _alternatives(hint):
         if part is type(None) and value is None:
             return None
         if part is float and isinstance(value, str):
@@ -78,7 +99,7 @@ def convert(name: str, value):
                 continue
         if part in (int, str, bool) and type(value) is part:
             return value
-    raise ValueError(f"{name}: got {value!r}, accepted: {describe_type(HINTS[name])}")
+    raise ValueError(f"{name}: got {value!r}, accepted: {describe_type(hint)}")
 
 
 def nearest(name: str, known) -> str:
@@ -87,18 +108,18 @@ def nearest(name: str, known) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def read_recipe(name_or_path: str) -> dict:
-    """Read a recipe by its name (a file in `recipes/`) or path, checking every key and value.
+def read_recipe(name_or_path: str, recipe_class: type = PretrainRecipe) -> dict:
+    """Read a recipe by its name (a file of `folder_of`) or path, checking every key and value.
 
     Raises FileNotFoundError for a missing recipe and ValueError for an unknown key or a value of the wrong type.
     """
     import yaml
 
-    path = Path(name_or_path)
+    path, folder, known = Path(name_or_path), folder_of(recipe_class), fields_of(recipe_class)
     if not path.suffix:
-        path = RECIPES / f"{name_or_path}.yaml"
+        path = folder / f"{name_or_path}.yaml"
     if not path.is_file():
-        known = sorted(item.stem for item in RECIPES.glob("*.yaml"))
+        known = sorted(item.stem for item in folder.glob("*.yaml"))
         raise FileNotFoundError(
             f"config: no recipe {name_or_path!r}, accepted: a YAML file or one of {', '.join(known)}"
         )
@@ -106,33 +127,34 @@ def read_recipe(name_or_path: str) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} holds a {type(values).__name__}, accepted: one `field: value` a line")
     for key in values:
-        if key not in FIELDS:
-            raise ValueError(f"config: unknown field {key!r} in {path}{nearest(str(key), FIELDS)}")
-    return {key: convert(key, value) for key, value in values.items()}
+        if key not in known:
+            raise ValueError(f"config: unknown field {key!r} in {path}{nearest(str(key), known)}")
+    return {key: convert(key, value, hints_of(recipe_class)[key]) for key, value in values.items()}
 
 
-def build_recipe(config: str | None = None, **overrides) -> PretrainRecipe:
+def build_recipe(config: str | None = None, recipe_class: type = PretrainRecipe, **overrides):
     """Build a validated recipe: defaults, then the recipe file `config`, then single fields."""
-    values = read_recipe(config) if config else {}
+    values, known = read_recipe(config, recipe_class) if config else {}, fields_of(recipe_class)
     for key, value in overrides.items():
-        if key not in FIELDS:
-            raise ValueError(f"unknown field {key!r}{nearest(key, FIELDS)}")
-        values[key] = convert(key, value)
+        if key not in known:
+            raise ValueError(f"unknown field {key!r}{nearest(key, known)}")
+        values[key] = convert(key, value, hints_of(recipe_class)[key])
     groups = {}
-    for group, factory in GROUPS.items():
+    for group, factory in groups_of(recipe_class).items():
         names = {item.name for item in dataclasses.fields(factory)}
         groups[group] = factory(**{key: value for key, value in values.items() if key in names})
-    return PretrainRecipe(**groups).validate()
+    return recipe_class(**groups).validate()
 
 
-def add_recipe_flags(parser) -> None:
+def add_recipe_flags(parser, recipe_class: type = PretrainRecipe) -> None:
     """Add `--config` and one flag for each recipe field to an argparse parser."""
     parser.add_argument("--config", help="recipe: a name from the package or a YAML file; flags override its fields")
-    for group, factory in GROUPS.items():
+    hints = hints_of(recipe_class)
+    for group, factory in groups_of(recipe_class).items():
         section = parser.add_argument_group(group, factory.__doc__)
         for item in dataclasses.fields(factory):
-            many = typing.get_origin(HINTS[item.name]) is list
-            nargs = "+" if many else "?" if HINTS[item.name] is bool else None
+            many = typing.get_origin(hints[item.name]) is list
+            nargs = "+" if many else "?" if hints[item.name] is bool else None
             default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
             shown = (
                 " ".join(map(str, default))
@@ -149,23 +171,24 @@ def add_recipe_flags(parser) -> None:
                 const="true" if nargs == "?" else None,
                 default=None,
                 metavar="X",
-                help=f"{item.metadata['help']} [{describe_type(HINTS[item.name])}; default {shown}]".replace(
+                help=f"{item.metadata['help']} [{describe_type(hints[item.name])}; default {shown}]".replace(
                     "%", "%%"
                 ),
             )
 
 
-def recipe_from_flags(arguments) -> PretrainRecipe:
+def recipe_from_flags(arguments, recipe_class: type = PretrainRecipe):
     """Build the recipe from parsed flags; values are read as in a recipe file (`null`, `true`, numbers)."""
     import yaml
 
-    given = {name: getattr(arguments, name) for name in FIELDS if getattr(arguments, name, None) is not None}
+    hints = hints_of(recipe_class)
+    given = {name: getattr(arguments, name) for name in hints if getattr(arguments, name, None) is not None}
     parsed = {}
     for name, text in given.items():
         if isinstance(text, list):
-            parsed[name] = text if HINTS[name] == list[str] else [yaml.safe_load(item) for item in text]
+            parsed[name] = text if hints[name] == list[str] else [yaml.safe_load(item) for item in text]
         else:
             # A path or hub id stays the text it is: YAML would read `10` or `no` as something else.
-            is_text = str in _alternatives(HINTS[name]) and text != "null"
+            is_text = str in _alternatives(hints[name]) and text != "null"
             parsed[name] = text if is_text else yaml.safe_load(text)
-    return build_recipe(arguments.config, **parsed)
+    return build_recipe(arguments.config, recipe_class, **parsed)

@@ -18,8 +18,19 @@ def warmup_cosine(
     return np.concatenate([values, np.full(total_steps - len(values), end)])
 
 
-class Schedules:
-    """The numbers of each step of a run; a step past the end keeps the last value."""
+class StepValues:
+    """The numbers of each step of a run, arrays [steps]; a step past the end keeps the last value."""
+
+    def __init__(self, values: dict[str, np.ndarray]):
+        self.values = values
+
+    def values_at(self, step: int) -> dict[str, float]:
+        """Return every scheduled number of a step (counted from 0)."""
+        return {name: float(values[min(step, len(values) - 1)]) for name, values in self.values.items()}
+
+
+class Schedules(StepValues):
+    """The schedules of pretraining."""
 
     def __init__(
         self,
@@ -58,7 +69,3 @@ class Schedules:
         # At a rate of 0 nothing of the backbone moves, and the teacher's stays equal to it; the moments still gather.
         self.values["backbone_lr"] = self.values["lr"].copy()
         self.values["backbone_lr"][:head_warmup_steps] = 0.0
-
-    def values_at(self, step: int) -> dict[str, float]:
-        """Return every scheduled number of a step (counted from 0)."""
-        return {name: float(values[min(step, len(values) - 1)]) for name, values in self.values.items()}

@@ -6,12 +6,20 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
 )
 
 from ._version import __version__
+from .configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
 from .configuration_dinov3 import Dinov3Config
+from .embedded import tiny_checkpoint
 from .image_processing_dinov3 import Dinov3ImageProcessor
+from .modeling_dinotxt import DinoTxtModel
 from .modeling_dinov3 import Dinov3Backbone, Dinov3ForImageClassification, Dinov3ForPreTraining, Dinov3Model
+from .processing_dinotxt import DinoTxtProcessor
+from .tokenization_dinotxt import DinoTxtTokenizer
 
 
 AutoConfig.register(Dinov3Config.model_type, Dinov3Config)
@@ -19,8 +27,17 @@ AutoModel.register(Dinov3Config, Dinov3Model)
 AutoBackbone.register(Dinov3Config, Dinov3Backbone)
 AutoModelForImageClassification.register(Dinov3Config, Dinov3ForImageClassification)
 AutoImageProcessor.register(Dinov3Config, image_processor_classes={"torchvision": Dinov3ImageProcessor})
+AutoConfig.register(DinoTxtConfig.model_type, DinoTxtConfig)
+AutoConfig.register(DinoTxtTextConfig.model_type, DinoTxtTextConfig)
+AutoModel.register(DinoTxtConfig, DinoTxtModel)
+AutoModelForZeroShotImageClassification.register(DinoTxtConfig, DinoTxtModel)
+AutoProcessor.register(DinoTxtConfig, DinoTxtProcessor)
+AutoTokenizer.register(DinoTxtConfig, fast_tokenizer_class=DinoTxtTokenizer)
 
 __all__ = [
+    "DinoTxtConfig",
+    "DinoTxtModel",
+    "DinoTxtProcessor",
     "Dinov3Backbone",
     "Dinov3Config",
     "Dinov3ForImageClassification",
@@ -28,4 +45,5 @@ __all__ = [
     "Dinov3ImageProcessor",
     "Dinov3Model",
     "__version__",
+    "tiny_checkpoint",
 ]

@@ -116,21 +116,24 @@ class Dinov3Attention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[RotaryTable, ...],
+        position_embeddings: tuple[RotaryTable | None, ...],
         crop_shapes: CropShapes,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Each group of crops attends within itself; without a table its tokens have no positions."""
         heads = (-1, self.head_dim)
         queries = split_crops(self.q_proj(hidden_states).unflatten(-1, heads), crop_shapes)
         keys = split_crops(self.k_proj(hidden_states).unflatten(-1, heads), crop_shapes)
         values = split_crops(self.v_proj(hidden_states).unflatten(-1, heads), crop_shapes)
         outputs, weights = [], None
         for query, key, value, table in zip(queries, keys, values, position_embeddings, strict=True):
-            query = apply_rotary(query, table).transpose(1, 2)
+            if table is not None:
+                query, key = apply_rotary(query, table), apply_rotary(key, table)
+            query = query.transpose(1, 2)
             output, weights = select_attention(self.config._attn_implementation, query)(
                 self,
                 query,
-                apply_rotary(key, table).transpose(1, 2),
+                key.transpose(1, 2),
                 value.transpose(1, 2),
                 None,
                 dropout=self.config.attention_dropout if self.training else 0.0,

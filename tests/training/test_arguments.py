@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dinov3_hf.training import arguments
-from dinov3_hf.training.recipe import FIELDS, GROUPS, RECIPES, add_recipe_flags, build_recipe, recipe_from_flags
+from dinov3_hf.training.recipe import RECIPES, add_recipe_flags, build_recipe, fields_of, groups_of, recipe_from_flags
 
 
 def from_flags(*argv):
@@ -134,8 +134,8 @@ def test_missing_recipe_lists_the_known():
 
 
 def test_field_names_are_unique_over_groups():
-    names = [item.name for group in GROUPS.values() for item in dataclasses.fields(group)]
-    assert len(names) == len(set(names)) == len(FIELDS)
+    names = [item.name for group in groups_of(arguments.PretrainRecipe).values() for item in dataclasses.fields(group)]
+    assert len(names) == len(set(names)) == len(fields_of(arguments.PretrainRecipe))
 
 
 def test_every_field_is_read_somewhere():
@@ -143,7 +143,7 @@ def test_every_field_is_read_somewhere():
     root = Path(arguments.__file__).parent
     read = set()
     for file in root.rglob("*.py"):
-        if file.name in ("arguments.py", "gram_arguments.py", "recipe.py"):
+        if file.name in ("arguments.py", "gram_arguments.py", "source_arguments.py", "recipe.py"):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute):
@@ -152,7 +152,7 @@ def test_every_field_is_read_somewhere():
                 read.add(node.value)
     # The fields of the model's group go to `Dinov3Config`, which refuses a name it does not have.
     read |= {item.name for item in dataclasses.fields(arguments.ModelArguments)}
-    assert not set(FIELDS) - read
+    assert not set(fields_of(arguments.PretrainRecipe)) - read
 
 
 def test_one_source_needs_no_brackets():

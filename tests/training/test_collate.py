@@ -72,7 +72,7 @@ def test_two_processes_see_the_masks_of_one():
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_loader_resumes_exactly(workers):
     data = DataArguments(shuffle_block=4, num_workers=workers)
-    build = lambda: make_loader(make_rows(), data, CROPS, 4, 0, 4)  # noqa: E731
+    build = lambda: make_loader(TrainingBatches(make_rows(), data, CROPS, 4, 0, 4), data.num_workers)  # noqa: E731
     loader = build()
     iterator, whole = iter(loader), []
     for step in range(9):
@@ -104,7 +104,7 @@ def test_bad_images_are_skipped_and_counted():
 def test_too_many_bad_images_stop_the_run():
     with pytest.raises(
         StreamError,
-        match=r"max_bad_images: \d+ of 100 images could not be decoded, accepted: at most a share of 0.1",
+        match=r"max_bad_images: \d+ of 100 images could not be used, accepted: at most a share of 0.1",
     ):
         take(make(make_rows(12, broken={0, 5, 7})), 100)
     with pytest.raises(StreamError):
@@ -112,7 +112,8 @@ def test_too_many_bad_images_stop_the_run():
 
 
 def test_a_workers_error_is_one_line():
-    loader = make_loader(make_rows(5, broken=range(5)), DataArguments(shuffle_block=4, num_workers=1), CROPS, 4, 0, 4)
+    data = DataArguments(shuffle_block=4, num_workers=1)
+    loader = make_loader(TrainingBatches(make_rows(5, broken=range(5)), data, CROPS, 4, 0, 4), 1)
     with pytest.raises(StreamError) as error:
         take(loader, 1)
     assert str(error.value).startswith("max_bad_images: 100 of 100 images") and "\n" not in str(error.value)

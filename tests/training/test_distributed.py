@@ -48,7 +48,7 @@ class Batches:
             rows = GLOBAL_BATCH // self.parts
             start = (part * self.parts // self.accumulation + self.rank) * rows
             self.position += 1
-            counts = {"images_read": rows, "bad_images": 0, "bad_examples": [], "epoch": 0}
+            counts = {"images_read": rows, "bad_images": 0, "bad_examples": [], "epoch": 0, "num_images": 4}
             yield {name: tensor[:, start : start + rows] for name, tensor in batch.items()} | counts
 
     def state_dict(self):

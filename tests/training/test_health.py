@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.training import health
+from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.health import (
     CollapseAlarm,
     OnlineProbe,
@@ -27,7 +28,7 @@ from dinov3_hf.training.health import (
     rankme,
 )
 from dinov3_hf.training.losses import sinkhorn_knopp
-from dinov3_hf.training.recipe import FIELDS
+from dinov3_hf.training.recipe import fields_of
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -368,6 +369,6 @@ def test_advice_names_fields_that_exist():
     source = inspect.getsource(CollapseAlarm._symptoms)
     texts = " ".join(re.findall(r'f?"([^"]*)"', source))
     words = set(re.findall(r"[a-z]+(?:_[a-z]+)+", re.sub(r"\{[^}]*\}", "", texts)))
-    known = set(FIELDS) | set(HEALTHY) | set(CASES)
+    known = set(fields_of(PretrainRecipe)) | set(HEALTHY) | set(CASES)
     assert {"koleo_weight", "gram_teacher"} <= words <= known
     assert set(health.LOSS_PARTS) >= {"koleo", "dino_global"}

@@ -56,7 +56,13 @@ class Loader:
             generator = torch.Generator().manual_seed(self.position)
             self.position += 1
             crops = torch.rand(1, 4, 1, 1, 1, generator=generator)
-            counts = {"images_read": 5, "bad_images": 1, "bad_examples": ["row 3: truncated"], "epoch": 0}
+            counts = {
+                "images_read": 5,
+                "bad_images": 1,
+                "bad_examples": ["row 3: truncated"],
+                "epoch": 0,
+                "num_images": 4,
+            }
             yield {"global_crops": crops} | counts
 
     def state_dict(self):

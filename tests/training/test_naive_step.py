@@ -267,7 +267,7 @@ class Loader(list):
     readers = [1, 0, BATCH]
 
     def __iter__(self):
-        counts = {"images_read": BATCH, "bad_images": 0, "bad_examples": [], "epoch": 0}
+        counts = {"images_read": BATCH, "bad_images": 0, "bad_examples": [], "epoch": 0, "num_images": 4}
         return (batch | counts for batch in super().__iter__())
 
     state_dict = staticmethod(dict)

@@ -1,0 +1,176 @@
+"""Align a text tower to a frozen backbone: the main of `dinov3 align`, read from top to bottom.
+
+Images pass through the frozen backbone and a few trainable blocks, captions through a text tower from scratch; a pair's
+features are drawn together and all others of the global batch pushed apart (dino.txt; DINOv3, section 5.3).
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+from .arguments import AlignRecipe, CaptionArguments
+
+
+def open_sources(data: CaptionArguments) -> list:
+    """Open every source of pairs, its images undecoded and all other columns but the captions left out."""
+    from dinov3_hf.data.streams import load_source
+
+    from .captions import find_caption_columns
+
+    sources = []
+    for source in data.data:
+        options = {"streaming": data.streaming, "image_column": data.image_column, "num_images": data.num_images}
+        columns = find_caption_columns(load_source(source, data.split, **options), data.caption_columns)
+        sources.append(load_source(source, data.split, columns=columns, **options))
+    return sources
+
+
+def fingerprint(model) -> str:
+    """Return a digest of a backbone's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build_probe(data: CaptionArguments, transform, tokenizer):
+    """Read the held-out pairs whose retrieval is measured during training, None where the recipe names none."""
+    from dinov3_hf.data.streams import load_source
+
+    from .health import RetrievalProbe
+
+    source = data.probe_data or ("scenes" if data.data[0].split(":")[0] == "scenes" else None)
+    if source is None:
+        return None
+    rows = load_source(source, data.probe_split, image_column=data.image_column, num_images=data.probe_images)
+    return RetrievalProbe(rows, data, transform, tokenizer)
+
+
+def align(recipe: AlignRecipe):
+    """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
+    import numpy as np
+    import torch
+    from accelerate import Accelerator
+
+    from dinov3_hf import DinoTxtProcessor
+    from dinov3_hf.data.streams import load_source
+    from dinov3_hf.training.allocator import keep_freed_memory
+    from dinov3_hf.training.collate import make_loader
+    from dinov3_hf.training.loop import train
+    from dinov3_hf.training.pretrain import prepare_output, versions
+    from dinov3_hf.training.schedules import StepValues, warmup_cosine
+    from dinov3_hf.training.sharding import compute_precision
+
+    from .alignment import TextAlignment
+    from .captions import TOKENS, CaptionBatches, ImageTransform
+    from .feature_cache import CAPTIONS, write_feature_cache
+    from .model_card import write_model_card
+    from .towers import build_model, build_tokenizer, load_backbone
+
+    towers, data, alignment, run = recipe.towers, recipe.data, recipe.alignment, recipe.run
+    sources = open_sources(data)
+    backbone, image_processor = load_backbone(towers)
+    size = data.image_size or image_processor.size["height"]
+    patch = backbone.config.patch_size
+    if size % patch:
+        raise ValueError(f"image_size: got {size}, accepted: a multiple of the backbone's patch size ({patch})")
+    image_processor.size = {"height": size, "width": size}
+    tokenizer = build_tokenizer(towers, sources, data.caption_columns)
+    precision = compute_precision(run.mixed_precision)
+    tracker = None if run.report_to == "none" else run.report_to
+    autocast = "bf16" if precision == "fp8" else precision
+    accelerator = Accelerator(mixed_precision=autocast, log_with=tracker, project_dir=run.output_dir)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(run.seed)
+    objective = TextAlignment(build_model(towers, backbone, tokenizer), alignment.gram_weight)
+    processor = DinoTxtProcessor(image_processor, tokenizer)
+    mean, std = image_processor.image_mean, image_processor.image_std
+    transform = ImageTransform(size, mean, std, data.random_crop_scale)
+    probe = build_probe(data, transform, tokenizer)
+    output_dir = prepare_output(recipe) if accelerator.is_main_process else Path(run.output_dir)
+    if data.cache_features is not None:
+        about = {
+            "backbone": fingerprint(backbone),
+            "image_size": size,
+            "data": data.data,
+            "num_images": data.num_images,
+        }
+        if accelerator.is_main_process:
+            columns = data.caption_columns
+            write_feature_cache(
+                data.cache_features,
+                sources,
+                data.image_column,
+                columns,
+                transform,
+                backbone.to(accelerator.device),
+                about,
+            )
+        accelerator.wait_for_everyone()
+        cached = {"image_column": TOKENS, "columns": [CAPTIONS], "streaming": data.streaming}
+        sources = [load_source(data.cache_features, "train", **cached)]
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    width = backbone.config.hidden_size
+
+    def build_loader(step: int, epoch: int):
+        first = step * alignment.gradient_accumulation_steps
+        place = (alignment.batch_size, run.seed, rank, processes, first, epoch)
+        return make_loader(CaptionBatches(sources, data, transform, tokenizer, width, *place), data.num_workers)
+
+    def build_groups() -> list[dict]:
+        """AdamW's groups: matrices are decayed, biases, norms, scales and the logit scale are not."""
+        trained = [(name, tensor) for name, tensor in objective.named_parameters() if tensor.requires_grad]
+        groups = []
+        for decayed in (True, False):
+            members = [(name, tensor) for name, tensor in trained if (tensor.ndim >= 2) == decayed]
+            names, params = zip(*members, strict=True)
+            kinds = {
+                "lr_multiplier": 1.0,
+                "wd_multiplier": float(decayed),
+                "is_last_layer": False,
+                "is_backbone": False,
+            }
+            groups.append({"names": list(names), "params": list(params), **kinds})
+        return groups
+
+    steps, warmup = alignment.steps, alignment.lr_warmup_steps
+    rates = warmup_cosine(0.0, alignment.lr, 0.0, warmup, steps - warmup, steps)
+    schedules = StepValues({"lr": rates, "weight_decay": np.full(steps, alignment.weight_decay)})
+    accelerator.wait_for_everyone()
+    trained = sum(tensor.numel() for tensor in objective.parameters() if tensor.requires_grad)
+    accelerator.print(
+        f"text tower and blocks: {trained:,} parameters on a frozen backbone of "
+        f"{sum(tensor.numel() for tensor in backbone.parameters()):,}; {steps} steps of "
+        f"{alignment.batch_size * alignment.gradient_accumulation_steps * processes} pairs; {len(tokenizer)} tokens"
+    )
+
+    def export(directory: Path, state: dict, metrics: dict) -> None:
+        objective.export(directory, None if towers.save_backbone else towers.backbone)
+        if accelerator.is_main_process:
+            processor.save_pretrained(directory)
+            write_model_card(directory, recipe.as_flat_dict(), state, metrics, versions(), tokenizer.known_words)
+
+    result = train(
+        objective,
+        build_groups,
+        build_loader,
+        schedules,
+        accelerator,
+        alignment,
+        run,
+        recipe.as_flat_dict(),
+        export,
+        None if probe is None else lambda: probe(objective.model),
+    )
+    accelerator.print(f"{result.steps} steps; {result.images_read} pairs read, {result.bad_images} of them left out")
+    if result.finished:
+        accelerator.print(f"model: {output_dir / 'model'}")
+    accelerator.end_training()
+    return result
+
+
+if __name__ == "__main__":
+    from dinov3_hf.cli import main
+
+    sys.exit(main(["align", *sys.argv[1:]]))

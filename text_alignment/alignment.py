@@ -1,0 +1,70 @@
+"""The objective of dino.txt: blocks on a frozen backbone and a text tower meet in one space (locked-image tuning)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dinov3_hf.modeling_dinotxt import MAX_LOGIT_SCALE, DinoTxtModel
+from dinov3_hf.training.losses import gram_loss
+from dinov3_hf.training.self_distillation import ObjectiveOutput, local
+from dinov3_hf.whole_weights import gather
+
+from .contrastive import contrastive_loss
+
+
+class TextAlignment(nn.Module):
+    """A `DinoTxtModel` whose backbone is frozen, and the contrastive loss, with a Gram loss on patches if asked.
+
+    `process_group` is None on one process; the loop sets it where the global batch spans several.
+    """
+
+    shown_metrics = ("contrastive", "gram", "batch_accuracy")
+
+    def __init__(self, model: DinoTxtModel, gram_weight: float = 0.0):
+        super().__init__()
+        self.model, self.gram_weight = model, gram_weight
+        self.model.vision_model.requires_grad_(False).eval()
+        self.process_group = None
+
+    def train(self, mode: bool = True) -> "TextAlignment":
+        super().train(mode)
+        self.model.vision_model.eval()
+        return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return what is trained; the frozen backbone inside has no gradients to clip."""
+        return {"dinotxt": self.model}
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        return {"backbone": self.model.vision_model}
+
+    def before_step(self, step: int) -> None:
+        """Nothing is prepared."""
+
+    @torch.no_grad()
+    def after_step(self, step: int, values: Mapping[str, float]) -> None:
+        """Clamp the logit scale to [1, 100]."""
+        local(self.model.logit_scale).clamp_(0, MAX_LOGIT_SCALE)
+
+    def forward(self, batch: Mapping[str, torch.Tensor], values: Mapping[str, float]) -> ObjectiveOutput:
+        """Compute the loss of a batch of pairs: input_ids [B,N], pixel_values [B,3,S,S] or vision_tokens [B,T,D]."""
+        output = self.model(**batch)
+        scale = output.logit_scale
+        loss = contrastive_loss(output.image_embeds, output.text_embeds, scale, self.process_group)
+        metrics = {"contrastive": loss, "logit_scale": scale.squeeze()}
+        with torch.no_grad():
+            pairs = torch.arange(len(output.logits_per_image), device=loss.device)
+            metrics["batch_accuracy"] = (output.logits_per_image.argmax(dim=1) == pairs).float().mean()
+        if self.gram_weight:
+            metrics["gram"] = gram_loss(output.patch_embeds, output.backbone_patch_tokens)
+            loss = loss + self.gram_weight * metrics["gram"]
+        return ObjectiveOutput(loss, {name: value.detach().float() for name, value in metrics.items()})
+
+    def export(self, directory: Path, backbone: str | None = None) -> None:
+        """Write the model as transformers does; with `backbone` its backbone is named instead of saved inside."""
+        tensors = gather(self.model)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            self.model.save_pretrained(directory, backbone=backbone, state_dict=tensors)

@@ -1,0 +1,94 @@
+"""Batches of images with one of their captions, as a function of (seed, step, place in the global batch)."""
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from dinov3_hf.data.decoding import BadImage, decode_image
+from dinov3_hf.data.streams import find_image_column
+from dinov3_hf.training.augment import draw_box
+from dinov3_hf.training.collate import StreamBatches
+
+from .arguments import CaptionArguments
+
+
+# The stream of random numbers of captions and crops, apart from others under the same seed.
+CAPTIONS = 0xCA97
+# Names that are taken for captions where the recipe names none.
+CAPTION_COLUMNS = ("caption", "captions")
+# A column of a feature cache: the backbone's tokens [N, D] of an image, the bytes of fp16 row by row.
+TOKENS = "vision_tokens"
+
+
+def find_caption_columns(rows, names: list[str]) -> list[str]:
+    """Return the columns that hold captions; raises ValueError, listing the columns, where there is none."""
+    have = list(rows.column_names or next(iter(rows)))
+    found = names or [name for name in CAPTION_COLUMNS if name in have]
+    missing = [name for name in found if name not in have]
+    if missing or not found:
+        got = ", ".join(missing) or "none"
+        raise ValueError(f"caption_columns: got {got}, accepted: columns of the data set ({', '.join(have)})")
+    return found
+
+
+def read_captions(row: dict, columns: list[str]) -> list[str]:
+    """Return every caption of a row; raises `BadImage` where there is none, or one that is no text."""
+    captions = []
+    for column in columns:
+        value = row[column]
+        for caption in value if isinstance(value, list) else [value]:
+            if caption is not None and not isinstance(caption, str):
+                raise BadImage(f"{column}: a {type(caption).__name__} in place of a caption")
+            if caption and caption.strip():
+                captions.append(caption)
+    if not captions:
+        raise BadImage("no caption")
+    return captions
+
+
+class ImageTransform:
+    """Decoded images uint8 [3,H,W] to normalised pixels [3,S,S], as a stock image processor makes them."""
+
+    def __init__(self, size: int, mean, std, crop_scale: list[float] | None = None):
+        self.size, self.crop_scale = size, crop_scale
+        self.mean, self.std = (torch.tensor(value).view(3, 1, 1) for value in (mean, std))
+
+    def __call__(self, image: torch.Tensor, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """Resize the whole image, or a random crop drawn from `rng`."""
+        if self.crop_scale and rng is not None:
+            top, left, height, width = draw_box(*image.shape[-2:], self.crop_scale, rng)
+            image = image[:, top : top + height, left : left + width]
+        pixels = interpolate(image[None].float() / 255, (self.size, self.size), mode="bilinear", antialias=True)[0]
+        return (pixels - self.mean) / self.std
+
+
+class CaptionBatches(StreamBatches):
+    """Batches of pairs: input_ids [B,N], and pixel_values [B,3,S,S] or, from a feature cache, vision_tokens [B,T,D]."""
+
+    def __init__(self, rows, data: CaptionArguments, transform: ImageTransform, tokenizer, width: int, *args):
+        super().__init__(rows, data, *args)
+        self.transform, self.tokenizer, self.width = transform, tokenizer, width
+        self.caption_columns = [find_caption_columns(source, data.caption_columns) for source in self.sources]
+        self.image_columns = [
+            TOKENS if TOKENS in source.column_names else find_image_column(source, data.image_column)
+            for source in self.sources
+        ]
+
+    def read(self, row: dict, source: int) -> tuple[torch.Tensor, list[str]]:
+        captions = read_captions(row, self.caption_columns[source])
+        value = row[self.image_columns[source]]
+        if self.image_columns[source] == TOKENS:
+            return torch.frombuffer(bytearray(value), dtype=torch.float16).view(-1, self.width), captions
+        return decode_image(value), captions
+
+    def make_batch(self, examples: list, places: range, step: int) -> dict:
+        generators = [np.random.default_rng([self.seed, CAPTIONS, step, place]) for place in places]
+        texts = [
+            captions[int(rng.integers(len(captions)))] for (_, captions), rng in zip(examples, generators, strict=True)
+        ]
+        ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        images = [image for image, _ in examples]
+        if images[0].dtype == torch.float16:
+            return {"input_ids": ids, TOKENS: torch.stack(images).float()}
+        pixels = [self.transform(image, rng) for image, rng in zip(images, generators, strict=True)]
+        return {"input_ids": ids, "pixel_values": torch.stack(pixels)}

@@ -1,0 +1,82 @@
+"""The frozen backbone's tokens of every image, computed once and kept in Parquet files."""
+
+import json
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from dinov3_hf.data.decoding import BadImage, decode_image
+from dinov3_hf.data.streams import find_image_column
+
+from .captions import TOKENS, find_caption_columns, read_captions
+
+
+ROWS_PER_FILE = 2048
+CAPTIONS = "captions"
+
+
+@torch.inference_mode()
+def write_feature_cache(
+    folder: Path, sources: list, image_column: str | None, caption_columns: list[str], transform, backbone, about: dict
+) -> dict:
+    """Write the backbone's tokens and the captions of every usable row, and return what was written.
+
+    Goes on where it was stopped, file by file. Raises ValueError where the folder holds features of something else:
+    `about` says of what these are (backbone, image size, data).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "features.json"
+    state = {"about": about, "files": 0, "rows": 0, "read": 0, "bad": 0, "finished": False}
+    if note.is_file():
+        state = json.loads(note.read_text())
+        if state["about"] != about:
+            changed = ", ".join(sorted(name for name in about if state["about"].get(name) != about[name]))
+            raise ValueError(f"cache_features: {folder} holds features of another {changed}, accepted: another folder")
+    device = next(backbone.parameters()).device
+    read = 0
+    with tqdm(desc="backbone features", unit="image", initial=state["read"], dynamic_ncols=True) as bar:
+        for rows in [] if state["finished"] else sources:
+            image_name = find_image_column(rows, image_column)
+            columns = find_caption_columns(rows, caption_columns)
+            pixels, captions = [], []
+            for row in rows:
+                read += 1
+                # What an earlier run wrote is passed over.
+                if read <= state["read"]:
+                    continue
+                bar.update()
+                try:
+                    texts = read_captions(row, columns)
+                    pixels.append(transform(decode_image(row[image_name])))
+                    captions.append(texts)
+                except BadImage:
+                    state["bad"] += 1
+                if len(pixels) == ROWS_PER_FILE:
+                    _write(folder, state, pixels, captions, read, backbone, device, pa, pq)
+                    pixels, captions = [], []
+            if pixels:
+                _write(folder, state, pixels, captions, read, backbone, device, pa, pq)
+    if not state["rows"]:
+        raise ValueError(f"data: none of {read} rows has an image and a caption, accepted: at least one")
+    state |= {"read": max(read, state["read"]), "finished": True}
+    note.write_text(json.dumps(state, indent=2) + "\n")
+    return state
+
+
+def _write(folder: Path, state: dict, pixels: list, captions: list, read: int, backbone, device, pa, pq) -> None:
+    """Write one file aside, rename it, and note that it is there."""
+    tokens = []
+    for batch in torch.stack(pixels).split(64):
+        tokens += backbone(batch.to(device)).last_hidden_state.to(torch.float16).cpu().unbind()
+    table = pa.table({TOKENS: [token.numpy().tobytes() for token in tokens], CAPTIONS: captions})
+    target = folder / f"train-{state['files']:05d}.parquet"
+    partial = target.with_suffix(".partial")
+    pq.write_table(table, partial, row_group_size=256)
+    partial.rename(target)
+    state.update(files=state["files"] + 1, rows=state["rows"] + len(pixels), read=read)
+    (folder / "features.json").write_text(json.dumps(state, indent=2) + "\n")

@@ -1,0 +1,56 @@
+"""Is an alignment on its way? Retrieval among held-out pairs, measured while it runs."""
+
+import itertools
+
+import torch
+from torch.nn.functional import normalize
+
+from dinov3_hf.data.decoding import BadImage, decode_image
+from dinov3_hf.data.streams import find_image_column
+
+from .arguments import CaptionArguments
+from .captions import find_caption_columns, read_captions
+
+
+BATCH_SIZE = 64
+
+
+class RetrievalProbe:
+    """Recall@1 both ways among the first held-out pairs, one caption each; equal captions stand for each other."""
+
+    def __init__(self, rows, data: CaptionArguments, transform, tokenizer):
+        image_name = find_image_column(rows, data.image_column)
+        columns = find_caption_columns(rows, data.caption_columns)
+        pixels, captions = [], []
+        for row in itertools.islice(rows, data.probe_images):
+            try:
+                text = read_captions(row, columns)[0]
+                pixels.append(transform(decode_image(row[image_name])))
+                captions.append(text)
+            except BadImage:
+                continue
+        if len(pixels) < 2:
+            raise ValueError(f"probe_data: got {len(pixels)} pairs that can be used, accepted: at least 2")
+        self.pixels = torch.stack(pixels)
+        self.input_ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        self.same = torch.tensor([[first == second for second in captions] for first in captions])
+
+    @torch.no_grad()
+    def __call__(self, model) -> dict[str, float]:
+        """Return image_to_text and text_to_image recall@1 (0..1) of a `DinoTxtModel`, left in the mode it was in."""
+        device, training = next(model.parameters()).device, {module: module.training for module in model.modules()}
+        images, texts = [], []
+        model.eval()
+        for pixels, ids in zip(self.pixels.split(BATCH_SIZE), self.input_ids.split(BATCH_SIZE), strict=True):
+            # One call for both: a sharded model is entered through `__call__` only.
+            output = model(input_ids=ids.to(device), pixel_values=pixels.to(device))
+            images.append(output.image_embeds.float().cpu())
+            texts.append(output.text_embeds.float().cpu())
+        for module, mode in training.items():
+            module.training = mode
+        similarities = normalize(torch.cat(images), dim=-1) @ normalize(torch.cat(texts), dim=-1).T
+        rows = torch.arange(len(similarities))
+        return {
+            "image_to_text": self.same[rows, similarities.argmax(dim=1)].double().mean().item(),
+            "text_to_image": self.same[rows, similarities.argmax(dim=0)].double().mean().item(),
+        }

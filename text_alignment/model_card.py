@@ -1,0 +1,88 @@
+"""The model card of an alignment: what the model is, how to use it, which words it was taught."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from dinov3_hf.training.model_card import PRIVATE_FIELDS, PRIVATE_VERSIONS
+
+
+SHOWN_WORDS = 200
+TEXT = """{header}
+
+# dino.txt: {images} and texts in one space
+
+A text tower trained from random weights beside a frozen DINOv3 backbone{backbone} by
+[dino.txt](https://arxiv.org/abs/2412.16334)'s locked-image alignment, with `dinov3-hf`. {seen}
+
+## Use it
+
+```python
+import dinov3_hf  # registers the model with transformers
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model="path/to/this/folder")
+classify("image.jpg", candidate_labels=["{first}", "{second}"], hypothesis_template="a {{}}")
+segment = pipeline("zero-shot-image-segmentation", model="path/to/this/folder")
+segment("image.jpg", candidate_labels=["{first}", "{second}"])
+```
+
+## Words
+
+{words}
+
+## Training
+
+```json
+{recipe}
+```
+
+{versions}
+
+## Last metrics
+
+```json
+{metrics}
+```
+
+## Limits
+
+- It knows the words of its captions, and no others; of those it knows what the captions said about these images.
+- Recall is measured among few held-out pairs: it says how training went, and is no benchmark.
+- Not examined for bias, fairness or safety: what is uneven in images and captions is uneven in the model.
+"""
+
+
+def write_model_card(
+    directory: Path, recipe: dict, state: dict, metrics: dict | None, versions: dict, known_words: list[str] | None
+) -> Path:
+    """Write README.md beside an exported `DinoTxtModel` and return its path."""
+    shown = {name: value for name, value in recipe.items() if name not in PRIVATE_FIELDS}
+    for name in ("backbone", "cache_features", "probe_data", "tokenizer"):
+        # The folders of one machine are nobody else's business.
+        if isinstance(shown[name], str) and (shown[name].startswith(("/", "~", ".")) or shown[name].count("/") > 1):
+            shown[name] = Path(shown[name]).name
+    shown["data"] = [Path(source).name if Path(source).exists() else source for source in shown["data"]]
+    words = "Those of its tokenizer's training text, which is not known here."
+    if known_words is not None:
+        more = f" and {len(known_words) - SHOWN_WORDS:,} more" if len(known_words) > SHOWN_WORDS else ""
+        words = f"It was taught {len(known_words):,} words: {', '.join(known_words[:SHOWN_WORDS])}{more}."
+    names = [word for word in known_words or [] if len(word) > 3][:2] or ["cat", "dog"]
+    text = TEXT.format(
+        header="---\n"
+        + ModelCardData(library_name="transformers", tags=["dinov3", "dino.txt", "dinov3-hf"]).to_yaml()
+        + "\n---",
+        images="images",
+        backbone=f" (`{shown['backbone']}`)" if shown["backbone"] else " (the one that comes with the package)",
+        seen=f"{state['step']:,} steps of {recipe['steps']:,}, {state['images_read']:,} pairs read, repeats counted.",
+        first=names[0],
+        second=names[-1],
+        words=words,
+        recipe=json.dumps(shown, indent=2),
+        versions="Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items() if v and k not in PRIVATE_VERSIONS),
+        metrics=json.dumps(metrics or {}, indent=2),
+    )
+    path = Path(directory) / "README.md"
+    ModelCard(text).save(path)
+    return path

@@ -1,0 +1,78 @@
+"""What an alignment starts from: a frozen backbone, new blocks on it, a new text tower, and its tokenizer."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
+
+from dinov3_hf import DinoTxtModel, Dinov3ForPreTraining, tiny_checkpoint
+from dinov3_hf.checkpoints import load_model
+from dinov3_hf.data.decoding import BadImage
+
+from .arguments import TowerArguments
+from .captions import find_caption_columns, read_captions
+
+
+def load_backbone(towers: TowerArguments):
+    """Return the frozen backbone and the image processor beside it (a stock one where there is none)."""
+    name = towers.backbone or tiny_checkpoint()
+    model = load_model(name, "backbone")
+    model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
+    side = model.config.image_size
+    size = side if isinstance(side, int) else side[0]
+    processor = DINOv3ViTImageProcessor(size={"height": size, "width": size})
+    if not Path(name).is_file():
+        try:
+            processor = AutoImageProcessor.from_pretrained(name)
+        except OSError:
+            pass
+    return model.eval(), processor
+
+
+def build_tokenizer(towers: TowerArguments, sources: list, caption_columns: list[str]):
+    """Return the tokenizer of the recipe: CLIP's, one from a folder, or one trained on the captions."""
+    from dinov3_hf.tokenization_dinotxt import DinoTxtTokenizer, clip_tokenizer, train_tokenizer
+
+    if towers.train_tokenizer:
+        texts = itertools.islice(captions_of(sources, caption_columns), towers.tokenizer_captions)
+        return train_tokenizer(texts, towers.vocab_size, towers.context_length)
+    if towers.tokenizer == "clip":
+        return clip_tokenizer(towers.context_length)
+    if not Path(towers.tokenizer).is_dir():
+        raise FileNotFoundError(f"tokenizer: got {towers.tokenizer!r}, accepted: clip, or the folder of a tokenizer")
+    return DinoTxtTokenizer.from_pretrained(towers.tokenizer, model_max_length=towers.context_length)
+
+
+def captions_of(sources: list, caption_columns: list[str]) -> Iterator[str]:
+    """Yield the captions of all sources in turn, one row of each at a time; rows without any are passed over."""
+    columns = [find_caption_columns(rows, caption_columns) for rows in sources]
+    # Images are not needed, and a stream of columns is read without them.
+    streams = [iter(rows.select_columns(names)) for rows, names in zip(sources, columns, strict=True)]
+    for rows in itertools.zip_longest(*streams):
+        for row, names in zip(rows, columns, strict=True):
+            try:
+                yield from read_captions(row, names) if row is not None else ()
+            except BadImage:
+                continue
+
+
+def build_model(towers: TowerArguments, backbone, tokenizer) -> DinoTxtModel:
+    """Put new blocks and a new text tower beside a backbone; torch's generator decides what is drawn."""
+    head = {
+        "num_hidden_layers": towers.vision_head_layers,
+        "drop_path_rate": towers.vision_head_drop_path_rate,
+        "layerscale_value": towers.vision_head_layerscale_value,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": towers.text_hidden_size,
+        "intermediate_size": towers.text_intermediate_size,
+        "num_hidden_layers": towers.text_num_hidden_layers,
+        "num_attention_heads": towers.text_num_attention_heads,
+        "max_position_embeddings": towers.context_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return DinoTxtModel.from_backbone(backbone, text, vision_head_config=head, projection_dim=towers.projection_dim)
