@@ -1,0 +1,39 @@
+"""The checkpoint that ships in the wheel loads everywhere, and is better than its untrained twin."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+from dinov3_hf import Dinov3Model, tiny_checkpoint
+
+
+def test_stock_and_ours_read_it_alike():
+    pixels = AutoImageProcessor.from_pretrained(tiny_checkpoint())(
+        [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)], return_tensors="pt"
+    )
+    stock, ours = AutoModel.from_pretrained(tiny_checkpoint()), Dinov3Model.from_pretrained(tiny_checkpoint())
+    assert type(stock).__name__ == "DINOv3ViTModel"
+    with torch.inference_mode():
+        first, second = stock(**pixels), ours(**pixels)
+    torch.testing.assert_close(first.last_hidden_state, second.last_hidden_state, atol=1e-5, rtol=0)
+
+
+def test_it_is_small_and_says_where_it_comes_from():
+    folder = Path(tiny_checkpoint())
+    assert sum(file.stat().st_size for file in folder.rglob("*")) <= 6e6
+    card = (folder / "README.md").read_text()
+    assert "dinov3 pretrain --config tiny_cpu" in card and "scenes" in card
+
+
+@pytest.mark.slow
+def test_it_beats_raw_pixels_and_its_untrained_twin():
+    from dinov3_hf.commands.evaluate import EvaluateArguments, evaluate
+
+    settings = EvaluateArguments(
+        model=tiny_checkpoint(), task=["knn", "patch-knn"], num_train=2000, num_test=500, k=[10]
+    )
+    for result in evaluate(settings)["results"]:
+        measures = result["measures"][0]
+        assert measures["model"] > max(measures["raw_pixels"], measures["untrained"], measures["chance"])
