@@ -2,8 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import cross_entropy
+
+from dinov3_hf.training.losses.gather import gather_rows
 
 
 def contrastive_loss(
@@ -22,8 +23,8 @@ def contrastive_loss(
         image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
         images, texts, start = image_embeds, text_embeds, 0
         if group is not None:
-            images = torch.cat(all_gather(image_embeds.contiguous(), group=group))
-            texts = torch.cat(all_gather(text_embeds.contiguous(), group=group))
+            images = gather_rows(image_embeds, group)
+            texts = gather_rows(text_embeds, group)
             start = dist.get_rank(group) * len(image_embeds)
         pairs = torch.arange(start, start + len(image_embeds), device=image_embeds.device)
         scale = logit_scale.float()

@@ -77,7 +77,7 @@ def distribute(
     objective.to(accelerator.device)
     kwargs = {} if accelerator.ddp_handler is None else accelerator.ddp_handler.to_kwargs()
     devices = None if accelerator.device.type == "cpu" else [accelerator.device]
-    return DistributedDataParallel(objective, device_ids=devices, **{"broadcast_buffers": False} | kwargs)
+    return DistributedDataParallel(objective, device_ids=devices, **{"forward_sync_buffers": False} | kwargs)
 
 
 def shard(objective: nn.Module, accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:

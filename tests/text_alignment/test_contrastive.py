@@ -67,8 +67,8 @@ def work(rank, world, port, folder, detach):
     if detach:
         from dinov3_hf.text_alignment import contrastive
 
-        gather = contrastive.all_gather
-        contrastive.all_gather = lambda tensor, group: [part.detach() for part in gather(tensor, group=group)]
+        gather = contrastive.gather_rows
+        contrastive.gather_rows = lambda tensor, group: gather(tensor, group).detach()
     images, texts, log_scale = (tensor.float() for tensor in pairs())
     rows = slice(rank * PAIRS // world, (rank + 1) * PAIRS // world)
     loss, (image_grad, text_grad, scale_grad) = gradients(

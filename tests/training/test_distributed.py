@@ -138,8 +138,8 @@ def work(rank, port, folder):
     results["fsdp2_resumed"] = run(folder, "fsdp2_resumed", accelerator, resume=True)
     from dinov3_hf.training.losses import koleo
 
-    gather = koleo.all_gather
-    koleo.all_gather = lambda tensor, group: [part.detach() for part in gather(tensor, group=group)]
+    gather = koleo.gather_rows
+    koleo.gather_rows = lambda tensor, group: gather(tensor, group).detach()
     results["detached"] = run(folder, "detached", accelerator)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

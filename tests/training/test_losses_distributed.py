@@ -26,8 +26,8 @@ def work(rank, world, port, folder, detach):
     if detach:
         from dinov3_hf.training.losses import koleo
 
-        gather = koleo.all_gather
-        koleo.all_gather = lambda tensor, group: [part.detach() for part in gather(tensor, group=group)]
+        gather = koleo.gather_rows
+        koleo.gather_rows = lambda tensor, group: gather(tensor, group).detach()
     for size in (None, 4):
         local = features[rank * 4 : rank * 4 + 4].clone().requires_grad_()
         loss = koleo_loss(local, topk=2, group_size=size, group=group)

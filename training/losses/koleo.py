@@ -4,7 +4,8 @@ import warnings
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn.functional import all_gather
+
+from .gather import gather_rows
 
 
 EPSILON = 1e-8
@@ -23,7 +24,7 @@ def koleo_loss(
         features = torch.nn.functional.normalize(features.float(), eps=EPSILON, dim=-1)
         batch, start, everyone = len(features), 0, features
         if group is not None:
-            everyone = torch.cat(all_gather(features.contiguous(), group=group))
+            everyone = gather_rows(features, group)
             start = dist.get_rank(group) * batch
             if group_size is not None:
                 if group_size % batch or len(everyone) % group_size:
