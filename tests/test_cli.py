@@ -29,7 +29,10 @@ def test_every_verb_has_help(verb, capsys):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["pretrian"], "verb: got 'pretrian', accepted: quickstart, pretrain, evaluate; did you mean pretrain?"),
+        (
+            ["pretrian"],
+            "verb: got 'pretrian', accepted: quickstart, pretrain, align, evaluate; did you mean pretrain?",
+        ),
         (["pretrain", "--momentun", "1"], "unknown flag --momentun; did you mean --momentum?"),
     ],
 )

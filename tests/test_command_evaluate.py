@@ -7,11 +7,17 @@ import torch
 from PIL import Image
 from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTModel
 
-from dinov3_hf import Dinov3Config, Dinov3Model
+from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.cli import main
 from dinov3_hf.commands.evaluate import EvaluateArguments, format_table, load_model, load_splits
+from dinov3_hf.commands.evaluate_text import load_aligned
+from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
+from dinov3_hf.evaluation.image_text_retrieval import evaluate_retrieval
 from dinov3_hf.evaluation.knn import evaluate_knn
+from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
+from dinov3_hf.evaluation.zero_shot_segmentation import evaluate_zero_shot_segmentation
+from dinov3_hf.tokenization_dinotxt import train_tokenizer
 
 
 SIZES = {
@@ -34,6 +40,20 @@ def checkpoint(tmp_path_factory):
     DINOv3ViTModel(DINOv3ViTConfig(**SIZES)).save_pretrained(directory)
     statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.1]}
     DINOv3ViTImageProcessor(size={"height": 64, "width": 64}, **statistics).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory):
+    """A text-aligned directory whose tokenizer knows the scenes' words."""
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("aligned")
+    backbone = Dinov3Model(Dinov3Config(**SIZES))
+    tokenizer = train_tokenizer(load_scenes("train", 200, subset="crowded")["caption"], 400, context_length=24)
+    text = {**{name: SIZES[name] for name in list(SIZES)[:4]}, "vocab_size": len(tokenizer), "eos_token_id": 2}
+    model = DinoTxtModel.from_backbone(backbone, text | {"max_position_embeddings": 24}, projection_dim=32)
+    model.save_pretrained(directory)
+    DinoTxtProcessor(DINOv3ViTImageProcessor(size={"height": 64, "width": 64}), tokenizer).save_pretrained(directory)
     return directory
 
 
@@ -131,7 +151,13 @@ def test_table_is_aligned_and_leaves_out_missing_controls():
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--task", "patch_knn"], "task: got 'patch_knn', accepted: knn, patch-knn; did you mean patch-knn?"),
+        (
+            ["--task", "patch_knn"],
+            "task: got 'patch_knn', accepted: knn, patch-knn, zero-shot, image-text-retrieval, "
+            "zero-shot-segmentation; did you mean patch-knn?",
+        ),
+        (["--task", "knn", "zero-shot"], "task: got knn, zero-shot, accepted: in one call either tasks of a text"),
+        (["--task", "zero-shot"], "is of type 'dinov3_vit', accepted for tasks with text: a dinotxt directory"),
         (["--label-column", "class"], "label_column: got 'class', accepted: a column of the data set (image, label"),
         (
             ["--task", "patch-knn", "--mask-column", "masks"],
@@ -201,3 +227,107 @@ def test_folder_without_splits_holds_a_fifth_out(tmp_path, capsys):
     assert "has no splits: a fifth of it is held out as test" in capsys.readouterr().out
     paths = [{row["image"]["path"] for row in rows} for rows in (train, test)]
     assert len(paths[0]) == 16 and not paths[0] & paths[1]
+
+
+def test_text_tasks_measure_what_the_functions_do(aligned, tmp_path, capsys):
+    tasks = ["zero-shot", "image-text-retrieval", "zero-shot-segmentation"]
+    argv = ["evaluate", str(aligned), "--task", *tasks, "--num-test", "12", "--output-dir", str(tmp_path)]
+    assert main([*argv, "--scales", "1", "1.5", "--background-threshold", "0.05"]) == 0
+    record = json.loads((tmp_path / "results.json").read_text())
+    shown = capsys.readouterr().out
+    pair = load_aligned(str(aligned))[:2]
+    single, crowded = (load_scenes("test", 12, subset=subset) for subset in ("single", "crowded"))
+    masks = {"class_names": ["background", *SCENE_CLASSES], "background": 0, "background_threshold": 0.05}
+    expected = [
+        evaluate_zero_shot(*pair, single, progress=False),
+        evaluate_retrieval(*pair, crowded, progress=False),
+        evaluate_zero_shot_segmentation(*pair, crowded, **masks, scales=[1.0, 1.5], progress=False),
+    ]
+    for result, wanted, source in zip(record["results"], expected, ("single", "crowded", "crowded"), strict=True):
+        assert result["data"]["source"] == f"scenes:{source}" and result["data"]["test"]["images"] == 12
+        assert result["measures"] == [
+            {"measure": x["measure"], "model": pytest.approx(x["model"]), "chance": x["chance"]}
+            for x in wanted["measures"]
+        ]
+        assert result["protocol"] == json.loads(json.dumps(wanted["protocol"]))
+    lines = shown.splitlines()
+    assert lines[0].split() == ["model", "chance"]
+    assert sum(line.startswith(tuple(tasks)) for line in lines) == 2 + 6 + 2
+    classes = {row["class"]: row for row in record["results"][2]["per_class"]}
+    table = [line for line in lines if line.split()[0] in classes]
+    assert len(table) == len(classes) > 3
+    for line in table:
+        name, pixels, model, chance = line.split()
+        assert (int(pixels), float(model)) == (
+            classes[name]["pixels"],
+            pytest.approx(classes[name]["model"], abs=1e-4),
+        )
+        assert float(chance) == pytest.approx(classes[name]["chance"], abs=1e-4)
+    assert len(record["model"]["sha256"]["model.safetensors"]) == 64
+
+
+def test_class_names_and_templates_from_a_config(aligned, tmp_path):
+    names = [f"{name} shape" for name in SCENE_CLASSES]
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(
+        f"model: {aligned}\ntask: zero-shot\nnum_test: 4\nscales: [1]\ntemplates: ['the {{}}']\n"
+        f"class_names: {json.dumps(names)}\n"
+    )
+    assert main(["evaluate", "--config", str(config), "--output-dir", str(tmp_path)]) == 0
+    protocol = json.loads((tmp_path / "results.json").read_text())["results"][0]["protocol"]
+    assert protocol["class_names"] == names and protocol["templates"] == ["the {}"]
+    assert protocol["unknown_words"] == ["shape"]
+
+
+def test_a_backbone_by_reference_is_named(aligned, tmp_path):
+    model = DinoTxtModel.from_pretrained(aligned)
+    model.vision_model.save_pretrained(tmp_path / "backbone")
+    model.save_pretrained(tmp_path / "model", backbone=str(tmp_path / "backbone"))
+    DinoTxtProcessor.from_pretrained(aligned).save_pretrained(tmp_path / "model")
+    argv = ["evaluate", str(tmp_path / "model"), "--task", "zero-shot", "--num-test", "4"]
+    assert main([*argv, "--output-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["model"]["backbone"] == {"path": str(tmp_path / "backbone"), "revision": None}
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--task", "knn"], "is of type 'dinotxt', accepted: dinov3_hf or dinov3_vit"),
+        (["--task", "zero-shot", "--image-size", "64"], "image_size: got 64, accepted for zero-shot: none"),
+        (
+            ["--task", "zero-shot", "--label-column", "class"],
+            "label_column: got 'class', accepted: a column of the data",
+        ),
+        (["--task", "zero-shot", "--class-names", "a", "b"], "class_names: got 2, accepted: 10, one a class of label"),
+        (["--task", "zero-shot", "--templates", "photo"], "templates: got 'photo', accepted: a text with {}"),
+        (
+            ["--task", "image-text-retrieval", "--caption-columns", "alt"],
+            "caption_columns: got alt, accepted: columns of the data set (image, label",
+        ),
+        (
+            ["--task", "zero-shot-segmentation", "--background-threshold", "2"],
+            "background_threshold: got 2.0, accepted: a cosine, -1 to 1",
+        ),
+        (["--task", "zero-shot-segmentation", "--scales", "0"], "scales: got [0.0], accepted: at least one number"),
+    ],
+)
+def test_wrong_text_requests_are_refused_in_one_line(flags, message, aligned, tmp_path, capsys):
+    assert main(["evaluate", str(aligned), *SMALL, "--output-dir", str(tmp_path), *flags]) == 2
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert shown.startswith("dinov3 evaluate: error: ") and message in shown
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_wrong_models_for_text_are_refused(tmp_path, capsys):
+    (tmp_path / "model.pth").write_text("weights")
+    (tmp_path / "config.json").write_text('{"model_type": "dinotxt"}')
+    wrong = {
+        tmp_path / "model.pth": "accepted for tasks with text: a dinotxt directory, as dinov3 align writes it",
+        tmp_path / "absent": "accepted for tasks with text: a dinotxt directory",
+        tmp_path: "has no processor (",
+    }
+    for name, message in wrong.items():
+        assert main(["evaluate", str(name), "--task", "zero-shot", "--num-test", "4"]) == 2
+        shown = capsys.readouterr().err
+        assert message in shown and shown.count("\n") == 1

@@ -34,6 +34,10 @@ AutoModelForZeroShotImageClassification.register(DinoTxtConfig, DinoTxtModel)
 AutoProcessor.register(DinoTxtConfig, DinoTxtProcessor)
 AutoTokenizer.register(DinoTxtConfig, fast_tokenizer_class=DinoTxtTokenizer)
 
+# Registers pipeline("zero-shot-image-segmentation").
+from . import pipelines as _pipelines  # noqa: E402, F401
+
+
 __all__ = [
     "DinoTxtConfig",
     "DinoTxtModel",

@@ -13,7 +13,7 @@ VERBS = {
     "quickstart": "train a tiny ViT on rendered scenes, measure it and write a report, in minutes on a CPU",
     "pretrain": "train a DINOv3 on your images",
     "align": "train a text tower beside a frozen backbone, for zero-shot use",
-    "evaluate": "measure a checkpoint's frozen features beside its untrained twin and raw pixels",
+    "evaluate": "measure a checkpoint: frozen features beside their controls, zero-shot tasks beside chance",
 }
 
 

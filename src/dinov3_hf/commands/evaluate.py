@@ -1,4 +1,7 @@
-"""`dinov3 evaluate`: measure a checkpoint's frozen features beside its untrained twin and raw pixels."""
+"""`dinov3 evaluate`: measure a checkpoint's frozen features beside its untrained twin and raw pixels.
+
+Tasks with text are in `evaluate_text.py`.
+"""
 
 import argparse
 import datetime
@@ -9,8 +12,10 @@ import platform
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
+from dinov3_hf.commands.evaluate_text import TEXT_TASKS, check_settings, evaluate_text
 
-TASKS = ("knn", "patch-knn")
+
+TASKS = ("knn", "patch-knn", *TEXT_TASKS)
 COLUMNS = ("model", "untrained", "raw_pixels", "chance")
 
 
@@ -28,16 +33,37 @@ class EvaluateArguments:
     """One evaluation; the fields are the flags and the keys of `--config`."""
 
     model: str | None = _option(
-        "model directory or hub id (ours or dinov3_vit), or a file in Meta's layout (.pth, .safetensors)"
+        "model directory or hub id (ours or dinov3_vit), or a file in Meta's layout (.pth, .safetensors); for tasks with "
+        "text a directory that dinov3 align wrote"
     )
     task: list[str] = _option(f"what to measure, one or more of {', '.join(TASKS)}", ["knn"], many=True)
     data: str = _option("scenes, an image folder, Parquet files, WebDataset tars, or a hub data set id", "scenes")
     train_split: str = _option("split that the neighbours come from", "train")
-    test_split: str = _option("split that is classified; of data without splits a fifth is held out", "test")
+    test_split: str = _option(
+        "split that is measured; of data without splits a fifth is held out, for tasks with text all", "test"
+    )
     image_column: str | None = _option("column of the images [default: the only image column]")
-    label_column: str = _option("column of the classes, for knn", "label")
-    mask_column: str = _option("column of the semantic masks (images of class indices), for patch-knn", "mask")
-    ignore_index: int = _option("mask value that does not count, for patch-knn", 255, int)
+    label_column: str = _option("column of the classes, for knn and zero-shot", "label")
+    mask_column: str = _option("column of the semantic masks (images of class indices)", "mask")
+    ignore_index: int = _option("mask value that does not count", 255, int)
+    caption_columns: list[str] = _option(
+        "columns of captions, for retrieval [default: caption, captions]", [], many=True
+    )
+    class_names: list[str] = _option(
+        "names of the classes, in order, or imagenet, for zero-shot; of the mask's values, in order, where background is "
+        "the background, for zero-shot-segmentation [default: the label column's; the scenes']",
+        [],
+        many=True,
+    )
+    templates: list[str] = _option(
+        "prompts with {} for the name, or openai [default: some whose words the text tower knows]", [], many=True
+    )
+    background_threshold: float | None = _option(
+        "cosine below which a pixel is background [default: background is a name as others]", None, float
+    )
+    scales: list[float] = _option(
+        "sizes of the images over which zero-shot-segmentation averages", [1.0], float, many=True
+    )
     num_train: int = _option("train images used, drawn by seed", 2000, int)
     num_test: int = _option("test images used, drawn by seed", 500, int)
     image_size: int | None = _option("side in pixels the network sees [default: the checkpoint's own]", None, int)
@@ -65,10 +91,16 @@ class EvaluateArguments:
                 raise ValueError(f"{name}: got {getattr(self, name)}, accepted: a whole number of at least 1")
         if min(self.k, default=0) < 1:
             raise ValueError(f"k: got {self.k}, accepted: whole numbers of at least 1")
-        if self.train_split == self.test_split:
+        if self.has_text:
+            check_settings(self)
+        elif self.train_split == self.test_split:
             raise ValueError(
                 f"test_split: got {self.test_split!r} as for train_split, where every image finds itself; accepted: another split"
             )
+
+    @property
+    def has_text(self) -> bool:
+        return any(task in TEXT_TASKS for task in self.task)
 
 
 OPTIONS = {item.name: item for item in fields(EvaluateArguments)}
@@ -79,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, item in OPTIONS.items():
         text, kind = item.metadata["help"], item.metadata["type"]
         default = item.default if item.default is not MISSING else " ".join(map(str, item.default_factory()))
-        if default is not None and kind is not bool:
+        if default not in (None, "") and kind is not bool:
             text += f" [default {default}]"
         flag = "--" + name.replace("_", "-")
         if name == "model":
@@ -103,9 +135,18 @@ def run(arguments: argparse.Namespace) -> int:
     output.write_text(json.dumps(record, indent=2) + "\n")
     print(format_table(record["results"]))
     for result in record["results"]:
+        if result["task"] == "zero-shot-segmentation":
+            print(format_classes(result))
+        if result["protocol"].get("unknown_words"):
+            print(
+                f"{result['task']}: the text tower was never taught {', '.join(result['protocol']['unknown_words'])}"
+            )
         skipped = sum(result["skipped_images"].values())
         if skipped:
             print(f"{result['task']}: {skipped} images could not be decoded and were left out")
+        for reason, count in result.get("skipped_rows", {}).items():
+            if count:
+                print(f"{result['task']}: {count} rows were left out: {reason}")
     print(f"results: {output}")
     return 0
 
@@ -130,7 +171,8 @@ def read_config(path: str | None) -> dict:
         kind, many = OPTIONS[key].metadata["type"], OPTIONS[key].metadata["many"]
         items = value if many and isinstance(value, list) else [value]
         optional = OPTIONS[key].default is None
-        if not all(type(item) is kind or (item is None and optional) for item in items):
+        kinds = (int, float) if kind is float else (kind,)
+        if not all(type(item) in kinds or (item is None and optional) for item in items):
             raise ValueError(f"{key}: got {value!r}, accepted: {'a list of ' if many else ''}{kind.__name__}")
         settings[key] = items if many else value
     return settings
@@ -140,11 +182,15 @@ def evaluate(settings: EvaluateArguments) -> dict:
     """Run the tasks and return the record that results.json holds."""
     from dinov3_hf.evaluation.features import check_image_size
 
-    splits = {task: load_splits(task, settings) for task in dict.fromkeys(settings.task)}
-    model, provenance, preprocessing = load_model(settings)
-    check_image_size(preprocessing.image_size, model.config.patch_size)
+    if settings.has_text:
+        results, provenance = evaluate_text(settings)
+    else:
+        splits = {task: load_splits(task, settings) for task in dict.fromkeys(settings.task)}
+        model, provenance, preprocessing = load_model(settings)
+        check_image_size(preprocessing.image_size, model.config.patch_size)
+        results = [measure(task, model, *rows, preprocessing, settings) for task, rows in splits.items()]
     return {
-        "results": [measure(task, model, *rows, preprocessing, settings) for task, rows in splits.items()],
+        "results": results,
         "model": provenance,
         "settings": vars(settings),
         "versions": versions(),
@@ -170,11 +216,12 @@ def load_splits(task: str, settings: EvaluateArguments) -> tuple:
     if splits[0]._fingerprint == splits[1]._fingerprint:
         splits = list(splits[0].train_test_split(test_size=0.2, seed=settings.seed).values())
         print(f"{task}: {settings.data} has no splits: a fifth of it is held out as {settings.test_split}")
-    # Drawn, because folders and many data sets are sorted by class.
-    return tuple(
-        rows.shuffle(seed=settings.seed).select(range(count)) if len(rows) > count else rows
-        for rows, count in zip(splits, counts.values(), strict=True)
-    )
+    return tuple(draw(rows, count, settings.seed) for rows, count in zip(splits, counts.values(), strict=True))
+
+
+def draw(rows, count: int, seed: int):
+    """Return at most `count` rows, drawn because folders and many data sets are sorted by class."""
+    return rows.shuffle(seed=seed).select(range(count)) if len(rows) > count else rows
 
 
 def source_of(task: str, data: str) -> str:
@@ -194,12 +241,8 @@ def load_model(settings: EvaluateArguments):
     name, path = settings.model, Path(settings.model)
     model, processor = load_any(name), None
     model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
-    if path.is_file():
-        provenance = {"path": name, "sha256": file_digest(path)}
-    else:
-        provenance = {"path": name, "revision": getattr(model.config, "_commit_hash", None)}
-        if path.is_dir():
-            provenance["sha256"] = {file.name: file_digest(file) for file in sorted(path.glob("model*.safetensors"))}
+    provenance = provenance_of(name, model)
+    if not path.is_file():
         try:
             processor = AutoImageProcessor.from_pretrained(name)
         except (OSError, ValueError):
@@ -215,6 +258,17 @@ def load_model(settings: EvaluateArguments):
     resize_size = settings.resize_size or (image_size if is_rendered else round(image_size * 256 / 224))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return model, provenance, Preprocessing(image_size, resize_size, **statistics)
+
+
+def provenance_of(name: str, model) -> dict:
+    """Return where a model came from: digests of its files, or its revision on the hub."""
+    path = Path(name)
+    if path.is_file():
+        return {"path": name, "sha256": file_digest(path)}
+    provenance = {"path": name, "revision": getattr(model.config, "_commit_hash", None)}
+    if path.is_dir():
+        provenance["sha256"] = {file.name: file_digest(file) for file in sorted(path.glob("model*.safetensors"))}
+    return provenance
 
 
 def measure(task: str, model, train, test, preprocessing, settings: EvaluateArguments) -> dict:
@@ -238,14 +292,14 @@ def measure(task: str, model, train, test, preprocessing, settings: EvaluateArgu
         result = evaluate_patch_knn(model, train, test, preprocessing, mask_column=target, **dense, **shared)
     result["data"] = {"source": source_of(task, settings.data)}
     for name, split, rows in (("train", settings.train_split, train), ("test", settings.test_split, test)):
-        version = str(rows.version) if rows.version else None
-        result["data"][name] = {
-            "split": split,
-            "images": len(rows),
-            "fingerprint": rows._fingerprint,
-            "version": version,
-        }
+        result["data"][name] = describe_rows(split, rows)
     return result
+
+
+def describe_rows(split: str, rows) -> dict:
+    """Return what says which rows were measured."""
+    version = str(rows.version) if rows.version else None
+    return {"split": split, "images": len(rows), "fingerprint": rows._fingerprint, "version": version}
 
 
 def versions() -> dict[str, str]:
@@ -272,8 +326,21 @@ def format_table(results: list[dict]) -> str:
     lines = [["", *(name.replace("_", " ") for name in columns)]]
     for result in results:
         for measure in result["measures"]:
-            title = f"{result['task']} {measure['measure']}, k={measure['k']}"
+            title = f"{result['task']} {measure['measure']}" + (f", k={measure['k']}" if "k" in measure else "")
             lines.append([title, *(f"{measure[name]:.4f}" for name in columns)])
+    return align(lines)
+
+
+def format_classes(result: dict) -> str:
+    """Lay out the IoU of each class as aligned lines."""
+    lines = [["IoU", "pixels", "model", "chance"]]
+    for row in result["per_class"]:
+        lines.append([row["class"], str(row["pixels"]), f"{row['model']:.4f}", f"{row['chance']:.4f}"])
+    return align(lines)
+
+
+def align(lines: list[list[str]]) -> str:
+    """Pad cells to columns, the first to the left and others to the right."""
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     aligned = [
         "  ".join(

@@ -1,0 +1,155 @@
+"""Retrieval between images and captions, both ways (CLIP, section 3.1; DINOv3, section 5.3): recall@k."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from .zero_shot import read_image_features, text_features
+
+
+# Columns that are taken for captions where none are named.
+CAPTION_COLUMNS = ("caption", "captions")
+QUERIES_AT_ONCE = 1024
+
+
+def best_ranks(similarities: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
+    """Rank of the best relevant item of each query, 0 the first; similarities and relevant (bool) [Q,N], returns [Q].
+
+    Irrelevant items as similar as the best relevant one come before it, and so does everything where it is not a
+    number. Raises ValueError for a query without a relevant item.
+    """
+    if similarities.shape != relevant.shape or similarities.dim() != 2:
+        raise ValueError(
+            f"relevant: got shape {tuple(relevant.shape)}, accepted: that of similarities {tuple(similarities.shape)}"
+        )
+    without = int((~relevant.any(dim=1)).sum())
+    if without:
+        raise ValueError(f"relevant: got {without} queries without a relevant item, accepted: at least one for each")
+    best = similarities.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
+    return (~relevant & ~(similarities < best)).sum(dim=1)
+
+
+def recall_at_k(
+    similarities: torch.Tensor, relevant: torch.Tensor, ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, float]:
+    """Share of queries with a relevant item among their k most similar, for each k.
+
+    Similarities and relevant (bool) [Q,N]; equal similarities count against the relevant item. Raises ValueError for a
+    query without a relevant item, and for k below 1.
+    """
+    return _recall(best_ranks(similarities, relevant), ks)
+
+
+def _recall(ranks: torch.Tensor, ks: Sequence[int]) -> dict[int, float]:
+    if min(ks, default=0) < 1:
+        raise ValueError(f"ks: got {list(ks)}, accepted: whole numbers of at least 1")
+    return {k: (ranks < k).double().mean().item() for k in ks}
+
+
+def chance_recall(num_relevant: torch.Tensor, num_items: int, k: int) -> float:
+    """Recall@k of items in random order, expected over queries with `num_relevant` [Q] of `num_items` relevant."""
+    missed = torch.ones(len(num_relevant), dtype=torch.float64)
+    for place in range(min(k, num_items)):
+        missed *= (num_items - num_relevant - place).clamp(min=0) / (num_items - place)
+    return 1 - missed.mean().item()
+
+
+def find_caption_columns(rows, names: Sequence[str] = ()) -> list[str]:
+    """Return the columns that hold captions; raises ValueError, listing the columns, where there is none."""
+    found = list(names) or [name for name in CAPTION_COLUMNS if name in rows.column_names]
+    missing = [name for name in found if name not in rows.column_names]
+    if missing or not found:
+        got, listed = ", ".join(missing) or "none", ", ".join(rows.column_names)
+        raise ValueError(f"caption_columns: got {got}, accepted: columns of the data set ({listed})")
+    return found
+
+
+def captions_of(row: dict, columns: Sequence[str]) -> list[str]:
+    """Return the captions of a row whose columns hold one or a list; [] where there is none, or one that is no text."""
+    values = [row[column] for column in columns]
+    captions = [caption for value in values for caption in (value if isinstance(value, list) else [value])]
+    if not all(caption is None or isinstance(caption, str) for caption in captions):
+        return []
+    return [caption.strip() for caption in captions if caption and caption.strip()]
+
+
+def evaluate_retrieval(
+    model: nn.Module,
+    processor,
+    rows,
+    image_column: str = "image",
+    caption_columns: Sequence[str] = (),
+    ks: Sequence[int] = (1, 5, 10),
+    batch_size: int = 64,
+    progress: bool = True,
+) -> dict:
+    """Measure recall@k of a `DinoTxtModel` from images to captions and back on a `datasets.Dataset`, beside chance.
+
+    A column holds a caption or a list of captions; all of them are queries and candidates. Captions of the same text
+    stand for each other: every image that has one is relevant for it. Rows without a caption, or with one that is no
+    text, are left out and counted. Returns a JSON-ready dictionary as `evaluate_zero_shot` does.
+    """
+    _recall(torch.zeros(1), ks)
+    columns = find_caption_columns(rows, caption_columns)
+    captions = [captions_of(row, columns) for row in rows.select_columns(columns)]
+    keep = [index for index, some in enumerate(captions) if some]
+    if not keep:
+        raise ValueError(f"caption_columns: no row has a caption in {', '.join(columns)}, accepted: columns of texts")
+    numbers, image_features = read_image_features(
+        model,
+        rows.select(keep),
+        image_column,
+        processor.image_processor,
+        batch_size,
+        progress,
+        "image-text-retrieval: images",
+    )
+    captions = [captions[keep[number]] for number in numbers.tolist()]
+    texts = list(dict.fromkeys(text for some in captions for text in some))
+    place = {text: index for index, text in enumerate(texts)}
+    has = torch.zeros(len(captions), len(texts), dtype=torch.bool)
+    for index, some in enumerate(captions):
+        has[index, [place[text] for text in some]] = True
+    # Every caption of every image is an item of its own, encoded once.
+    items = torch.tensor([place[text] for some in captions for text in some])
+    images = normalize(image_features, dim=-1)
+    embeddings = normalize(text_features(model, processor.tokenizer, texts), dim=-1).cpu()[items]
+    ranks = {
+        "image to text": torch.cat(
+            [best_ranks(images[part] @ embeddings.T, has[part][:, items]) for part in _parts(images)]
+        ),
+        "text to image": torch.cat(
+            [best_ranks(embeddings[part] @ images.T, has.T[items[part]]) for part in _parts(items)]
+        ),
+    }
+    copies = items.bincount(minlength=len(texts))
+    relevant = {
+        "image to text": (torch.stack([copies[mine].sum() for mine in has]), len(items)),
+        "text to image": (has.sum(dim=0)[items], len(images)),
+    }
+    measures = [
+        {"measure": f"{way} recall@{k}", "model": recall, "chance": chance_recall(*relevant[way], k)}
+        for way, found in ranks.items()
+        for k, recall in _recall(found, ks).items()
+    ]
+    return {
+        "task": "image-text-retrieval",
+        "protocol": {
+            "features": "image and text features, L2-normalised, cosine; ties count against the relevant item",
+            "caption_columns": columns,
+            "num_images": len(images),
+            "num_captions": len(items),
+            "num_different_captions": len(texts),
+            "relevant": "captions of an image and all of the same text",
+            "chance": "a random order, in expectation",
+        },
+        "skipped_images": {"test": len(keep) - len(images)},
+        "skipped_rows": {"no caption, or one that is no text": len(rows) - len(keep)},
+        "measures": measures,
+    }
+
+
+def _parts(queries: torch.Tensor) -> list[slice]:
+    return [slice(start, start + QUERIES_AT_ONCE) for start in range(0, len(queries), QUERIES_AT_ONCE)]

@@ -1,0 +1,282 @@
+"""Zero-shot segmentation by names (dino.txt; DINOv3, section 5.3): patch features against class embeddings."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate, normalize
+from tqdm.auto import tqdm
+
+from ..data.decoding import BadImage, decode_image
+from .features import check_column, undecoded
+from .patch_knn import IGNORE_INDEX, confusion_matrix, intersection_over_union, read_mask
+from .zero_shot import check_class_names, check_templates, class_embeddings, default_templates, unknown_words
+
+
+# Patches of windows that go through the network in one batch: bounds its memory.
+PATCHES_AT_ONCE = 4096
+BACKGROUND = -1
+
+
+def window_and_stride(model: nn.Module, window: int | None = None, stride: int | None = None) -> tuple[int, int]:
+    """Return side and step of windows in pixels: by default the images trained on, and 2/3 of a window.
+
+    Raises ValueError for sides that are no multiple of the patch size, and for steps that would leave gaps.
+    """
+    config = model.config.vision_config
+    patch, side = config.patch_size, config.image_size
+    if window is None:
+        side = side if isinstance(side, int) else min(side)
+        window = max(patch, side // patch * patch)
+    if window < patch or window % patch:
+        raise ValueError(f"window: got {window}, accepted: a multiple of the model's patch size ({patch})")
+    if stride is None:
+        stride = max(patch, round(window * 2 / 3 / patch) * patch)
+    if not patch <= stride <= window or stride % patch:
+        raise ValueError(f"stride: got {stride}, accepted: a multiple of the patch size ({patch}) up to {window}")
+    return window, stride
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Places where windows begin along a side; the last one is shifted back to end with it."""
+    last = max(0, length - window)
+    return [*range(0, last, stride), last]
+
+
+def window_logits(
+    model: nn.Module, pixel_values: torch.Tensor, embeddings: torch.Tensor, window: int, stride: int
+) -> torch.Tensor:
+    """Cosines of every patch with every class, averaged where windows overlap.
+
+    Takes an image [1,3,H,W] whose sides are multiples of the patch size and embeddings [C,E/2]; returns [C,H/p,W/p].
+    """
+    patch = model.config.vision_config.patch_size
+    height, width = pixel_values.shape[-2:]
+    high, wide = min(window, height), min(window, width)
+    rows, columns = high // patch, wide // patch
+    places = [(y, x) for y in window_starts(height, high, stride) for x in window_starts(width, wide, stride)]
+    total = torch.zeros(len(embeddings), height // patch, width // patch, device=model.device)
+    count = torch.zeros_like(total[0])
+    embeddings = normalize(embeddings.to(model.device).float(), dim=-1)
+    at_once = max(1, PATCHES_AT_ONCE // (rows * columns))
+    for start in range(0, len(places), at_once):
+        some = places[start : start + at_once]
+        crops = torch.cat([pixel_values[..., y : y + high, x : x + wide] for y, x in some])
+        features = model.get_patch_features(crops.to(model.device, model.dtype)).float()
+        scores = (normalize(features, dim=-1) @ embeddings.T).transpose(1, 2).unflatten(2, (rows, columns))
+        for (y, x), score in zip(some, scores, strict=True):
+            covered = slice(y // patch, y // patch + rows), slice(x // patch, x // patch + columns)
+            total[:, *covered] += score
+            count[covered] += 1
+    return total / count
+
+
+@torch.inference_mode()
+def class_maps(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    embeddings: torch.Tensor,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    size: tuple[int, int] | None = None,
+) -> Iterator[torch.Tensor]:
+    """As `segment_logits`, a stream of one [H,W] a class: of many classes on a large image only one is in memory."""
+    window, stride = window_and_stride(model, window, stride)
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales: got {list(scales)}, accepted: at least one, each above 0")
+    half = model.config.projection_dim // 2
+    if embeddings.shape[1] != half:
+        raise ValueError(
+            f"embeddings: got width {embeddings.shape[1]}, accepted: {half}, of class_embeddings' patches"
+        )
+    model.eval()
+    patch = model.config.vision_config.patch_size
+    maps = []
+    for scale in scales:
+        sides = [max(patch, round(side * scale / patch) * patch) for side in pixel_values.shape[-2:]]
+        image = pixel_values
+        if sides != list(image.shape[-2:]):
+            image = interpolate(image.float(), sides, mode="bilinear", antialias=True)
+        maps.append(window_logits(model, image, embeddings, window, stride))
+    size = tuple(pixel_values.shape[-2:]) if size is None else size
+    return (sum(_upsample(scores[index], size) for scores in maps) / len(maps) for index in range(len(embeddings)))
+
+
+def _upsample(scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return interpolate(scores[None, None], size, mode="bilinear")[0, 0]
+
+
+def segment_logits(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    embeddings: torch.Tensor,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Cosine of every pixel of an image with every class, from windows over it at one or several scales.
+
+    Takes a normalised image [1,3,H,W] and patch embeddings [C,E/2]; `window` and `stride` in pixels. Logits are
+    averaged where windows overlap and over scales, and upsampled bilinearly; returns [C,H,W], or [C,*size].
+    Raises ValueError for windows and steps that do not fit the patches, and embeddings of another width.
+    """
+    return torch.stack(list(class_maps(model, pixel_values, embeddings, window, stride, scales, size)))
+
+
+def best_class(logits: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest logit of every pixel and its class, both [H,W], from logits [C,H,W] or a stream of [H,W]."""
+    best = classes = None
+    for index, scores in enumerate(logits):
+        if best is None:
+            best, classes = torch.full_like(scores, -torch.inf), torch.zeros_like(scores, dtype=torch.long)
+        better = scores > best
+        best = torch.where(better, scores, best)
+        classes = classes.masked_fill(better, index)
+    return best, classes
+
+
+def segment(logits: Iterable[torch.Tensor], background_threshold: float | None = None) -> torch.Tensor:
+    """Class of every pixel [H,W] from logits [C,H,W], or from a stream of them; -1 where the best is below a threshold."""
+    best, classes = best_class(logits)
+    if background_threshold is not None:
+        classes = classes.masked_fill(~(best >= background_threshold), BACKGROUND)
+    return classes
+
+
+def fit_image(image, image_processor, window: int, patch_size: int) -> torch.Tensor:
+    """Prepare an image (uint8 [3,H,W] or PIL) as its processor does, whole and in its own proportions.
+
+    Sides are rounded to multiples of the patch size; a shorter side below one window is enlarged to it. Returns
+    [1,3,H,W].
+    """
+    tensor = isinstance(image, torch.Tensor)
+    sides = tuple(image.shape[-2:]) if tensor else (image.height, image.width)
+    scale = max(1.0, window / min(sides))
+    height, width = (max(patch_size, round(side * scale / patch_size) * patch_size) for side in sides)
+    given = {"input_data_format": "channels_first"} if tensor else {}
+    size = {"height": height, "width": width}
+    return image_processor(image, size=size, do_resize=True, do_center_crop=False, return_tensors="pt", **given)[
+        "pixel_values"
+    ]
+
+
+def chance_iou(confusion: torch.Tensor) -> torch.Tensor:
+    """Expected IoU of each class [K] when pixels get classes at random; NaN for classes that no label has."""
+    share = confusion.sum(1).double() / confusion.sum()
+    drawn = 1 / len(confusion)
+    return torch.where(share > 0, share * drawn / (share + drawn - share * drawn), torch.nan)
+
+
+def evaluate_zero_shot_segmentation(
+    model: nn.Module,
+    processor,
+    rows,
+    class_names: Sequence[str],
+    templates: Sequence[str] | None = None,
+    image_column: str = "image",
+    mask_column: str = "mask",
+    background: int | None = None,
+    background_threshold: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    progress: bool = True,
+) -> dict:
+    """Measure zero-shot mIoU and pixel accuracy of a `DinoTxtModel` on a `datasets.Dataset`, beside random labels.
+
+    `class_names` are those of the mask values, in order. The class with index `background` is predicted where no other
+    one has a cosine of at least `background_threshold`; without a threshold by its name, as any other. Counted are the
+    pixels of the masks in their own size. Returns a JSON-ready dictionary: "measures" as `evaluate_zero_shot` does,
+    "per_class" with pixels, IoU and chance of each class present.
+    Raises ValueError for settings that do not fit, and for a mask value without a name.
+    """
+    names, tokenizer = check_class_names(class_names), processor.tokenizer
+    templates = default_templates(tokenizer) if templates is None else check_templates(templates)
+    check_column(rows, image_column, "image_column")
+    check_column(rows, mask_column, "mask_column")
+    if type(rows.features[mask_column]).__name__ != "Image":
+        raise ValueError(
+            f"mask_column: got {mask_column!r}, accepted: a column of images with class indices as pixels"
+        )
+    if background is not None and not 0 <= background < len(names):
+        raise ValueError(f"background: got {background}, accepted: an index of class_names (0 to {len(names) - 1})")
+    if background_threshold is not None and background is None:
+        raise ValueError(
+            f"background_threshold: got {background_threshold}, accepted: only with a background class among the names"
+        )
+    prompted = [index for index in range(len(names)) if index != background or background_threshold is None]
+    embeddings = class_embeddings(model, tokenizer, [names[index] for index in prompted], templates, part="patch")
+    window, stride = window_and_stride(model, window, stride)
+    patch = model.config.vision_config.patch_size
+    # The last place is for pixels below the threshold, which BACKGROUND (-1) points to.
+    value_of = torch.tensor([*prompted, -1 if background is None else background])
+    confusion = torch.zeros(len(names), len(names), dtype=torch.long)
+    unreadable, misfit = 0, 0
+    rows = undecoded(rows.select_columns([image_column, mask_column]))
+    bar = tqdm(rows, desc="zero-shot-segmentation", unit="image", disable=not progress, dynamic_ncols=True)
+    for row in bar:
+        try:
+            image, mask = decode_image(row[image_column]), read_mask(row[mask_column] or {"path": ""})
+        except (BadImage, OSError):
+            unreadable += 1
+            continue
+        if image.shape[-2:] != mask.shape:
+            misfit += 1
+            continue
+        counted = mask != ignore_index
+        labels = mask[counted]
+        _check_values(labels, mask_column, len(names), ignore_index)
+        pixel_values = fit_image(image, processor.image_processor, window, patch)
+        maps = class_maps(model, pixel_values, embeddings, window, stride, scales, tuple(mask.shape))
+        found = value_of[segment(maps, background_threshold).cpu()[counted]]
+        confusion += confusion_matrix(found, labels, len(names))
+    if not confusion.sum():
+        raise ValueError(f"mask_column: none of the {len(rows)} rows can be decoded and has a pixel that counts")
+    iou, chance, pixels = intersection_over_union(confusion), chance_iou(confusion), confusion.sum(1)
+    accuracy = int(confusion.diagonal().sum()) / int(confusion.sum())
+    return {
+        "task": "zero-shot-segmentation",
+        "protocol": {
+            "features": "patch features against the patch half of class embeddings, cosine",
+            "class_names": names,
+            "templates": templates,
+            "unknown_words": unknown_words(
+                tokenizer, [*(names[index] for index in prompted), *(x.replace("{}", "") for x in templates)]
+            ),
+            "background": None if background is None else names[background],
+            "background_threshold": background_threshold,
+            "window": window,
+            "stride": stride,
+            "scales": list(scales),
+            "num_test": len(rows) - unreadable - misfit,
+            "num_classes": len(names),
+            "num_classes_present": int((pixels > 0).sum()),
+            "mIoU": "on the pixels of the masks, mean over the classes present",
+            "ignore_index": ignore_index,
+            "chance": "every pixel a class drawn at random, in expectation",
+        },
+        "skipped_images": {"test": unreadable},
+        "skipped_rows": {"mask of another size than its image": misfit},
+        "measures": [
+            {"measure": "mIoU", "model": iou.nanmean().item(), "chance": chance.nanmean().item()},
+            {"measure": "pixel accuracy", "model": accuracy, "chance": 1 / len(names)},
+        ],
+        "per_class": [
+            {"class": name, "pixels": int(pixels[index]), "model": iou[index].item(), "chance": chance[index].item()}
+            for index, name in enumerate(names)
+            if pixels[index]
+        ],
+    }
+
+
+def _check_values(labels: torch.Tensor, mask_column: str, num_classes: int, ignore_index: int) -> None:
+    strange = labels[(labels < 0) | (labels >= num_classes)]
+    if len(strange):
+        raise ValueError(
+            f"mask_column: {mask_column!r} holds the value {int(strange[0])}, accepted: 0 to {num_classes - 1}, one of "
+            f"class_names, or ignore_index ({ignore_index})"
+        )
