@@ -63,9 +63,11 @@ def test_quickstart_writes_its_report(tmp_path, capsys):
     ]
     recipe.write_text("\n".join([*(RECIPES / "tiny_cpu.yaml").read_text().splitlines(), *lines]))
     flags = ["--config", str(recipe), "--output-dir", str(tmp_path / "out"), "--num-train", "40", "--num-test", "20"]
+    flags += ["--text-steps", "3"]
     assert main(["quickstart", *flags]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "raw pixels" in page and "untrained" in page and page.count("data:image/png") >= 18
+    assert "raw pixels" in page and "untrained" in page and page.count("data:image/png") >= 36
+    assert "Open-vocabulary segmentation" in page and "zero-shot segmentation: mIoU" in page
     assert not re.search(r"(src|href)=.https?:", page)
     assert (tmp_path / "out" / "results.json").exists() and "report:" in capsys.readouterr().out
 

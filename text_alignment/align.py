@@ -13,9 +13,8 @@ from .arguments import AlignRecipe, CaptionArguments
 
 def open_sources(data: CaptionArguments) -> list:
     """Open every source of pairs, its images undecoded and all other columns but the captions left out."""
+    from dinov3_hf.data.captions import find_caption_columns
     from dinov3_hf.data.streams import load_source
-
-    from .captions import find_caption_columns
 
     sources = []
     for source in data.data:
@@ -74,6 +73,7 @@ def align(recipe: AlignRecipe):
     patch = backbone.config.patch_size
     if size % patch:
         raise ValueError(f"image_size: got {size}, accepted: a multiple of the backbone's patch size ({patch})")
+    backbone.config.image_size = size
     image_processor.size = {"height": size, "width": size}
     tokenizer = build_tokenizer(towers, sources, data.caption_columns)
     precision = compute_precision(run.mixed_precision)

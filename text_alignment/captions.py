@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from dinov3_hf.data.decoding import BadImage, decode_image
+from dinov3_hf.data.captions import find_caption_columns, read_captions
+from dinov3_hf.data.decoding import decode_image
 from dinov3_hf.data.streams import find_image_column
 from dinov3_hf.training.augment import draw_box
 from dinov3_hf.training.collate import StreamBatches
@@ -14,36 +15,8 @@ from .arguments import CaptionArguments
 
 # The stream of random numbers of captions and crops, apart from others under the same seed.
 CAPTIONS = 0xCA97
-# Names that are taken for captions where the recipe names none.
-CAPTION_COLUMNS = ("caption", "captions")
 # A column of a feature cache: the backbone's tokens [N, D] of an image, the bytes of fp16 row by row.
 TOKENS = "vision_tokens"
-
-
-def find_caption_columns(rows, names: list[str]) -> list[str]:
-    """Return the columns that hold captions; raises ValueError, listing the columns, where there is none."""
-    have = list(rows.column_names or next(iter(rows)))
-    found = names or [name for name in CAPTION_COLUMNS if name in have]
-    missing = [name for name in found if name not in have]
-    if missing or not found:
-        got = ", ".join(missing) or "none"
-        raise ValueError(f"caption_columns: got {got}, accepted: columns of the data set ({', '.join(have)})")
-    return found
-
-
-def read_captions(row: dict, columns: list[str]) -> list[str]:
-    """Return every caption of a row; raises `BadImage` where there is none, or one that is no text."""
-    captions = []
-    for column in columns:
-        value = row[column]
-        for caption in value if isinstance(value, list) else [value]:
-            if caption is not None and not isinstance(caption, str):
-                raise BadImage(f"{column}: a {type(caption).__name__} in place of a caption")
-            if caption and caption.strip():
-                captions.append(caption)
-    if not captions:
-        raise BadImage("no caption")
-    return captions
 
 
 class ImageTransform:

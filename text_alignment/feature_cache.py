@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.decoding import BadImage, decode_image
 from dinov3_hf.data.streams import find_image_column
 
-from .captions import TOKENS, find_caption_columns, read_captions
+from .captions import TOKENS
 
 
 ROWS_PER_FILE = 2048

@@ -5,11 +5,11 @@ import itertools
 import torch
 from torch.nn.functional import normalize
 
+from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.decoding import BadImage, decode_image
 from dinov3_hf.data.streams import find_image_column
 
 from .arguments import CaptionArguments
-from .captions import find_caption_columns, read_captions
 
 
 BATCH_SIZE = 64

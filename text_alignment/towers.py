@@ -8,10 +8,10 @@ from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
 
 from dinov3_hf import DinoTxtModel, Dinov3ForPreTraining, tiny_checkpoint
 from dinov3_hf.checkpoints import load_model
+from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.decoding import BadImage
 
 from .arguments import TowerArguments
-from .captions import find_caption_columns, read_captions
 
 
 def load_backbone(towers: TowerArguments):

@@ -77,6 +77,11 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except ImportError as error:
+        if os.environ.get("DINOV3_TRACEBACK"):
+            raise
+        print(f"dinov3 {verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"dinov3 {verb}: interrupted", file=sys.stderr)
         return 130

@@ -48,14 +48,19 @@ class Pictures:
 
 def compare(result: dict, title: str | None = None) -> list[Comparison]:
     """Turn the result of an evaluation function into comparisons, one a measure."""
-    task = title or {"knn": "k-NN on images", "patch-knn": "k-NN on patches"}[result["task"]]
-    protocol = result["protocol"]
-    caption = (
-        f"{protocol['num_test']} test images by their nearest neighbours among {protocol['num_train']} train images"
-    )
+    titles = {
+        "knn": "k-NN on images",
+        "patch-knn": "k-NN on patches",
+        "zero-shot": "zero-shot classification",
+        "zero-shot-segmentation": "zero-shot segmentation",
+    }
+    task, protocol = title or titles[result["task"]], result["protocol"]
+    caption = f"{protocol['num_test']} test images by the names of the classes"
+    if "num_train" in protocol:
+        caption = f"{protocol['num_test']} test images by their nearest neighbours among {protocol['num_train']} train images"
     return [
         Comparison(
-            f"{task} (k={measure['k']}): {measure['measure']}",
+            f"{task}{f' (k={k})' if (k := measure.get('k')) else ''}: {measure['measure']}",
             {NAMES[name]: measure[name] for name in NAMES if name in measure},
             caption,
         )

@@ -327,7 +327,7 @@ def format_table(results: list[dict]) -> str:
     for result in results:
         for measure in result["measures"]:
             title = f"{result['task']} {measure['measure']}" + (f", k={measure['k']}" if "k" in measure else "")
-            lines.append([title, *(f"{measure[name]:.4f}" for name in columns)])
+            lines.append([title, *(f"{measure[name]:.4f}" if name in measure else "" for name in columns)])
     return align(lines)
 
 

@@ -70,9 +70,9 @@ def load_aligned(name: str):
 def evaluate_text(settings) -> tuple[list[dict], dict]:
     """Run the text tasks; returns their results and where the model came from."""
     from dinov3_hf.commands.evaluate import describe_rows, draw
+    from dinov3_hf.data.captions import find_caption_columns
     from dinov3_hf.data.streams import load_source
     from dinov3_hf.evaluation.features import check_column
-    from dinov3_hf.evaluation.image_text_retrieval import find_caption_columns
 
     sources = {
         task: SOURCES[task] if settings.data == "scenes" else settings.data for task in dict.fromkeys(settings.task)

@@ -1,4 +1,4 @@
-"""`dinov3 quickstart`: pretrain a tiny ViT on rendered scenes, measure it beside its controls, write a report."""
+"""`dinov3 quickstart`: pretrain a tiny ViT on rendered scenes, teach it words, measure both, write a report."""
 
 import argparse
 import time
@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--steps", type=int, help="optimizer steps [default: the recipe's, about five minutes on two cores]"
+    )
+    parser.add_argument(
+        "--text-steps", type=int, help="steps of the text tower, 0 for none [default: three minutes on two cores]"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of weights, data order, crops and masks [default %(default)s]"
@@ -40,18 +43,30 @@ def run(arguments: argparse.Namespace) -> int:
     if not pretrain(recipe).finished:
         return 130
     seconds = time.perf_counter() - start
-    print(f"trained in {seconds:.0f} s; measuring frozen features ...")
-    report = measure_and_report(recipe, seconds, arguments.num_train, arguments.num_test)
+    print(f"trained in {seconds:.0f} s; teaching it words ...")
+    words = None
+    if arguments.text_steps != 0:
+        from .quickstart_text import align_on_scenes
+
+        run, words = recipe.run, Path(recipe.run.output_dir) / "text"
+        model, steps = Path(run.output_dir) / "model", arguments.text_steps
+        if not align_on_scenes(words, model, steps, run.seed, run.resume, run.overwrite).finished:
+            return 130
+    print("measuring frozen features ...")
+    report = measure_and_report(recipe, seconds, arguments.num_train, arguments.num_test, words)
     print(f"report: {report}")
     return 0
 
 
-def measure_and_report(recipe, seconds: float, num_train: int, num_test: int) -> Path:
-    """Evaluate the run's model beside its controls and write results.json and report.html; returns the report."""
+def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, words: Path | None) -> Path:
+    """Evaluate the run's model beside its controls, and the text tower in the folder `words` beside chance.
+
+    Writes results.json and report.html; returns the report.
+    """
     import json
 
     from dinov3_hf.evaluation.features import untrained_twin
-    from dinov3_hf.report import Curve, compare, verdict, write_report
+    from dinov3_hf.report import Curve, Pictures, compare, verdict, write_report
     from dinov3_hf.training.monitor import read_metrics
 
     from .evaluate import EvaluateArguments, evaluate, format_table, load_model
@@ -67,6 +82,12 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int) ->
         output_dir=str(folder),
     )
     record = evaluate(settings)
+    text_results, segmented = [], []
+    if words is not None:
+        from .quickstart_text import measure_words
+
+        text_results, segmented = measure_words(words / "model", num_test)
+        record["results"] += text_results
     (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     print(format_table(record["results"]))
 
@@ -77,6 +98,12 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int) ->
     losses = {name: [(line["step"], line[key]) for line in metrics] for key, name in parts.items()}
     total = {"weighted sum": [(line["step"], line["loss"]) for line in metrics]}
     tables = [comparison for result in record["results"] for comparison in compare(result)]
+    pictures = [pictures]
+    if segmented:
+        threshold = text_results[-1]["protocol"]["background_threshold"]
+        caption = f"Each class by its name alone; black is where no name is near (cosine below {threshold})."
+        columns = ("input", "true classes", "found by words")
+        pictures.append(Pictures("Open-vocabulary segmentation", columns, segmented, caption))
     images = recipe.optimization.steps * recipe.optimization.batch_size
     opening = (
         f"A ViT of {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters saw {images:,} rendered scenes "
@@ -90,7 +117,7 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int) ->
         summary=opening + " ".join(verdict(table) for table in tables if "accuracy" not in table.title),
         curves=[Curve("Losses, unweighted", losses), Curve("Loss", total)],
         tables=tables,
-        pictures=[pictures],
+        pictures=pictures,
         notes={
             "Go on with your own images": f"{own_images}\n{measure}",
             "Recipe": recipe.as_flat_dict(),

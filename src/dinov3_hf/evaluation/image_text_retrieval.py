@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from ..data.captions import find_caption_columns, read_captions
+from ..data.decoding import BadImage
 from .zero_shot import read_image_features, text_features
 
 
-# Columns that are taken for captions where none are named.
-CAPTION_COLUMNS = ("caption", "captions")
 QUERIES_AT_ONCE = 1024
 
 
@@ -56,25 +56,6 @@ def chance_recall(num_relevant: torch.Tensor, num_items: int, k: int) -> float:
     return 1 - missed.mean().item()
 
 
-def find_caption_columns(rows, names: Sequence[str] = ()) -> list[str]:
-    """Return the columns that hold captions; raises ValueError, listing the columns, where there is none."""
-    found = list(names) or [name for name in CAPTION_COLUMNS if name in rows.column_names]
-    missing = [name for name in found if name not in rows.column_names]
-    if missing or not found:
-        got, listed = ", ".join(missing) or "none", ", ".join(rows.column_names)
-        raise ValueError(f"caption_columns: got {got}, accepted: columns of the data set ({listed})")
-    return found
-
-
-def captions_of(row: dict, columns: Sequence[str]) -> list[str]:
-    """Return the captions of a row whose columns hold one or a list; [] where there is none, or one that is no text."""
-    values = [row[column] for column in columns]
-    captions = [caption for value in values for caption in (value if isinstance(value, list) else [value])]
-    if not all(caption is None or isinstance(caption, str) for caption in captions):
-        return []
-    return [caption.strip() for caption in captions if caption and caption.strip()]
-
-
 def evaluate_retrieval(
     model: nn.Module,
     processor,
@@ -93,8 +74,13 @@ def evaluate_retrieval(
     """
     _recall(torch.zeros(1), ks)
     columns = find_caption_columns(rows, caption_columns)
-    captions = [captions_of(row, columns) for row in rows.select_columns(columns)]
-    keep = [index for index, some in enumerate(captions) if some]
+    captions, keep = [], []
+    for row in rows.select_columns(columns):
+        try:
+            captions.append(read_captions(row, columns))
+            keep.append(len(captions) - 1)
+        except BadImage:
+            captions.append([])
     if not keep:
         raise ValueError(f"caption_columns: no row has a caption in {', '.join(columns)}, accepted: columns of texts")
     numbers, image_features = read_image_features(

@@ -273,6 +273,27 @@ def evaluate_zero_shot_segmentation(
     }
 
 
+def choose_background_threshold(
+    model, processor, rows, class_names, templates, background: int = 0, **settings
+) -> float:
+    """Return the threshold among 0.05, 0.1, ... 0.6 with the best mIoU on rows that are not those to be measured."""
+    found = {}
+    for threshold in (round(0.05 * step, 2) for step in range(1, 13)):
+        result = evaluate_zero_shot_segmentation(
+            model,
+            processor,
+            rows,
+            class_names,
+            templates,
+            background=background,
+            background_threshold=threshold,
+            progress=False,
+            **settings,
+        )
+        found[threshold] = result["measures"][0]["model"]
+    return max(found, key=found.get)
+
+
 def _check_values(labels: torch.Tensor, mask_column: str, num_classes: int, ignore_index: int) -> None:
     strange = labels[(labels < 0) | (labels >= num_classes)]
     if len(strange):

@@ -1,0 +1,77 @@
+"""The quickstart's second half: a text tower for the model just trained, and what can be found by words."""
+
+from pathlib import Path
+
+
+# Captions of the scenes never name a class without its colour.
+COLOURED = "a {colour} {{}}"
+NUM_PICTURES = 6
+PALETTE_SEED = 3
+
+
+def align_on_scenes(folder: Path, model: Path, steps: int | None, seed: int, resume: bool, overwrite: bool):
+    """Align a tiny text tower to `model` on captions of scenes, in `folder`; returns the run's result."""
+    from dinov3_hf.text_alignment.align import align
+    from dinov3_hf.text_alignment.arguments import AlignRecipe
+    from dinov3_hf.training.recipe import build_recipe
+
+    given = {"backbone": str(model), "output_dir": str(folder), "seed": seed, "resume": resume, "overwrite": overwrite}
+    if steps is not None:
+        given |= {"steps": steps, "lr_warmup_steps": min(50, steps), "num_images": min(20000, 64 * steps)}
+    return align(build_recipe("tiny_cpu", AlignRecipe, **given))
+
+
+def measure_words(folder: Path, num_test: int) -> tuple[list[dict], list]:
+    """Measure zero-shot classification and segmentation on held-out scenes; returns results and picture rows.
+
+    The threshold of the background is chosen on scenes of the train split.
+    """
+    import numpy as np
+    import torch
+
+    from dinov3_hf import DinoTxtModel, DinoTxtProcessor
+    from dinov3_hf.data.decoding import decode_image
+    from dinov3_hf.data.scene_rendering import COLOURS, SCENE_CLASSES
+    from dinov3_hf.data.scenes import load_scenes
+    from dinov3_hf.evaluation.patch_knn import read_mask
+    from dinov3_hf.evaluation.zero_shot import class_embeddings, evaluate_zero_shot
+    from dinov3_hf.evaluation.zero_shot_segmentation import (
+        choose_background_threshold,
+        evaluate_zero_shot_segmentation,
+        fit_image,
+        segment,
+        segment_logits,
+    )
+    from dinov3_hf.visualization import upscale
+
+    model, processor = DinoTxtModel.from_pretrained(folder).eval(), DinoTxtProcessor.from_pretrained(folder)
+    templates = [COLOURED.format(colour=colour) for colour in COLOURS]
+    names = ["background", *SCENE_CLASSES]
+    settings = {"image_column": "image", "mask_column": "mask"}
+    known = load_scenes("train", 60, subset="crowded")
+    threshold = choose_background_threshold(model, processor, known, names, templates, **settings)
+    held_out = load_scenes("test", num_test, subset="crowded")
+    results = [
+        evaluate_zero_shot(
+            model, processor, load_scenes("test", num_test), list(SCENE_CLASSES), templates, label_column="label"
+        ),
+        evaluate_zero_shot_segmentation(
+            model, processor, held_out, names, templates, background=0, background_threshold=threshold, **settings
+        ),
+    ]
+    embeddings = class_embeddings(model, processor.tokenizer, list(SCENE_CLASSES), templates, part="patch")
+    patch, window = model.config.vision_config.patch_size, model.config.vision_config.image_size
+    colours = np.random.default_rng(PALETTE_SEED).integers(40, 256, (len(names), 3), dtype=np.uint8)
+    colours[0] = 0
+    rows = []
+    from datasets import Image
+
+    undecoded = held_out.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
+    for row in undecoded.select(range(min(NUM_PICTURES, len(held_out)))):
+        image, mask = decode_image(row["image"]), read_mask(row["mask"])
+        pixels = fit_image(image, processor.image_processor, window, patch)
+        with torch.inference_mode():
+            found = segment(segment_logits(model, pixels, embeddings, size=tuple(mask.shape)), threshold) + 1
+        pictures = (image.permute(1, 2, 0).numpy(), colours[mask.numpy()], colours[found.numpy()])
+        rows.append(tuple(upscale(picture, 2) for picture in pictures))
+    return results, rows
