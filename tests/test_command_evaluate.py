@@ -306,8 +306,8 @@ def test_a_backbone_by_reference_is_named(aligned, tmp_path):
             "caption_columns: got alt, accepted: columns of the data set (image, label",
         ),
         (
-            ["--task", "zero-shot-segmentation", "--background-threshold", "2"],
-            "background_threshold: got 2.0, accepted: a cosine, -1 to 1",
+            ["--task", "zero-shot-segmentation", "--background-threshold", "3"],
+            "background_threshold: got 3.0, accepted: a difference of cosines, 0 to 2",
         ),
         (["--task", "zero-shot-segmentation", "--scales", "0"], "scales: got [0.0], accepted: at least one number"),
     ],

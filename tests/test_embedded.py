@@ -37,3 +37,25 @@ def test_it_beats_raw_pixels_and_its_untrained_twin():
     for result in evaluate(settings)["results"]:
         measures = result["measures"][0]
         assert measures["model"] > max(measures["raw_pixels"], measures["untrained"], measures["chance"])
+
+
+def test_the_text_part_names_what_it_was_taught():
+    from transformers import pipeline
+
+    from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
+
+    folder = Path(tiny_checkpoint("text"))
+    assert sum(file.stat().st_size for file in folder.rglob("*")) <= 6e6
+    classify = pipeline("zero-shot-image-classification", model=str(folder))
+    rows = load_scenes("test", 60)
+    found = classify(list(rows["image"]), candidate_labels=list(SCENE_CLASSES), hypothesis_template="{}")
+    right = sum(answer[0]["label"] == SCENE_CLASSES[label] for answer, label in zip(found, rows["label"], strict=True))
+    assert right >= 18  # three times chance
+    segment = pipeline("zero-shot-image-segmentation", model=str(folder))
+    assert segment(rows[0]["image"], candidate_labels=["tree", "boat"])
+    assert segment.tokenizer.unknown_words(["a red giraffe"]) == ["giraffe"]
+
+
+def test_other_parts_are_refused():
+    with pytest.raises(ValueError, match="part: got 'audio', accepted: vision, text"):
+        tiny_checkpoint("audio")

@@ -171,11 +171,15 @@ def test_scales_are_averaged_and_logits_are_what_is_upsampled(aligned, embedding
 def test_argmax_of_a_stream_and_threshold(aligned, embeddings):
     model, pixel_values = aligned[0], torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     logits = segment_logits(model, pixel_values, embeddings)
-    best, classes = best_class(class_maps(model, pixel_values, embeddings))
+    best, classes, margin = best_class(class_maps(model, pixel_values, embeddings))
     assert torch.equal(best, logits.amax(0)) and torch.equal(classes, logits.argmax(0))
-    threshold = best.median().item()
+    torch.testing.assert_close(margin, logits.amax(0) - logits.mean(0))
+    assert torch.equal(best_class(logits[:1])[2], logits[0])
+    threshold = margin.median().item()
     found = segment(logits, threshold)
-    assert torch.equal(found, torch.where(best < threshold, -1, classes)) and 0.3 < (found == -1).double().mean() < 0.6
+    assert (
+        torch.equal(found, torch.where(margin < threshold, -1, classes)) and 0.3 < (found == -1).double().mean() < 0.6
+    )
     assert segment(torch.full((2, 3, 3), torch.nan), 0.0).eq(-1).all()
 
 
@@ -203,7 +207,7 @@ def test_images_keep_their_proportions(size, expected, kind, aligned):
     assert found.shape == (1, 3, height, width) and torch.equal(found, by_hand["pixel_values"])
 
 
-@pytest.mark.parametrize("threshold", [None, 0.1])
+@pytest.mark.parametrize("threshold", [None, 0.05])
 def test_evaluation_equals_sklearn(threshold, aligned):
     model, processor = aligned
     images, masks = scenes([(32, 32), (50, 40), (24, 70)])
@@ -217,7 +221,9 @@ def test_evaluation_equals_sklearn(threshold, aligned):
         pixel_values = fit_image(PilImage.fromarray(image), processor.image_processor, 32, 8)
         logits = segment_logits(model, pixel_values, embeddings, 32, 24, (1.0, 1.5), mask.shape).numpy()
         classes = (
-            logits.argmax(0) if threshold is None else np.where(logits.max(0) < threshold, 0, logits.argmax(0) + 1)
+            logits.argmax(0)
+            if threshold is None
+            else np.where(logits.max(0) - logits.mean(0) < threshold, 0, logits.argmax(0) + 1)
         )
         truth.append(mask[mask != 255])
         predicted.append(classes[mask != 255])

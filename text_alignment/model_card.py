@@ -11,7 +11,7 @@ from dinov3_hf.training.model_card import PRIVATE_FIELDS, PRIVATE_VERSIONS
 SHOWN_WORDS = 200
 TEXT = """{header}
 
-# dino.txt: {images} and texts in one space
+# dino.txt: images and texts in one space
 
 A text tower trained from random weights beside a frozen DINOv3 backbone{backbone} by
 [dino.txt](https://arxiv.org/abs/2412.16334)'s locked-image alignment, with `dinov3-hf`. {seen}
@@ -68,12 +68,12 @@ def write_model_card(
     if known_words is not None:
         more = f" and {len(known_words) - SHOWN_WORDS:,} more" if len(known_words) > SHOWN_WORDS else ""
         words = f"It was taught {len(known_words):,} words: {', '.join(known_words[:SHOWN_WORDS])}{more}."
-    names = [word for word in known_words or [] if len(word) > 3][:2] or ["cat", "dog"]
+    # Long words are names more often than short ones.
+    names = sorted(known_words or [], key=len)[-2:] or ["cat", "dog"]
     text = TEXT.format(
         header="---\n"
         + ModelCardData(library_name="transformers", tags=["dinov3", "dino.txt", "dinov3-hf"]).to_yaml()
         + "\n---",
-        images="images",
         backbone=f" (`{shown['backbone']}`)" if shown["backbone"] else " (the one that comes with the package)",
         seen=f"{state['step']:,} steps of {recipe['steps']:,}, {state['images_read']:,} pairs read, repeats counted.",
         first=names[0],

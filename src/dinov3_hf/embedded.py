@@ -1,11 +1,17 @@
-"""The checkpoint that comes with the package: small, trained here from random weights, free of anyone's licence terms."""
+"""The checkpoints that come with the package: small, trained here from random weights, free of anyone's licence terms."""
 
 from pathlib import Path
 
 
-def tiny_checkpoint() -> str:
-    """Return the folder of a ViT of half a million parameters, trained on rendered scenes, with its model card.
+FOLDERS = {"vision": "tiny", "text": "tiny_text"}
 
-    A stock `dinov3_vit` directory: `AutoModel.from_pretrained(tiny_checkpoint())` reads it, offline.
+
+def tiny_checkpoint(part: str = "vision") -> str:
+    """Return the folder of a small model trained on rendered scenes, with its model card; it loads offline.
+
+    "vision": a ViT of half a million parameters, a stock `dinov3_vit` directory for `AutoModel.from_pretrained`. "text": the
+    same ViT with a text tower beside it, for `DinoTxtModel` and both zero-shot pipelines; it knows the scenes' words.
     """
-    return str(Path(__file__).parent / "tiny")
+    if part not in FOLDERS:
+        raise ValueError(f"part: got {part!r}, accepted: {', '.join(FOLDERS)}")
+    return str(Path(__file__).parent / FOLDERS[part])

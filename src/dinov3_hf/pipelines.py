@@ -54,7 +54,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             image: a path, a URL or a PIL image, or a list of them.
             candidate_labels: names of what may be in the image.
             templates: prompts with {} for the label; by default some whose words the model knows.
-            background_threshold: cosine below which a pixel has no label.
+            background_threshold: how far the best label's cosine must stand above the mean of all labels; a pixel where it
+                does not has no label.
             window: side in pixels of the windows that go through the network; by default that of the images trained on.
             stride: step in pixels between windows, by default two thirds of one.
             scales: sizes of the image, relative to its own, over which logits are averaged.
@@ -105,14 +106,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def _forward(self, inputs: dict, **windows) -> dict:
         maps = class_maps(self.model, inputs["pixel_values"], size=inputs["size"], **windows)
-        best, classes = best_class(maps)
-        return {"best": best, "classes": classes}
+        best, classes, margin = best_class(maps)
+        return {"best": best, "classes": classes, "margin": margin}
 
     def postprocess(self, outputs: dict, labels: list[str], background_threshold: float | None = None) -> list[dict]:
         best, classes = outputs["best"], outputs["classes"]
-        counted = (
-            torch.ones_like(best, dtype=torch.bool) if background_threshold is None else best >= background_threshold
-        )
+        counted = torch.ones_like(best, dtype=torch.bool)
+        if background_threshold is not None:
+            counted = outputs["margin"] >= background_threshold
         segments = []
         for index, label in enumerate(labels):
             inside = (classes == index) & counted

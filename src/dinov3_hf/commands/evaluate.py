@@ -59,7 +59,7 @@ class EvaluateArguments:
         "prompts with {} for the name, or openai [default: some whose words the text tower knows]", [], many=True
     )
     background_threshold: float | None = _option(
-        "cosine below which a pixel is background [default: background is a name as others]", None, float
+        "how far the best cosine must stand above the mean, else background [default: a name as others]", None, float
     )
     scales: list[float] = _option(
         "sizes of the images over which zero-shot-segmentation averages", [1.0], float, many=True

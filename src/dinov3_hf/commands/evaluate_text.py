@@ -28,8 +28,8 @@ def check_settings(settings) -> None:
                 "model's own processor prepares the images"
             )
     threshold = settings.background_threshold
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise ValueError(f"background_threshold: got {threshold}, accepted: a cosine, -1 to 1")
+    if threshold is not None and not 0 <= threshold <= 2:
+        raise ValueError(f"background_threshold: got {threshold}, accepted: a difference of cosines, 0 to 2")
     if not settings.scales or not all(0 < scale < math.inf for scale in settings.scales):
         raise ValueError(f"scales: got {settings.scales}, accepted: at least one number above 0")
 

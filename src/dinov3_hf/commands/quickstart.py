@@ -101,7 +101,7 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     pictures = [pictures]
     if segmented:
         threshold = text_results[-1]["protocol"]["background_threshold"]
-        caption = f"Each class by its name alone; black is where no name is near (cosine below {threshold})."
+        caption = f"Each class by its name alone; black is where none stands out (by {threshold})."
         columns = ("input", "true classes", "found by words")
         pictures.append(Pictures("Open-vocabulary segmentation", columns, segmented, caption))
     images = recipe.optimization.steps * recipe.optimization.batch_size

@@ -1,0 +1,80 @@
+"""What can a text tower name in rendered scenes it never saw? Classification, retrieval and segmentation, beside chance.
+
+The threshold of the background is chosen on scenes of the train split. "compositional" holds only combinations of class,
+colour and material that never occur in train.
+
+    python benchmarks/zero_shot_scenes.py                       # the model that comes with the package
+    python benchmarks/zero_shot_scenes.py outputs/tiny_text/model
+"""
+
+import argparse
+
+from dinov3_hf import DinoTxtModel, DinoTxtProcessor, tiny_checkpoint
+from dinov3_hf.data.scene_rendering import COLOURS, SCENE_CLASSES
+from dinov3_hf.data.scenes import load_scenes
+from dinov3_hf.evaluation.image_text_retrieval import evaluate_retrieval
+from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
+from dinov3_hf.evaluation.zero_shot_segmentation import choose_background_threshold, evaluate_zero_shot_segmentation
+
+
+GALLERY = 100
+TEMPLATES = ["{}", "a {}"]
+# Captions of the scenes never name a class without its colour.
+COLOURED = [f"a {colour} {{}}" for colour in COLOURS]
+
+
+def distinct(rows, count: int):
+    """Return the first rows whose captions are all different."""
+    seen, keep = set(), []
+    for index, caption in enumerate(rows["caption"]):
+        if caption not in seen and len(keep) < count:
+            seen.add(caption)
+            keep.append(index)
+    return rows.select(keep)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=tiny_checkpoint("text"))
+    parser.add_argument("--num-test", type=int, default=500)
+    arguments = parser.parse_args()
+    model, processor = (kind.from_pretrained(arguments.model) for kind in (DinoTxtModel, DinoTxtProcessor))
+    model.eval()
+    classes, names = list(SCENE_CLASSES), ["background", *SCENE_CLASSES]
+    quiet = {"progress": False}
+    size = 2 * model.config.vision_config.image_size
+    windows = {"window": size, "scales": (size / 64,)}
+    thresholds = {}
+    for label, templates in (("bare", TEMPLATES), ("coloured", COLOURED)):
+        known = load_scenes("train", 100, subset="crowded")
+        thresholds[label] = choose_background_threshold(model, processor, known, names, templates, **windows)
+    print("| split | measure | model | chance |\n|---|---|---|---|")
+    for split in ("test", "compositional"):
+        single = load_scenes(split, arguments.num_test)
+        crowded = load_scenes(split, arguments.num_test, subset="crowded")
+        results = {"": evaluate_retrieval(model, processor, distinct(single, GALLERY), **quiet)}
+        for label, templates in (("bare", TEMPLATES), ("coloured", COLOURED)):
+            results[f"{label} names, "] = evaluate_zero_shot(model, processor, single, classes, templates, **quiet)
+            threshold = thresholds[label]
+            found = evaluate_zero_shot_segmentation(
+                model,
+                processor,
+                crowded,
+                names,
+                templates,
+                background=0,
+                background_threshold=threshold,
+                **windows,
+                **quiet,
+            )
+            results[f"{label} names, segmentation at {threshold}, "] = found
+        for label, result in results.items():
+            for measure in result["measures"]:
+                if "@5" not in measure["measure"] and "@10" not in measure["measure"]:
+                    print(
+                        f"| {split} | {label}{measure['measure']} | {measure['model']:.3f} | {measure['chance']:.3f} |"
+                    )
+
+
+if __name__ == "__main__":
+    main()
