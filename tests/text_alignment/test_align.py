@@ -19,7 +19,7 @@ from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.decoding import BadImage, decode_image
 from dinov3_hf.text_alignment.align import align
 from dinov3_hf.text_alignment.arguments import AlignRecipe, CaptionArguments
-from dinov3_hf.text_alignment.captions import CaptionBatches, ImageTransform
+from dinov3_hf.text_alignment.captions import CaptionBatches, ImageTransform, drop_words
 from dinov3_hf.training.recipe import build_recipe
 
 
@@ -241,3 +241,12 @@ def test_recipes_are_valid():
     for name in ("tiny_cpu", "vitl16_dinotxt"):
         assert build_recipe(name, AlignRecipe).towers.vision_head_layers == 2
     assert callable(align)
+
+
+def test_words_are_dropped_at_the_asked_share_but_never_all():
+    rng = np.random.default_rng(0)
+    words = [drop_words("a wavy purple tree", 0.5, rng).split() for _ in range(2000)]
+    assert all(1 <= len(some) <= 4 for some in words) and {"tree"} < {word for some in words for word in some}
+    # 2 of 4 remain on average; one more where none would (1 in 16).
+    assert abs(np.mean([len(some) for some in words]) - (2 + 1 / 16)) < 0.08
+    assert drop_words("one", 0.99, rng) == "one" and drop_words("a b", 0.0, rng) == "a b"
