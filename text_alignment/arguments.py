@@ -123,13 +123,22 @@ class AlignmentArguments:
 
 
 @dataclass
+class AlignRunArguments(RunArguments):
+    """Where a run writes, how often, and how it goes on after a stop."""
+
+    output_dir: str = described(
+        "folder of the run: recipe, metrics, checkpoints and the exported model", "outputs/align"
+    )
+
+
+@dataclass
 class AlignRecipe(Recipe):
     """All fields of a text alignment, in the groups above."""
 
     towers: TowerArguments = field(default_factory=TowerArguments)
     data: CaptionArguments = field(default_factory=CaptionArguments)
     alignment: AlignmentArguments = field(default_factory=AlignmentArguments)
-    run: RunArguments = field(default_factory=RunArguments)
+    run: AlignRunArguments = field(default_factory=AlignRunArguments)
 
 
 __all__ = ["AlignRecipe", "AlignmentArguments", "CaptionArguments", "TowerArguments"]
