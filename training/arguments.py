@@ -1,6 +1,7 @@
 """The fields of a recipe: everything that defines a training run, typed, with its default and its bounds."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Literal
 
 from .fields import Recipe, described, require
@@ -332,6 +333,9 @@ class RunArguments:
         require(good, "milestone_every", every, f"null or a multiple of save_every ({self.save_every})")
         good = self.probe_every % self.log_every == 0
         require(good, "probe_every", self.probe_every, f"a multiple of log_every ({self.log_every})")
+        tracker = self.report_to
+        good = tracker == "none" or find_spec(tracker) is not None
+        require(good, "report_to", tracker, f"none, or after pip install {tracker}")
         both = self.resume and self.overwrite
         require(not both, "resume", self.resume, "resume or overwrite, not both")
 

@@ -10,7 +10,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from .arguments import CropArguments, DataArguments, PretrainRecipe
@@ -125,8 +124,6 @@ def pretrain(recipe: PretrainRecipe):
         for source in data.data
     ]
     tracker = None if run.report_to == "none" else run.report_to
-    if tracker and find_spec(tracker) is None:
-        raise ValueError(f"report_to: {tracker} is not installed, accepted: none, or after pip install {tracker}")
     precision = compute_precision(run.mixed_precision)
     # The linear layers that compute in fp8 are replaced one by one; everything around them computes in bf16.
     autocast = "bf16" if precision == "fp8" else precision

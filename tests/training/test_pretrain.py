@@ -183,11 +183,11 @@ def test_tensorboard_gets_the_metrics(folder, tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_refused(folder, tmp_path, capsys, monkeypatch):
-    from dinov3_hf.training import pretrain
+    from dinov3_hf.training import arguments
 
-    monkeypatch.setattr(pretrain, "find_spec", lambda name: None)
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
     assert run(folder, tmp_path / "out", "--report-to", "trackio") == 2
-    assert "report_to: trackio is not installed" in capsys.readouterr().err
+    assert "report_to: got 'trackio', accepted: none, or after pip install trackio" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
