@@ -42,8 +42,7 @@ def main() -> None:
     model.eval()
     classes, names = list(SCENE_CLASSES), ["background", *SCENE_CLASSES]
     quiet = {"progress": False}
-    size = 2 * model.config.vision_config.image_size
-    windows = {"window": size, "scales": (size / 64,)}
+    windows = {"scales": (1.0, 2.0), "whole_windows": True}
     thresholds = {}
     for label, templates in (("bare", TEMPLATES), ("coloured", COLOURED)):
         known = load_scenes("train", 100, subset="crowded")

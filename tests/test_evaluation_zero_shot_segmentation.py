@@ -19,6 +19,7 @@ from dinov3_hf.evaluation import zero_shot_segmentation
 from dinov3_hf.evaluation.zero_shot import class_embeddings
 from dinov3_hf.evaluation.zero_shot_segmentation import (
     best_class,
+    choose_background_threshold,
     chance_iou,
     class_maps,
     evaluate_zero_shot_segmentation,
@@ -332,3 +333,27 @@ def test_memory_of_a_large_image_is_bounded(window, scales):
     before, peak = peak_gib("vits16", 1500, window, scales)
     print(f"window {window}, scales {scales}: {peak:.2f} GiB, of which {before:.2f} before the image")
     assert peak < 3e9 / 2**30
+
+
+def test_whole_windows_add_their_own_cosine(aligned, embeddings):
+    model, generator = aligned[0], torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(1, 3, 32, 32, generator=generator)
+    whole = torch.nn.functional.normalize(torch.randn(4, model.config.projection_dim, generator=generator), dim=-1)
+    plain = segment_logits(model, pixel_values, embeddings, 32, 32)
+    with torch.inference_mode():
+        image = torch.nn.functional.normalize(model.get_image_features(pixel_values), dim=-1)[0]
+    found = segment_logits(model, pixel_values, embeddings, 32, 32, image_embeddings=whole)
+    torch.testing.assert_close(found, plain + (whole @ image)[:, None, None], atol=1e-5, rtol=0)
+
+
+def test_the_chosen_threshold_is_the_best_of_all_evaluations(aligned):
+    model, processor = aligned
+    rows = rows_of(*scenes([(32, 32), (40, 40)]))
+    chosen = choose_background_threshold(model, processor, rows, NAMES, ["a {}"])
+    scores = {}
+    for threshold in (chosen, 0.05, 0.1, 0.3):
+        result = evaluate_zero_shot_segmentation(
+            model, processor, rows, NAMES, ["a {}"], background=0, background_threshold=threshold, progress=False
+        )
+        scores[threshold] = result["measures"][0]["model"]
+    assert max(scores.values()) == pytest.approx(scores[chosen])

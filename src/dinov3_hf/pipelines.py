@@ -45,6 +45,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         window: int | None = None,
         stride: int | None = None,
         scales: Sequence[float] = (1.0,),
+        whole_windows: bool = False,
         timeout: float | None = None,
         num_workers: int | None = None,
     ) -> list[dict] | list[list[dict]]:
@@ -59,6 +60,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             window: side in pixels of the windows that go through the network; by default that of the images trained on.
             stride: step in pixels between windows, by default two thirds of one.
             scales: sizes of the image, relative to its own, over which logits are averaged.
+            whole_windows: count what each window shows as a whole, besides its patches.
             timeout: seconds to wait for an image at a URL.
             num_workers: processes that read images of a list.
 
@@ -78,6 +80,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             image,
             labels=labels,
             embeddings=class_embeddings(self.model, self.tokenizer, labels, templates, part="patch"),
+            image_embeddings=class_embeddings(self.model, self.tokenizer, labels, templates)
+            if whole_windows
+            else None,
             background_threshold=background_threshold,
             window=window,
             stride=stride,
@@ -94,7 +99,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
         return (
             pick("window", "timeout"),
-            pick("embeddings", "window", "stride", "scales"),
+            pick("embeddings", "image_embeddings", "window", "stride", "scales"),
             pick("labels", "background_threshold"),
         )
 

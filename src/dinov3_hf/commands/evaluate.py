@@ -72,6 +72,7 @@ class EvaluateArguments:
     )
     k: list[int] = _option("neighbours that vote, one or more", [10, 20], int, many=True)
     max_bank_patches: int = _option("patches kept as neighbours, for patch-knn", 50_000, int)
+    whole_windows: bool = _option("zero-shot-segmentation: count what a window shows as a whole too", False, bool)
     batch_size: int = _option("images per forward pass", 64, int)
     seed: int = _option("seed of the untrained weights and of every draw", 0, int)
     controls: bool = _option("also measure the untrained network and raw pixels", True, bool)

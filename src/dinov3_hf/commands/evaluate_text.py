@@ -124,6 +124,7 @@ def measure_text(task: str, model, processor, rows, settings) -> dict:
         settings.mask_column,
         background=names.index(BACKGROUND) if BACKGROUND in names else None,
         background_threshold=settings.background_threshold,
+        whole_windows=settings.whole_windows,
         ignore_index=settings.ignore_index,
         scales=settings.scales,
     )

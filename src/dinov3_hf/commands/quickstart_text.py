@@ -59,7 +59,8 @@ def measure_words(folder: Path, num_test: int) -> tuple[list[dict], list]:
     model, processor = DinoTxtModel.from_pretrained(folder).eval(), DinoTxtProcessor.from_pretrained(folder)
     templates = ["{}", "a {}"]
     names = ["background", *SCENE_CLASSES]
-    settings = {"image_column": "image", "mask_column": "mask"}
+    # Windows of a quarter and of the whole image, each judged as a whole too.
+    settings = {"scales": (1.0, 2.0), "whole_windows": True}
     known = load_scenes("train", 60, subset="crowded")
     threshold = choose_background_threshold(model, processor, known, names, templates, **settings)
     held_out = load_scenes("test", num_test, subset="crowded")
@@ -71,7 +72,10 @@ def measure_words(folder: Path, num_test: int) -> tuple[list[dict], list]:
             model, processor, held_out, names, templates, background=0, background_threshold=threshold, **settings
         ),
     ]
-    embeddings = class_embeddings(model, processor.tokenizer, list(SCENE_CLASSES), templates, part="patch")
+    embeddings, image_embeddings = (
+        class_embeddings(model, processor.tokenizer, list(SCENE_CLASSES), templates, part)
+        for part in ("patch", "image")
+    )
     patch, window = model.config.vision_config.patch_size, model.config.vision_config.image_size
     colours = np.random.default_rng(PALETTE_SEED).integers(40, 256, (len(names), 3), dtype=np.uint8)
     colours[0] = 0
@@ -83,7 +87,10 @@ def measure_words(folder: Path, num_test: int) -> tuple[list[dict], list]:
         image, mask = decode_image(row["image"]), read_mask(row["mask"])
         pixels = fit_image(image, processor.image_processor, window, patch)
         with torch.inference_mode():
-            found = segment(segment_logits(model, pixels, embeddings, size=tuple(mask.shape)), threshold) + 1
+            logits = segment_logits(
+                model, pixels, embeddings, None, None, settings["scales"], tuple(mask.shape), image_embeddings
+            )
+        found = segment(logits, threshold) + 1
         pictures = (image.permute(1, 2, 0).numpy(), colours[mask.numpy()], colours[found.numpy()])
         rows.append(tuple(upscale(picture, 2) for picture in pictures))
     return results, rows

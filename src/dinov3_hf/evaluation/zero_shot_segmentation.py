@@ -45,11 +45,18 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def window_logits(
-    model: nn.Module, pixel_values: torch.Tensor, embeddings: torch.Tensor, window: int, stride: int
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    embeddings: torch.Tensor,
+    window: int,
+    stride: int,
+    image_embeddings: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cosines of every patch with every class, averaged where windows overlap.
 
     Takes an image [1,3,H,W] whose sides are multiples of the patch size and embeddings [C,E/2]; returns [C,H/p,W/p].
+    With `image_embeddings` [C,E] the cosine of a window as a whole is added to those of its patches: a class that the
+    window does not show is unlikely in any of them.
     """
     patch = model.config.vision_config.patch_size
     height, width = pixel_values.shape[-2:]
@@ -63,8 +70,14 @@ def window_logits(
     for start in range(0, len(places), at_once):
         some = places[start : start + at_once]
         crops = torch.cat([pixel_values[..., y : y + high, x : x + wide] for y, x in some])
-        features = model.get_patch_features(crops.to(model.device, model.dtype)).float()
+        given = {"pixel_values": crops.to(model.device, model.dtype)}
+        if image_embeddings is not None:
+            given = {"vision_tokens": model.tokens(**given)}
+        features = model.get_patch_features(**given).float()
         scores = (normalize(features, dim=-1) @ embeddings.T).transpose(1, 2).unflatten(2, (rows, columns))
+        if image_embeddings is not None:
+            whole = normalize(model.get_image_features(**given).float(), dim=-1)
+            scores = scores + (whole @ image_embeddings.to(whole.device).T)[..., None, None]
         for (y, x), score in zip(some, scores, strict=True):
             covered = slice(y // patch, y // patch + rows), slice(x // patch, x // patch + columns)
             total[:, *covered] += score
@@ -81,6 +94,7 @@ def class_maps(
     stride: int | None = None,
     scales: Sequence[float] = (1.0,),
     size: tuple[int, int] | None = None,
+    image_embeddings: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
     """As `segment_logits`, a stream of one [H,W] a class: of many classes on a large image only one is in memory."""
     window, stride = window_and_stride(model, window, stride)
@@ -99,7 +113,7 @@ def class_maps(
         image = pixel_values
         if sides != list(image.shape[-2:]):
             image = interpolate(image.float(), sides, mode="bilinear", antialias=True)
-        maps.append(window_logits(model, image, embeddings, window, stride))
+        maps.append(window_logits(model, image, embeddings, window, stride, image_embeddings))
     size = tuple(pixel_values.shape[-2:]) if size is None else size
     return (sum(_upsample(scores[index], size) for scores in maps) / len(maps) for index in range(len(embeddings)))
 
@@ -116,14 +130,18 @@ def segment_logits(
     stride: int | None = None,
     scales: Sequence[float] = (1.0,),
     size: tuple[int, int] | None = None,
+    image_embeddings: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cosine of every pixel of an image with every class, from windows over it at one or several scales.
 
     Takes a normalised image [1,3,H,W] and patch embeddings [C,E/2]; `window` and `stride` in pixels. Logits are
-    averaged where windows overlap and over scales, and upsampled bilinearly; returns [C,H,W], or [C,*size].
+    averaged where windows overlap and over scales, and upsampled bilinearly; returns [C,H,W], or [C,*size]. With
+    `image_embeddings` [C,E] whole windows count too (see `window_logits`).
     Raises ValueError for windows and steps that do not fit the patches, and embeddings of another width.
     """
-    return torch.stack(list(class_maps(model, pixel_values, embeddings, window, stride, scales, size)))
+    return torch.stack(
+        list(class_maps(model, pixel_values, embeddings, window, stride, scales, size, image_embeddings))
+    )
 
 
 def best_class(logits: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -194,11 +212,12 @@ def evaluate_zero_shot_segmentation(
     window: int | None = None,
     stride: int | None = None,
     scales: Sequence[float] = (1.0,),
+    whole_windows: bool = False,
     progress: bool = True,
 ) -> dict:
     """Measure zero-shot mIoU and pixel accuracy of a `DinoTxtModel` on a `datasets.Dataset`, beside random labels.
 
-    `class_names` are those of the mask values, in order. The class with index `background` is predicted where no other
+    `class_names` are those of the mask values, in order; with `whole_windows` windows count as a whole too. The class with index `background` is predicted where no other
     one stands `background_threshold` above the mean cosine of all (see `segment`); without a threshold by its name, as any other. Counted are the
     pixels of the masks in their own size. Returns a JSON-ready dictionary: "measures" as `evaluate_zero_shot` does,
     "per_class" with pixels, IoU and chance of each class present.
@@ -219,7 +238,9 @@ def evaluate_zero_shot_segmentation(
             f"background_threshold: got {background_threshold}, accepted: only with a background class among the names"
         )
     prompted = [index for index in range(len(names)) if index != background or background_threshold is None]
-    embeddings = class_embeddings(model, tokenizer, [names[index] for index in prompted], templates, part="patch")
+    prompts = [names[index] for index in prompted]
+    embeddings = class_embeddings(model, tokenizer, prompts, templates, part="patch")
+    image_embeddings = class_embeddings(model, tokenizer, prompts, templates, part="image") if whole_windows else None
     window, stride = window_and_stride(model, window, stride)
     patch = model.config.vision_config.patch_size
     # The last place is for pixels below the threshold, which BACKGROUND (-1) points to.
@@ -241,7 +262,8 @@ def evaluate_zero_shot_segmentation(
         labels = mask[counted]
         _check_values(labels, mask_column, len(names), ignore_index)
         pixel_values = fit_image(image, processor.image_processor, window, patch)
-        maps = class_maps(model, pixel_values, embeddings, window, stride, scales, tuple(mask.shape))
+        size = tuple(mask.shape)
+        maps = class_maps(model, pixel_values, embeddings, window, stride, scales, size, image_embeddings)
         found = value_of[segment(maps, background_threshold).cpu()[counted]]
         confusion += confusion_matrix(found, labels, len(names))
     if not confusion.sum():
@@ -262,6 +284,7 @@ def evaluate_zero_shot_segmentation(
             "window": window,
             "stride": stride,
             "scales": list(scales),
+            "whole_windows": whole_windows,
             "num_test": len(rows) - unreadable - misfit,
             "num_classes": len(names),
             "num_classes_present": int((pixels > 0).sum()),
@@ -284,24 +307,37 @@ def evaluate_zero_shot_segmentation(
 
 
 def choose_background_threshold(
-    model, processor, rows, class_names, templates, background: int = 0, **settings
+    model: nn.Module,
+    processor,
+    rows,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    scales: Sequence[float] = (1.0,),
+    whole_windows: bool = False,
 ) -> float:
-    """Return the threshold among 0.05, 0.075, ... 0.4 with the best mIoU on rows that are not those to be measured."""
-    found = {}
-    for threshold in (round(0.025 * step, 3) for step in range(2, 17)):
-        result = evaluate_zero_shot_segmentation(
-            model,
-            processor,
-            rows,
-            class_names,
-            templates,
-            background=background,
-            background_threshold=threshold,
-            progress=False,
-            **settings,
+    """Return the threshold among 0.05, 0.075, ... 0.6 with the best mIoU on rows that are not those to be measured.
+
+    Columns are `image` and `mask`; class 0 is the background.
+    """
+    thresholds = [round(0.025 * step, 3) for step in range(2, 25)]
+    names, tokenizer = list(class_names[1:]), processor.tokenizer
+    embeddings = class_embeddings(model, tokenizer, names, templates, part="patch")
+    image_embeddings = class_embeddings(model, tokenizer, names, templates) if whole_windows else None
+    window, stride = window_and_stride(model)
+    confusions = torch.zeros(len(thresholds), len(class_names), len(class_names), dtype=torch.long)
+    for row in undecoded(rows.select_columns(["image", "mask"])):
+        mask = read_mask(row["mask"])
+        pixels = fit_image(
+            decode_image(row["image"]), processor.image_processor, window, model.config.vision_config.patch_size
         )
-        found[threshold] = result["measures"][0]["model"]
-    return max(found, key=found.get)
+        maps = class_maps(model, pixels, embeddings, window, stride, scales, tuple(mask.shape), image_embeddings)
+        _, classes, margin = (found.cpu() for found in best_class(maps))
+        counted = mask != IGNORE_INDEX
+        for threshold, confusion in zip(thresholds, confusions, strict=True):
+            found = torch.where(margin >= threshold, classes + 1, 0)
+            confusion += confusion_matrix(found[counted], mask[counted], len(class_names))
+    scores = [intersection_over_union(confusion).nanmean().item() for confusion in confusions]
+    return thresholds[scores.index(max(scores))]
 
 
 def _check_values(labels: torch.Tensor, mask_column: str, num_classes: int, ignore_index: int) -> None:
