@@ -19,8 +19,8 @@ from dinov3_hf.evaluation import zero_shot_segmentation
 from dinov3_hf.evaluation.zero_shot import class_embeddings
 from dinov3_hf.evaluation.zero_shot_segmentation import (
     best_class,
-    choose_background_threshold,
     chance_iou,
+    choose_background_threshold,
     class_maps,
     evaluate_zero_shot_segmentation,
     fit_image,

@@ -27,7 +27,7 @@ TINY = [
     "--config", "tiny_cpu", "--text-hidden-size", "32", "--text-num-hidden-layers", "2", "--text-num-attention-heads", "2",
     "--text-intermediate-size", "64", "--context-length", "12", "--vocab-size", "300", "--batch-size", "4", "--steps", "6",
     "--lr-warmup-steps", "1", "--log-every", "1", "--save-every", "3", "--probe-every", "3", "--shuffle-block", "8",
-    "--probe-images", "10", "--vision-head-drop-path-rate", "0.3",
+    "--probe-images", "10", "--vision-head-drop-path-rate", "0.3", "--image-size", "32",
 ]  # fmt: skip
 
 

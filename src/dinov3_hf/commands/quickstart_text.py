@@ -59,8 +59,8 @@ def measure_words(folder: Path, num_test: int) -> tuple[list[dict], list]:
     model, processor = DinoTxtModel.from_pretrained(folder).eval(), DinoTxtProcessor.from_pretrained(folder)
     templates = ["{}", "a {}"]
     names = ["background", *SCENE_CLASSES]
-    # Windows of a quarter and of the whole image, each judged as a whole too.
-    settings = {"scales": (1.0, 2.0), "whole_windows": True}
+    # Windows of the whole image, a quarter and a ninth, each judged as a whole too.
+    settings = {"scales": (1.0, 2.0, 3.0), "whole_windows": True}
     known = load_scenes("train", 60, subset="crowded")
     threshold = choose_background_threshold(model, processor, known, names, templates, **settings)
     held_out = load_scenes("test", num_test, subset="crowded")
