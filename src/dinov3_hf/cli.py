@@ -10,7 +10,7 @@ from ._version import __version__
 
 
 VERBS = {
-    "quickstart": "train a tiny ViT on rendered scenes, measure it and write a report, in minutes on a CPU",
+    "quickstart": "train a tiny ViT on rendered scenes, teach it words, measure and report, in minutes on a CPU",
     "pretrain": "train a DINOv3 on your images",
     "align": "train a text tower beside a frozen backbone, for zero-shot use",
     "evaluate": "measure a checkpoint: frozen features beside their controls, zero-shot tasks beside chance",
