@@ -35,10 +35,11 @@ def fingerprint(model) -> str:
 def build_probe(data: CaptionArguments, transform, tokenizer):
     """Read the held-out pairs whose retrieval is measured during training, None where the recipe names none."""
     from dinov3_hf.data.streams import load_source
+    from dinov3_hf.training.pretrain import probe_source
 
     from .health import RetrievalProbe
 
-    source = data.probe_data or ("scenes" if data.data[0].split(":")[0] == "scenes" else None)
+    source = probe_source(data)
     if source is None:
         return None
     rows = load_source(source, data.probe_split, image_column=data.image_column, num_images=data.probe_images)
@@ -49,16 +50,14 @@ def align(recipe: AlignRecipe):
     """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
     import numpy as np
     import torch
-    from accelerate import Accelerator
 
     from dinov3_hf import DinoTxtProcessor
     from dinov3_hf.data.streams import load_source
-    from dinov3_hf.training.allocator import keep_freed_memory
     from dinov3_hf.training.collate import make_loader
     from dinov3_hf.training.loop import train
     from dinov3_hf.training.pretrain import prepare_output, versions
     from dinov3_hf.training.schedules import StepValues, warmup_cosine
-    from dinov3_hf.training.sharding import compute_precision
+    from dinov3_hf.training.sharding import build_accelerator
 
     from .alignment import TextAlignment
     from .captions import TOKENS, CaptionBatches, ImageTransform
@@ -76,12 +75,7 @@ def align(recipe: AlignRecipe):
     backbone.config.image_size = size
     image_processor.size = {"height": size, "width": size}
     tokenizer = build_tokenizer(towers, sources, data.caption_columns)
-    precision = compute_precision(run.mixed_precision)
-    tracker = None if run.report_to == "none" else run.report_to
-    autocast = "bf16" if precision == "fp8" else precision
-    accelerator = Accelerator(mixed_precision=autocast, log_with=tracker, project_dir=run.output_dir)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    accelerator = build_accelerator(run)
     torch.manual_seed(run.seed)
     objective = TextAlignment(build_model(towers, backbone, tokenizer), alignment.gram_weight)
     processor = DinoTxtProcessor(image_processor, tokenizer)

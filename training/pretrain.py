@@ -75,13 +75,18 @@ def versions() -> dict[str, str]:
     }
 
 
+def probe_source(data) -> str | None:
+    """Return where held-out rows come from: as the recipe says, the scenes when training on scenes, else nowhere."""
+    return data.probe_data or ("scenes" if data.data[0].split(":")[0] == "scenes" else None)
+
+
 def build_probe(data: DataArguments, crops: CropArguments):
     """Open the held-out images that the teacher is measured on, None where the recipe names none."""
     from dinov3_hf.data.streams import find_image_column, load_source
 
     from .health import OnlineProbe
 
-    source = data.probe_data or ("scenes" if data.data[0].split(":")[0] == "scenes" else None)
+    source = probe_source(data)
     if source is None:
         return None
     rows = load_source(source, data.probe_split, num_images=data.probe_images)
@@ -95,12 +100,10 @@ def build_probe(data: DataArguments, crops: CropArguments):
 def pretrain(recipe: PretrainRecipe):
     """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
     import torch
-    from accelerate import Accelerator
     from transformers import DINOv3ViTImageProcessor
 
     from dinov3_hf.data.streams import load_source
 
-    from .allocator import keep_freed_memory
     from .collate import TrainingBatches, make_loader
     from .health import CollapseAlarm
     from .initialization import build_gram_teacher, build_student
@@ -109,7 +112,7 @@ def pretrain(recipe: PretrainRecipe):
     from .param_groups import parameter_groups
     from .schedules import Schedules
     from .self_distillation import SelfDistillation
-    from .sharding import compute_precision
+    from .sharding import build_accelerator
 
     model, data, crops, optimization, run = recipe.model, recipe.data, recipe.crops, recipe.optimization, recipe.run
     rows = [
@@ -123,14 +126,7 @@ def pretrain(recipe: PretrainRecipe):
         )
         for source in data.data
     ]
-    tracker = None if run.report_to == "none" else run.report_to
-    precision = compute_precision(run.mixed_precision)
-    # The linear layers that compute in fp8 are replaced one by one; everything around them computes in bf16.
-    autocast = "bf16" if precision == "fp8" else precision
-    accelerator = Accelerator(mixed_precision=autocast, log_with=tracker, project_dir=run.output_dir)
-
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    accelerator = build_accelerator(run)
     torch.manual_seed(run.seed)
     student, heads_are_new = build_student(model, crops)
     objective = SelfDistillation(student, recipe.objective, build_gram_teacher(recipe.gram, student), recipe.gram)

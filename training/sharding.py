@@ -12,6 +12,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .allocator import keep_freed_memory
+from .arguments import RunArguments
 from .fields import require
 from .float8 import check_float8, convert_to_float8
 
@@ -42,6 +44,18 @@ def compute_precision(mixed_precision: str | None) -> str:
     if precision == "fp8":
         check_float8()
     return precision
+
+
+def build_accelerator(run: RunArguments) -> Accelerator:
+    """Return Accelerate's handle of a run, with its precision and tracker; on a CPU the process keeps freed memory."""
+    precision = compute_precision(run.mixed_precision)
+    # The linear layers that compute in fp8 are replaced one by one; everything around them computes in bf16.
+    autocast = "bf16" if precision == "fp8" else precision
+    tracker = None if run.report_to == "none" else run.report_to
+    accelerator = Accelerator(mixed_precision=autocast, log_with=tracker, project_dir=run.output_dir)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
 
 
 def distribute(
