@@ -9,8 +9,10 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
+from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.features import Preprocessing, raw_image_features, untrained_twin
-from dinov3_hf.evaluation.knn import NeighbourBank, evaluate_knn, knn_classify, read_vocabulary, vote
+from dinov3_hf.evaluation.knn import NeighbourBank, evaluate_knn, knn_classify, vote
+from dinov3_hf.evaluation.labels import read_vocabulary
 
 
 COLOURS = ClassLabel(names=["red", "green", "blue"])
@@ -139,7 +141,7 @@ def test_raw_pixels_are_averaged_down():
 def test_evaluation_counts_what_it_says():
     train, test = coloured_images(40, seed=0, bad=(3,)), coloured_images(21, seed=1, bad=(0, 5))
     model = tiny_model().train()
-    result = evaluate_knn(model, train, test, Preprocessing(32, 32), ks=(5, 1), progress=False, batch_size=4)
+    result = evaluate_knn(Bench(model, Preprocessing(32, 32), progress=False, batch_size=4), train, test, ks=(5, 1))
     assert [(measure["measure"], measure["k"]) for measure in result["measures"]] == [("top-1", 1), ("top-1", 5)]
     assert result["skipped_images"] == {"train": 1, "test": 2}
     assert (result["protocol"]["num_train"], result["protocol"]["num_test"]) == (39, 19)
@@ -156,9 +158,8 @@ def test_evaluation_counts_what_it_says():
 def test_evaluation_equals_features_taken_by_hand():
     train, test = coloured_images(30, seed=0), coloured_images(20, seed=1)
     model = tiny_model()
-    result = evaluate_knn(
-        model, train, test, Preprocessing(32, 32), ks=(3,), controls=False, progress=False, batch_size=7
-    )
+    bench = Bench(model, Preprocessing(32, 32), controls=False, progress=False, batch_size=7)
+    result = evaluate_knn(bench, train, test, ks=(3,))
 
     def features(rows):
         pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in rows["image"]])
@@ -209,7 +210,7 @@ def test_bad_requests_are_refused_before_any_work(change, message):
     rows = coloured_images(20, seed=0)
     request = {"preprocessing": Preprocessing(32, 32), "ks": (10,), **change}
     with pytest.raises(ValueError, match=message):
-        evaluate_knn(tiny_model(), rows, rows, progress=False, **request)
+        evaluate_knn(Bench(tiny_model(), request.pop("preprocessing"), progress=False), rows, rows, **request)
 
 
 def test_unlabelled_splits_are_refused():

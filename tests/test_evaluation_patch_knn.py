@@ -9,15 +9,11 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
+from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.features import Preprocessing, patch_features, raw_patch_features
 from dinov3_hf.evaluation.knn import knn_classify
-from dinov3_hf.evaluation.patch_knn import (
-    confusion_matrix,
-    evaluate_patch_knn,
-    intersection_over_union,
-    patch_labels,
-    read_mask,
-)
+from dinov3_hf.evaluation.masks import confusion_matrix, intersection_over_union, read_mask
+from dinov3_hf.evaluation.patch_knn import evaluate_patch_knn, patch_labels
 
 
 def tiny_model():
@@ -118,7 +114,9 @@ def test_masks_keep_indices_and_refuse_colours():
 
 def test_evaluation_equals_features_taken_by_hand():
     train, test, model = scenes(12, 0, ignored=True), scenes(6, 1, ignored=True), tiny_model()
-    result = evaluate_patch_knn(model, train, test, Preprocessing(32, 32), ks=(5,), progress=False, batch_size=5)
+    result = evaluate_patch_knn(
+        Bench(model, Preprocessing(32, 32), progress=False, batch_size=5), train, test, ks=(5,)
+    )
 
     def tensors(rows):
         pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in rows["image"]])
@@ -141,16 +139,15 @@ def test_evaluation_equals_features_taken_by_hand():
 
 
 def test_learnable_scenes_score_above_the_constant_answer():
-    result = evaluate_patch_knn(
-        tiny_model(), scenes(30, 0), scenes(10, 1), Preprocessing(32, 32), ks=(5,), progress=False
-    )
+    bench = Bench(tiny_model(), Preprocessing(32, 32), progress=False)
+    result = evaluate_patch_knn(bench, scenes(30, 0), scenes(10, 1), ks=(5,))
     assert result["measures"][0]["raw_pixels"] > 0.7 > result["measures"][0]["chance"]
 
 
 def test_bank_is_bounded_and_drawn_by_seed():
     train, test, model = scenes(12, 0), scenes(6, 1), tiny_model()
-    request = {"ks": (3,), "progress": False, "controls": False, "max_bank_patches": 60}
-    first, second = (evaluate_patch_knn(model, train, test, Preprocessing(32, 32), **request) for _ in range(2))
+    benches = (Bench(model, Preprocessing(32, 32), progress=False, controls=False) for _ in range(2))
+    first, second = (evaluate_patch_knn(bench, train, test, ks=(3,), max_bank_patches=60) for bench in benches)
     assert first["protocol"]["bank_patches"] == 60 and first["protocol"]["patches_per_train_image"] == 5
     assert first == second
 
@@ -168,4 +165,4 @@ def test_bad_requests_are_refused_before_any_work(change, message):
     rows = scenes(4, 0)
     request = {"preprocessing": Preprocessing(32, 32), "ks": (3,), **change}
     with pytest.raises(ValueError, match=message):
-        evaluate_patch_knn(tiny_model(), rows, rows, progress=False, **request)
+        evaluate_patch_knn(Bench(tiny_model(), request.pop("preprocessing"), progress=False), rows, rows, **request)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 
 # Pillow itself refuses more: a file of a few kilobytes could fill the memory.
@@ -37,6 +37,23 @@ def decode_image(value, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     # Copied by numpy: torch takes many times as long to bring the channels to the front.
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+
+
+def read_size(value) -> tuple[int, int]:
+    """Return the height and width that `decode_image` would give, from the file's header alone; raises `BadImage`."""
+    if isinstance(value, dict):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+            try:
+                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            except Exception:
+                is_turned = False
+    except Exception as error:
+        raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+    return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def _open(value, max_pixels: int) -> Image.Image:

@@ -1,18 +1,16 @@
-"""Labelled images read once, and the frozen features that a network and its two controls give for them."""
+"""How images reach a frozen network, and what is taken from it and from its two controls."""
 
 import copy
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-from tqdm.auto import tqdm
 
-from ..data.decoding import decode_image
+from ..data.decoding import BadImage, read_size
+from .windows import Windowed
 
 
 # Side in pixels to which whole images are averaged down before they serve as the raw-pixel control: bounds its memory.
@@ -49,8 +47,60 @@ class Preprocessing:
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Scale uint8 images [B,3,S,S] to 0..1 and standardise each channel."""
-        mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
+        return standardize(images, self.mean, self.std)
+
+    def sizes(self, rows, image_column: str) -> list[tuple[int, int]]:
+        """Return the height and width at which the network sees each row's image: all the same."""
+        return [(self.image_size, self.image_size)] * len(rows)
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """What happens to an image of which nothing is cropped: shorter side to `image_size`, both to whole patches, normalise.
+
+    Sizes in pixels, statistics on the 0..1 scale.
+    """
+
+    image_size: int
+    patch_size: int
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width at which the network sees an image: multiples of the patch size."""
+        scale = self.image_size / min(height, width)
+        return tuple(max(1, round(side * scale / self.patch_size)) * self.patch_size for side in (height, width))
+
+    def image(self, image: torch.Tensor) -> torch.Tensor:
+        """Resize (bicubic, antialiased) one uint8 image [3,H,W]."""
+        size = list(self.size(*image.shape[-2:]))
+        return F.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale uint8 images [B,3,H,W] to 0..1 and standardise each channel."""
+        return standardize(images, self.mean, self.std)
+
+    def sizes(self, rows, image_column: str) -> list[tuple[int, int] | None]:
+        """Return the height and width at which the network sees each row's image, None for files without a header."""
+        return [size and self.size(*size) for size in image_sizes(rows, image_column)]
+
+
+def image_sizes(rows, image_column: str) -> list[tuple[int, int] | None]:
+    """Return height and width of every image of a `datasets.Dataset`, from the files' headers; None without one."""
+    sizes = []
+    for batch in undecoded(rows.select_columns([image_column])).iter(1024):
+        for value in batch[image_column]:
+            try:
+                sizes.append(read_size(value))
+            except BadImage:
+                sizes.append(None)
+    return sizes
+
+
+def standardize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Scale uint8 images [B,3,H,W] to 0..1 and standardise each channel."""
+    mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (mean, std))
+    return (images.float() / 255 - mean) / std
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:
@@ -77,45 +127,15 @@ def undecoded(rows):
     return rows
 
 
-def read_batches(
-    rows,
-    image_column: str,
-    target_column: str,
-    read_target: Callable[[object], torch.Tensor],
-    preprocessing: Preprocessing,
-    batch_size: int,
-    progress: bool = True,
-    description: str = "images",
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Decode a `datasets.Dataset` in its order, `batch_size` rows at a time, skipping rows that cannot be decoded.
-
-    Yields normalised images [B,3,S,S] and their targets, stacked.
-    """
-    rows = undecoded(rows.select_columns([image_column, target_column]))
-
-    def read(value, target):
-        try:
-            return preprocessing.image(decode_image(value)), read_target(target)
-        except (OSError, ValueError):
-            return None
-
-    bar = tqdm(total=len(rows), desc=description, unit="image", disable=not progress, dynamic_ncols=True)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for batch in rows.iter(batch_size):
-            results = list(pool.map(read, batch[image_column], batch[target_column]))
-            good = [result for result in results if result is not None]
-            bar.update(len(results))
-            if good:
-                images, targets = (torch.stack(parts) for parts in zip(*good, strict=True))
-                yield preprocessing.normalize(images), targets
-
-
 def untrained_twin(model: nn.Module, seed: int) -> nn.Module:
     """Build the network of the same configuration with the random weights of `seed`."""
+    if isinstance(model, Windowed):
+        return Windowed(untrained_twin(model.model, seed), model.window)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         twin = type(model)(copy.deepcopy(model.config))
-    return twin.to(next(model.parameters()).device).eval()
+    parameter = next(model.parameters())
+    return twin.to(parameter.device, parameter.dtype).eval()
 
 
 def cls_features(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -126,6 +146,11 @@ def cls_features(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 def patch_features(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the function from images [B,3,S,S] to the patch tokens [B,P,D] of `model`, fp32."""
     return _frozen(model, lambda output: output.patch_tokens)
+
+
+def cls_and_mean_features(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function from images to the class token joined with the mean patch token [B,2D], fp32."""
+    return _frozen(model, lambda output: torch.cat([output.pooler_output, output.patch_tokens.mean(dim=1)], dim=1))
 
 
 def _frozen(model: nn.Module, pick: Callable) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -6,16 +6,10 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from .features import (
-    RAW_PIXELS_SIDE,
-    Preprocessing,
-    check_column,
-    check_image_size,
-    cls_features,
-    raw_image_features,
-    read_batches,
-    untrained_twin,
-)
+from .bench import Bench
+from .features import RAW_PIXELS_SIDE, check_column, check_image_size
+from .labels import LabelledFeatures, accuracy_by_class, read_vocabulary
+from .pictures import confusion_picture
 
 
 TEMPERATURE = 0.07
@@ -100,118 +94,60 @@ def knn_classify(
     return NeighbourBank(bank, bank_labels, num_classes).classify(queries, [k], temperature)[k]
 
 
-def read_vocabulary(train, test, column: str) -> tuple[list[str], dict, dict]:
-    """Return the class names of a label column and, for each data set, the mapping from its values to class indices.
-
-    ClassLabel columns are matched by name (two folders may number their classes differently); of any other column the
-    sorted values of both data sets are taken. Raises ValueError for a column that is missing, holds no single values,
-    or marks rows as unlabelled.
-    """
-    from datasets import ClassLabel, Value
-
-    names, readings = [], []
-    for rows in (train, test):
-        check_column(rows, column, "label_column")
-        feature = rows.features[column]
-        values = rows.unique(column) if isinstance(feature, ClassLabel | Value) else []
-        if not values or not all(isinstance(value, int | str) for value in values):
-            accepted = "a column with one class a row (ClassLabel, int or text)"
-            raise ValueError(f"label_column: got {column!r}, accepted: {accepted}")
-        if isinstance(feature, ClassLabel) and min(values) < 0:
-            raise ValueError(f"label_column: {column!r} holds unlabelled rows (-1), accepted: splits that have labels")
-        named = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else {v: v for v in values}
-        readings.append(named)
-        names += named.values()
-    declared = isinstance(train.features[column], ClassLabel)
-    # Declared classes keep their order; others are sorted, numbers before texts.
-    names = list(dict.fromkeys(names if declared else sorted(names, key=lambda name: (isinstance(name, str), name))))
-    indices = {name: index for index, name in enumerate(names)}
-    return [str(name) for name in names], *({v: indices[name] for v, name in reading.items()} for reading in readings)
-
-
 def evaluate_knn(
-    model: nn.Module,
+    bench: Bench,
     train,
     test,
-    preprocessing: Preprocessing,
     image_column: str = "image",
     label_column: str = "label",
     ks: Sequence[int] = (10, 20),
-    batch_size: int = 64,
-    seed: int = 0,
-    controls: bool = True,
-    progress: bool = True,
 ) -> dict:
-    """Measure k-NN top-1 of `model` on two `datasets.Dataset`s, beside its untrained twin and raw pixels.
+    """Measure k-NN top-1 on two `datasets.Dataset`s, beside the untrained twin and raw pixels.
 
     Returns a JSON-ready dictionary: "measures" holds one entry a k with the accuracy (0..1) of each, where chance is
-    the class most frequent in `train`; "per_class" holds the accuracies of the smallest k. `seed` gives the untrained
-    weights.
+    the class most frequent in `train`; "per_class" holds the accuracies of the smallest k; "hits" (not for JSON) says
+    for every test row that was measured whether its class was found.
     """
-    check_image_size(preprocessing.image_size, model.config.patch_size)
+    check_image_size(bench.preprocessing.image_size, bench.patch_size)
     check_column(train, image_column, "image_column")
     check_column(test, image_column, "image_column")
     names, *index_of = read_vocabulary(train, test, label_column)
     ks = sorted(set(ks))
     if not 1 <= ks[0] <= ks[-1] <= len(train):
         raise ValueError(f"k: got {ks}, accepted: 1 to the number of train images ({len(train)})")
-    extractors = {"model": cls_features(model)}
-    if controls:
-        extractors |= {"untrained": cls_features(untrained_twin(model, seed)), "raw_pixels": raw_image_features}
-
-    def read(rows, index_of, description):
-        features, labels = {name: [] for name in extractors}, []
-        for pixel_values, targets in read_batches(
-            rows,
-            image_column,
-            label_column,
-            lambda value: torch.tensor(index_of[value]),
-            preprocessing,
-            batch_size,
-            progress,
-            description,
-        ):
-            for name, extract in extractors.items():
-                features[name].append(extract(pixel_values.to(model.device)))
-            labels.append(targets)
-        if not labels:
-            raise ValueError(f"image_column: none of the {len(rows)} images in {image_column!r} could be decoded")
-        return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(labels)
-
-    bank, bank_labels = read(train, index_of[0], "knn: train images")
-    queries, labels = read(test, index_of[1], "knn: test images")
-    predictions = {}
-    for name in extractors:
-        by_k = NeighbourBank(bank[name], bank_labels, len(names)).classify(queries[name], ks)
+    bank = LabelledFeatures.read(bench, train, "cls", image_column, label_column, index_of[0], "knn: train images")
+    queries = LabelledFeatures.read(bench, test, "cls", image_column, label_column, index_of[1], "knn: test images")
+    labels, predictions = queries.labels, {}
+    for name, features in bank.features.items():
+        neighbours = NeighbourBank(features.to(bench.device), bank.labels, len(names))
+        by_k = neighbours.classify(queries.features[name].to(bench.device), ks)
         predictions[name] = {k: predicted.cpu() for k, predicted in by_k.items()}
     accuracy = {name: {k: _share(p == labels) for k, p in by_k.items()} for name, by_k in predictions.items()}
-    chance = _share(labels == bank_labels.bincount(minlength=len(names)).argmax())
-    per_class = []
-    for index, class_name in enumerate(names):
-        rows = labels == index
-        if rows.any():
-            shares = {name: _share(by_k[ks[0]][rows] == index) for name, by_k in predictions.items()}
-            per_class.append({"class": class_name, "images": int(rows.sum()), **shares})
+    chance = _share(labels == bank.labels.bincount(minlength=len(names)).argmax())
+    hits = {name: by_k[ks[0]] == labels for name, by_k in predictions.items()}
     return {
         "task": "knn",
         "protocol": {
             "features": "final-normed class token, L2-normalised, cosine",
             "weights": f"exp(similarity / {TEMPERATURE})",
             "ks": ks,
-            "num_train": len(bank_labels),
+            "num_train": len(bank.labels),
             "num_test": len(labels),
             "num_classes": len(names),
-            "preprocessing": asdict(preprocessing),
-            "untrained_seed": seed,
+            "classes_not_in_train": queries.classes_beyond(bank.labels, names),
+            "preprocessing": asdict(bench.preprocessing),
+            "untrained_seed": bench.seed,
             "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
             "chance": "always the class most frequent in train",
         },
-        "skipped_images": {"train": len(train) - len(bank_labels), "test": len(test) - len(labels)},
+        "skipped_images": {"train": len(train) - len(bank.labels), "test": len(test) - len(labels)},
         "measures": [
-            {"measure": "top-1", "k": k, **{name: accuracy[name][k] for name in extractors}, "chance": chance}
+            {"measure": "top-1", "k": k, **{name: accuracy[name][k] for name in predictions}, "chance": chance}
             for k in ks
         ],
-        "per_class": per_class,
+        "per_class": accuracy_by_class(hits, labels, names),
+        "hits": {"rows": queries.rows, **hits},
+        "pictures": {"confusion": confusion_picture(predictions["model"][ks[0]], labels, names)},
     }
 
 

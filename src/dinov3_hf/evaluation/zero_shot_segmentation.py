@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..data.decoding import BadImage, decode_image
 from .features import check_column, undecoded
-from .patch_knn import IGNORE_INDEX, confusion_matrix, intersection_over_union, read_mask
+from .masks import IGNORE_INDEX, confusion_matrix, intersection_over_union, read_mask
 from .zero_shot import check_class_names, check_templates, class_embeddings, default_templates, unknown_words
 
 

@@ -1,0 +1,115 @@
+"""What all protocols share: a frozen network beside its controls, how images reach it, and where features are kept."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .feature_store import Extractor, Features, FeatureStore
+from .features import (
+    RAW_PIXELS_SIDE,
+    Preprocessing,
+    WholeImage,
+    cls_and_mean_features,
+    cls_features,
+    patch_features,
+    raw_image_features,
+    raw_patch_features,
+    untrained_twin,
+)
+
+
+KINDS = {"cls": cls_features, "cls+mean": cls_and_mean_features, "patches": patch_features}
+
+
+@dataclass
+class Bench:
+    """A frozen network to be measured, its two controls, and the settings that every protocol takes.
+
+    `preprocessing` gives square crops for image-level tasks; `whole` derives from it the uncropped view of dense ones.
+    `seed` gives the untrained twin's weights and every draw.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    store: FeatureStore = field(default_factory=FeatureStore)
+    batch_size: int = 64
+    seed: int = 0
+    controls: bool = True
+    progress: bool = True
+
+    @property
+    def patch_size(self) -> int:
+        return self.model.config.patch_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def whole(self) -> WholeImage:
+        """The view that keeps the whole image: shorter side to `image_size`, both sides to whole patches."""
+        view = self.preprocessing
+        return WholeImage(view.image_size, self.patch_size, view.mean, view.std)
+
+    @cached_property
+    def networks(self) -> dict[str, nn.Module]:
+        """The network and, with controls, the same network with random weights."""
+        twin = {"untrained": untrained_twin(self.model, self.seed)} if self.controls else {}
+        return {"model": self.model, **twin}
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {name: weights_digest(network) for name, network in self.networks.items()}
+
+    def extractors(self, kind: str, raw_pixels: bool = True) -> dict[str, Extractor]:
+        """Return what is measured side by side: "model" and, with controls, "untrained" and "raw_pixels".
+
+        `kind` is "cls", "cls+mean" (class token joined with the mean patch token) or "patches".
+        """
+        width = self.model.config.hidden_size * (2 if kind == "cls+mean" else 1)
+        patch = self.patch_size if kind == "patches" else None
+        found = {
+            name: Extractor(KINDS[kind](network), width, f"{kind} of {self._digests[name]}", patch)
+            for name, network in self.networks.items()
+        }
+        if self.controls and raw_pixels:
+            side = min(self.preprocessing.image_size, RAW_PIXELS_SIDE)
+            function, width = (raw_patch_features(patch), 3 * patch**2) if patch else (raw_image_features, 3 * side**2)
+            found["raw_pixels"] = Extractor(function, width, f"raw pixels, patch {patch}", patch)
+        return found
+
+    def extract(
+        self, rows, image_column: str, kind: str, description: str, whole: bool = False, raw_pixels: bool = True
+    ) -> dict[str, Features]:
+        """Return the features of every contestant for the images of a `datasets.Dataset`; see `FeatureStore.extract`."""
+        return self.store.extract(
+            rows,
+            image_column,
+            self.whole if whole else self.preprocessing,
+            self.extractors(kind, raw_pixels),
+            self.batch_size,
+            self.device,
+            description,
+            self.progress,
+        )
+
+    def checkpoint(self, *about) -> Path:
+        """Return the file in which the head that these values describe keeps the state of its training."""
+        text = json.dumps([*self._digests.values(), repr(self.preprocessing), self.seed, *about], default=repr)
+        return self.store.folder / "heads" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.pt"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of a network's class, configuration and weights."""
+    about = {"class": type(model).__name__, "window": getattr(model, "window", None)}
+    digest = hashlib.sha256(json.dumps(about | model.config.to_diff_dict(), default=repr, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, because numpy does not know bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:20]

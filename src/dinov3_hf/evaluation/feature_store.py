@@ -1,0 +1,249 @@
+"""Frozen features of a data set, computed once, kept in memory-mapped files, resumed, and shared by processes."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data.decoding import decode_image
+from .features import undecoded
+
+
+# What a row's place holds: nothing yet, its features, or an image that cannot be decoded.
+MISSING, DONE, BAD = 0, 1, 2
+# Batches that are decoded while the network works on one.
+AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A function from normalised images [B,3,H,W] to tokens [B,N,width] (fp32), or [B,width] for one token an image.
+
+    `key` names the weights and what is taken from them: features of the same key are the same.
+    """
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    width: int
+    key: str
+    patch_size: int | None = None
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Tokens along the height and width of an image: patches, or one for all of it."""
+        return (height // self.patch_size, width // self.patch_size) if self.patch_size else (1, 1)
+
+
+class Features:
+    """Features of the rows that could be decoded: `features[i]` is the tokens [N,D] of the i-th of them, `kept[i]` its row.
+
+    Read from disk as they are asked for.
+    """
+
+    def __init__(self, tokens: torch.Tensor, offsets: list[int], grids: list[tuple[int, int]], kept: list[int]):
+        self.tokens, self.offsets, self.kept = tokens, offsets, kept
+        self.grids = [grids[row] for row in kept]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        row = self.kept[index]
+        return self.tokens[self.offsets[row] : self.offsets[row + 1]]
+
+    def stack(self) -> torch.Tensor:
+        """Return [N,D] where rows have one token, else [N,P,D]; ValueError where rows differ in their grids."""
+        if len(set(self.grids)) != 1:
+            raise ValueError(f"features: got grids {sorted(set(self.grids))}, accepted: one grid for all rows")
+        stacked = torch.stack([self[index] for index in range(len(self))])
+        return stacked[:, 0] if self.grids[0] == (1, 1) else stacked
+
+
+@dataclass
+class FeatureStore:
+    """A folder of features. Processes given the same folder share the work; `wait` returns when all have come to it.
+
+    Without a folder, a temporary one that goes with the object. Which rows make a batch depends on the data alone, so
+    that interrupted, shared and plain runs compute the same numbers.
+    """
+
+    folder: Path | None = None
+    rank: int = 0
+    num_processes: int = 1
+    wait: Callable[[], None] = lambda: None
+    _temporary: tempfile.TemporaryDirectory | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        if self.folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="dinov3-features-")
+            self.folder = self._temporary.name
+        self.folder = Path(self.folder)
+
+    def extract(
+        self,
+        rows,
+        image_column: str,
+        view,
+        extractors: dict[str, Extractor],
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        description: str = "images",
+        progress: bool = True,
+    ) -> dict[str, Features]:
+        """Return the features that each extractor gives for the images of a `datasets.Dataset`, as seen through `view`.
+
+        What an earlier run left is not computed again. Raises ValueError where there are no rows, where none can be
+        decoded, where features are not finite, and where the disk is too small.
+        """
+        if not len(rows):
+            raise ValueError("data: got a split without rows, accepted: at least one image")
+        rows = undecoded(rows.select_columns([image_column]))
+        sizes = view.sizes(rows, image_column)
+        about = [rows._fingerprint, image_column, repr(view), batch_size]
+        shelves = {name: _Shelf(self, extractor, about, sizes) for name, extractor in extractors.items()}
+        self._check_disk(shelves.values())
+        if self.rank == 0:
+            for shelf in shelves.values():
+                shelf.create()
+        self.wait()
+        for shelf in shelves.values():
+            shelf.open()
+        batches = list(enumerate(_batches(sizes, batch_size)))[self.rank :: self.num_processes]
+        open_batches = [part for _, part in batches if any(shelf.lacks(part) for shelf in shelves.values())]
+        num_done = sum(len(part) for _, part in batches) - sum(map(len, open_batches))
+
+        def read(value, size):
+            try:
+                image = view.image(decode_image(value))
+            except (OSError, ValueError):
+                return None
+            # A file whose header lies about its size would not fit its place.
+            return image if image.shape[-2:] == size else None
+
+        with (
+            tqdm(
+                total=sum(len(part) for _, part in batches),
+                initial=num_done,
+                desc=description,
+                unit="image",
+                disable=not progress,
+                dynamic_ncols=True,
+            ) as bar,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+
+            def start(part: range):
+                values = rows[part.start : part.stop][image_column]
+                return [
+                    pool.submit(read, value, size) for value, size in zip(values, sizes[part.start :], strict=False)
+                ]
+
+            todo, ahead = iter(open_batches), deque()
+            for part in open_batches[:AHEAD]:
+                ahead.append((next(todo), start(part)))
+            while ahead:
+                part, futures = ahead.popleft()
+                images = [future.result() for future in futures]
+                if (following := next(todo, None)) is not None:
+                    ahead.append((following, start(following)))
+                good = [index for index, image in enumerate(images) if image is not None]
+                pixels = None
+                if good:
+                    pixels = view.normalize(torch.stack([images[index] for index in good]).to(device))
+                for name, shelf in shelves.items():
+                    if shelf.lacks(part):
+                        shelf.put(part, good, pixels, name)
+                bar.update(len(part))
+        self.wait()
+        found = {name: shelf.features() for name, shelf in shelves.items()}
+        if not all(map(len, found.values())):
+            raise ValueError(f"image_column: none of the {len(rows)} images in {image_column!r} could be decoded")
+        return found
+
+    def _check_disk(self, shelves) -> None:
+        missing = sum(shelf.num_bytes for shelf in shelves if not shelf.exists())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if self.rank == 0 and missing > free:
+            raise ValueError(
+                f"cache_dir: {self.folder} has {free / 1e9:.1f} GB free, accepted: at least {missing / 1e9:.1f} GB for "
+                "the features (fewer images, a smaller image_size, or another folder)"
+            )
+
+
+def _batches(sizes: list[tuple[int, int] | None], batch_size: int):
+    """Yield ranges of at most `batch_size` neighbouring rows of one size."""
+    start = 0
+    for stop in range(1, len(sizes) + 1):
+        if stop == len(sizes) or sizes[stop] != sizes[start] or stop - start == batch_size:
+            yield range(start, stop)
+            start = stop
+
+
+class _Shelf:
+    """The files of one extractor's features on one data set: all tokens in a row, and a byte a row for its state."""
+
+    def __init__(self, store: FeatureStore, extractor: Extractor, about: list, sizes: list[tuple[int, int] | None]):
+        self.extractor, self.num_rows = extractor, len(sizes)
+        self.about = [extractor.key, *about]
+        self.folder = store.folder / hashlib.sha256(json.dumps(self.about).encode()).hexdigest()[:20]
+        self.grids = [extractor.grid(*size) if size else (0, 0) for size in sizes]
+        self.offsets = [0]
+        for height, width in self.grids:
+            self.offsets.append(self.offsets[-1] + height * width)
+        self.num_bytes = 4 * self.offsets[-1] * extractor.width
+
+    def exists(self) -> bool:
+        return (self.folder / "about.json").is_file()
+
+    def create(self) -> None:
+        """Make empty files; `about.json`, written last, says that they are whole."""
+        if self.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, size in (("tokens.f32", self.num_bytes), ("state.u8", self.num_rows)):
+            with open(self.folder / name, "wb") as file:
+                # Empty files cannot be mapped.
+                file.truncate(max(size, 1))
+        (self.folder / "about.json").write_text(json.dumps(self.about))
+
+    def open(self) -> None:
+        shape = (self.offsets[-1], self.extractor.width)
+        self.tokens = np.memmap(self.folder / "tokens.f32", np.float32, "r+", shape=shape) if self.num_bytes else None
+        self.state = np.memmap(self.folder / "state.u8", np.uint8, "r+", shape=(self.num_rows,))
+
+    def lacks(self, part: range) -> bool:
+        return bool((self.state[part.start : part.stop] == MISSING).any())
+
+    def put(self, part: range, good: list[int], pixels: torch.Tensor | None, name: str) -> None:
+        """Compute and write the features of a batch, of which the rows `good` could be decoded."""
+        if good:
+            tokens = self.extractor.function(pixels).reshape(len(good), -1, self.extractor.width)
+            finite = tokens.isfinite().flatten(1).all(1)
+            if not finite.all():
+                raise ValueError(
+                    f"features: {name} gives values that are not finite for {int((~finite).sum())} of {len(good)} images, "
+                    f"the first in row {part[good[int((~finite).nonzero()[0])]]}, accepted: a network of finite outputs"
+                )
+            for index, values in zip(good, tokens.cpu().numpy(), strict=True):
+                row = part[index]
+                self.tokens[self.offsets[row] : self.offsets[row + 1]] = values
+            # A row is said to be there only when it is.
+            self.tokens.flush()
+        state = np.full(len(part), BAD, np.uint8)
+        state[good] = DONE
+        self.state[part.start : part.stop] = state
+        self.state.flush()
+
+    def features(self) -> Features:
+        kept = np.flatnonzero(self.state == DONE).tolist()
+        tokens = torch.from_numpy(self.tokens) if self.tokens is not None else torch.zeros(0, self.extractor.width)
+        return Features(tokens, self.offsets, self.grids, kept)

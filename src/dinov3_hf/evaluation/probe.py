@@ -1,0 +1,77 @@
+"""The training of a head on frozen features: AdamW with a one-cycle schedule, progress, and a state to go on from."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+
+# The paper warms its dense heads up over 1500 of 40000 steps (section 6.1.2).
+WARMUP_SHARE = 1500 / 40000
+SAVE_SECONDS = 30
+
+
+def train_probe(
+    head: nn.Module,
+    loss_at: Callable[[int], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    checkpoint: Path | None = None,
+    warmup_share: float = WARMUP_SHARE,
+    description: str = "head",
+    progress: bool = True,
+) -> None:
+    """Train `head` in place for `steps` steps, each on `loss_at(step)`; learning rates are the peaks of a one-cycle.
+
+    `loss_at` draws its batch from the step's number alone, so that a run that goes on from `checkpoint` (written every
+    half minute and at the end) repeats the steps it had not saved exactly. Raises ValueError where the loss is not
+    finite.
+    """
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peaks, total_steps=max(steps, 2), pct_start=warmup_share, cycle_momentum=False
+    )
+    parts, first = {"head": head, "optimizer": optimizer, "schedule": schedule}, 0
+    if checkpoint is not None and checkpoint.is_file():
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        first = saved["step"]
+
+    def save(step: int) -> None:
+        if checkpoint is None:
+            return
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = checkpoint.with_name(f"{checkpoint.name}.{os.getpid()}")
+        torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial)
+        partial.rename(checkpoint)
+
+    head.train()
+    saved_at = time.monotonic()
+    bar = tqdm(
+        range(first, steps), desc=description, initial=first, total=steps, disable=not progress, dynamic_ncols=True
+    )
+    for step in bar:
+        loss = loss_at(step)
+        if not loss.isfinite():
+            raise ValueError(f"{description}: the loss is {loss.item()} at step {step}, accepted: a finite loss")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if time.monotonic() - saved_at > SAVE_SECONDS:
+            save(step + 1)
+            saved_at = time.monotonic()
+    if first < steps:
+        save(steps)
+    head.eval()
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Return the source of a step's random draws, the same whether a run was interrupted before it or not."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
