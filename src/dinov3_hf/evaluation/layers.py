@@ -1,0 +1,83 @@
+"""Any task layer by layer (DINOv3, figure 21): what the network knows after each of its blocks."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from ..report import Curve, standalone_chart
+from .bench import Bench
+from .results import CONTESTANTS, NOT_PARAMETERS, measure_title
+from .windows import Windowed
+
+
+MAX_LAYERS = 12
+
+
+def up_to_layer(model: nn.Module, layer: int) -> nn.Module:
+    """Return the network that ends after block `layer` (1 the first), its tokens under the final norm; weights shared."""
+    if isinstance(model, Windowed):
+        return Windowed(up_to_layer(model.model, layer), model.window)
+    view = copy.copy(model)
+    # A shallow copy shares the table of its modules, too.
+    view._modules = dict(model._modules)
+    view.config = copy.deepcopy(model.config)
+    view.config.num_hidden_layers = layer
+    view.layer = nn.ModuleList(model.layer[:layer])
+    return view
+
+
+def choose_layers(num_layers: int, asked: Sequence[int] = ()) -> list[int]:
+    """Return the layers to measure: those asked for, else at most twelve that end with the last."""
+    beyond = [layer for layer in asked if not 1 <= layer <= num_layers]
+    if beyond:
+        raise ValueError(f"layers: got {beyond[0]}, accepted: 1 to the model's number of layers ({num_layers})")
+    if asked:
+        return sorted(set(asked))
+    count = min(num_layers, MAX_LAYERS)
+    return sorted({round((place + 1) * num_layers / count) for place in range(count)})
+
+
+def evaluate_layers(bench: Bench, measure: Callable[[Bench], dict], layers: Sequence[int] = ()) -> dict:
+    """Repeat a task, `measure(bench)`, on the network cut after each of `layers`; returns its measures by layer.
+
+    Each cut network is run by itself: as much work as running the whole one (layers + 1) / 2 times, and no more memory.
+    """
+    chosen = choose_layers(bench.model.config.num_hidden_layers, layers)
+    results = {layer: measure(replace(bench, model=up_to_layer(bench.model, layer))) for layer in chosen}
+    return repeated(
+        results, "layer", "layers", "tokens after each block, under the final norm; the untrained twin has as many"
+    )
+
+
+def repeated(results: dict[int, dict], parameter: str, task: str, protocol: str) -> dict:
+    """Join the results of one task at several values of a parameter into one, with a curve for each measure."""
+    first = next(iter(results.values()))
+    measures = [{**measure, parameter: value} for value, result in results.items() for measure in result["measures"]]
+    pictures = {}
+    for measure in first["measures"]:
+        title = measure_title(measure)
+        series = {
+            name.replace("_", " "): [
+                (line[parameter], line[name]) for line in measures if _same(line, measure, parameter)
+            ]
+            for name in CONTESTANTS
+            if name in measure
+        }
+        pictures[title] = standalone_chart(
+            Curve(f"{first['task']} {title}", series, x_label=parameter.replace("_", " "))
+        )
+    return {
+        "task": f"{task} of {first['task']}",
+        "protocol": {**first["protocol"], task: list(results), "repeated": protocol},
+        "skipped_images": first["skipped_images"],
+        "measures": measures,
+        "pictures": pictures,
+    }
+
+
+def _same(line: dict, measure: dict, parameter: str) -> bool:
+    return all(
+        line.get(key) == value for key, value in measure.items() if key not in NOT_PARAMETERS[1:] and key != parameter
+    )

@@ -1,0 +1,202 @@
+"""Artefacts of dense features (DINOv3, appendix A): patches of high norm, dimensions of extreme magnitude, what tames them."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data.decoding import decode_image
+from ..report import Curve, standalone_chart
+from ..visualization import image_grid, upscale
+from .bench import Bench
+from .feature_store import Extractor
+from .features import check_column, check_image_size, undecoded
+
+
+# A patch of more than so many times the median norm of its layer is an outlier; so is a dimension of its layer's.
+HIGH_NORM, EXTREME_DIMENSION = 3.0, 10.0
+HISTOGRAM_BINS = 60
+PICTURES = 6
+
+
+def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> dict:
+    """Measure norms and dimensions of patch tokens after every block, before and after the final norm.
+
+    Layer 0 is the patch embedding. A patch counts as high-norm beyond 3 times the median norm of its layer's patches, a
+    dimension as extreme where its mean magnitude is beyond 10 times the median dimension's. For the last layer the
+    shares of the largest dimension and of the first principal component are given as the tokens come, after the final
+    norm, and after batch norm (each dimension standardised) instead of it. Nothing here is better high or low in itself.
+    """
+    check_image_size(bench.preprocessing.image_size, bench.patch_size)
+    check_column(test, image_column, "image_column")
+    layers = range(bench.model.config.num_hidden_layers + 1)
+    found, skipped = {}, 0
+    for name, network in bench.networks.items():
+        features = bench.store.extract(
+            test,
+            image_column,
+            bench.preprocessing,
+            _extractors(network, bench.extractors("patches", raw_pixels=False)[name].key, bench.patch_size),
+            bench.batch_size,
+            bench.device,
+            f"outliers: images, {name}",
+            bench.progress,
+        )
+        skipped = len(test) - len(features["norms"])
+        found[name] = {
+            "norms": features["norms"].stack(),
+            "dimensions": features["magnitudes"].stack().double().mean(0).unflatten(0, (len(layers), -1)),
+            "shares": _dimension_shares(features),
+            "kept": features["norms"].kept,
+        }
+    measures = []
+    for layer in layers:
+        norms = {name: one["norms"][..., layer] for name, one in found.items()}
+        ratios = {name: one["dimensions"][layer] / one["dimensions"][layer].median() for name, one in found.items()}
+        medians = {name: one.median() for name, one in norms.items()}
+        for title, values in (
+            ("high-norm patches", {n: (norms[n] > HIGH_NORM * medians[n]).double().mean() for n in found}),
+            ("largest / median norm", {n: norms[n].max() / medians[n] for n in found}),
+            ("extreme dimensions", {n: (ratios[n] > EXTREME_DIMENSION).sum() for n in found}),
+            ("largest / median dimension", {n: ratios[n].max() for n in found}),
+        ):
+            measures.append({"measure": title, "layer": layer, **{n: float(value) for n, value in values.items()}})
+    for tokens in ("before norm", "after norm", "after batch norm"):
+        for title in ("squared magnitude in the largest dimension", "variance in the first principal component"):
+            values = {name: one["shares"][tokens][title] for name, one in found.items()}
+            measures.append({"measure": title, "tokens": tokens, **values})
+    return {
+        "task": "outliers",
+        "protocol": {
+            "features": "patch tokens after every block, before the final norm; layer 0 is the patch embedding",
+            "high-norm patches": f"share of patches of more than {HIGH_NORM:g} times the layer's median norm",
+            "extreme dimensions": f"number of dimensions whose mean magnitude is over {EXTREME_DIMENSION:g} times the "
+            "median dimension's",
+            "batch norm": "each dimension of the last block's output standardised over all patches",
+            "num_test": len(test) - skipped,
+            "num_patches": int(found["model"]["norms"][..., 0].numel()),
+            "preprocessing": asdict(bench.preprocessing),
+            "untrained_seed": bench.seed,
+        },
+        "skipped_images": {"test": skipped},
+        "measures": measures,
+        "extreme_dimensions": [
+            {"layer": layer, "dimensions": _extreme(found["model"]["dimensions"][layer])} for layer in layers
+        ],
+        "pictures": {
+            "norm-histogram": _histogram(found["model"]["norms"]),
+            "dimensions-by-layer": _curve(measures, "largest / median dimension", found),
+            "norm-maps": _norm_maps(bench, test, image_column, found["model"]),
+        },
+    }
+
+
+def _extractors(model: nn.Module, key: str, patch_size: int) -> dict[str, Extractor]:
+    """Return what is taken from one run of the network: norms of patches by layer, dimensions by layer, last tokens."""
+    config = model.config
+    width, layers, prefix = config.hidden_size, config.num_hidden_layers + 1, 1 + config.num_register_tokens
+    parameter = next(model.parameters())
+    last: list = [None, None]
+
+    @torch.inference_mode()
+    def hidden_states(pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        # Four extractors are called on the same batch: the network runs for the first.
+        if last[0] is not pixels:
+            output = model(pixels.to(parameter.device, parameter.dtype), output_hidden_states=True)
+            states = [state[:, prefix:].float() for state in output.hidden_states]
+            last[:] = pixels, (states, output.patch_tokens.float())
+        return last[1]
+
+    def take(function: Callable) -> Callable:
+        return lambda pixels: function(*hidden_states(pixels))
+
+    return {
+        "norms": Extractor(
+            take(lambda states, _: torch.stack([state.norm(dim=2) for state in states], dim=2)),
+            layers,
+            f"norms by layer, {key}",
+            patch_size,
+        ),
+        "magnitudes": Extractor(
+            take(lambda states, _: torch.cat([state.abs().mean(1) for state in states], dim=1)),
+            layers * width,
+            f"magnitudes by layer, {key}",
+        ),
+        "before norm": Extractor(take(lambda states, _: states[-1]), width, f"before norm, {key}", patch_size),
+        "after norm": Extractor(take(lambda _, tokens: tokens), width, f"after norm, {key}", patch_size),
+    }
+
+
+def _dimension_shares(features: dict) -> dict[str, dict[str, float]]:
+    """Return, for the last block's tokens in three states, the shares of the largest dimension and of the first component."""
+    shares = {}
+    for name in ("before norm", "after norm"):
+        total, outer, count = 0.0, 0.0, 0
+        for index in range(len(features[name])):
+            tokens = features[name][index].double()
+            total, outer, count = total + tokens.sum(0), outer + tokens.T @ tokens, count + len(tokens)
+        mean, second = total / count, outer / count
+        shares[name] = _shares(second.diagonal(), second - mean[:, None] * mean)
+        if name == "before norm":
+            covariance = second - mean[:, None] * mean
+            scale = covariance.diagonal().clamp(min=1e-12).rsqrt()
+            correlation = covariance * scale[:, None] * scale
+            shares["after batch norm"] = _shares(correlation.diagonal(), correlation)
+    return shares
+
+
+def _shares(squares: torch.Tensor, covariance: torch.Tensor) -> dict[str, float]:
+    """Return both shares from mean squares [D] and a covariance [D,D]."""
+    variances = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    return {
+        "squared magnitude in the largest dimension": (squares.max() / squares.sum()).item(),
+        "variance in the first principal component": (variances[-1] / variances.sum()).item(),
+    }
+
+
+def _extreme(dimensions: torch.Tensor) -> list[int]:
+    """Return the numbers of extreme dimensions, the largest first."""
+    order = dimensions.argsort(descending=True)
+    return order[dimensions[order] > EXTREME_DIMENSION * dimensions.median()].tolist()
+
+
+def _histogram(norms: torch.Tensor) -> str:
+    """Draw how many patches have which norm, in medians of their layer, for the first, middle and last layer."""
+    last = norms.shape[-1] - 1
+    chosen = sorted({1, (1 + last) // 2, last})
+    ratios = {layer: (norms[..., layer] / norms[..., layer].median()).flatten().numpy() for layer in chosen}
+    edges = np.linspace(0, max(HIGH_NORM, *(values.max() for values in ratios.values())), HISTOGRAM_BINS + 1)
+    series = {
+        f"layer {layer}": [
+            (float(edge), int(count))
+            for edge, count in zip((edges[:-1] + edges[1:]) / 2, np.histogram(values, edges)[0], strict=True)
+        ]
+        for layer, values in ratios.items()
+    }
+    return standalone_chart(
+        Curve("Patches by norm (log scale)", series, "norm / median norm of the layer", log_y=True)
+    )
+
+
+def _curve(measures: list[dict], title: str, contestants) -> str:
+    lines = [measure for measure in measures if measure["measure"] == title]
+    series = {name: [(line["layer"], line[name]) for line in lines] for name in contestants}
+    return standalone_chart(Curve(title, series, "layer", log_y=True))
+
+
+def _norm_maps(bench: Bench, test, image_column: str, found: dict):
+    """Picture the first images beside the norms of their patches: white is the highest of the layer."""
+    rows = undecoded(test.select_columns([image_column]))
+    view, side = bench.preprocessing, bench.preprocessing.image_size // bench.patch_size
+    last = found["norms"].shape[-1] - 1
+    layers = sorted({1, (1 + last) // 2, last})
+    lines = {"image": []} | {f"layer {layer}": [] for layer in layers}
+    for index, row in enumerate(found["kept"][:PICTURES]):
+        lines["image"].append(view.image(decode_image(rows[row][image_column])).permute(1, 2, 0).numpy())
+        for layer in layers:
+            norms = found["norms"][..., layer]
+            grey = (norms[index] / norms.max() * 255).round().to(torch.uint8).view(side, side, 1)
+            lines[f"layer {layer}"].append(upscale(grey.expand(-1, -1, 3).numpy(), 8))
+    return image_grid(lines, cell=128)

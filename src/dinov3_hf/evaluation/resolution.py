@@ -1,0 +1,26 @@
+"""Any task at growing image sizes (DINOv3, section 6.1 and figure 4): do features stay sharp?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from .bench import Bench
+from .features import check_image_size
+from .layers import repeated
+
+
+def evaluate_resolution(bench: Bench, measure: Callable[[Bench], dict], sizes: Sequence[int]) -> dict:
+    """Repeat a task, `measure(bench)`, at image sizes in pixels; returns its measures by size.
+
+    The share of the image that the centre crop keeps stays the same. Memory grows with the size unless the bench's
+    network sees windows (`Windowed`). Raises ValueError for a size that is no multiple of the patch size.
+    """
+    view = bench.preprocessing
+    for size in sizes:
+        check_image_size(size, bench.patch_size)
+    results = {}
+    for size in sorted(set(sizes)):
+        resize = round(size * view.resize_size / view.image_size)
+        results[size] = measure(replace(bench, preprocessing=replace(view, image_size=size, resize_size=resize)))
+    window = getattr(bench.model, "window", None)
+    how = f"windows of {window} px, tokens averaged where they overlap" if window else "the whole image at once"
+    return repeated(results, "image_size", "resolution", f"image sizes in pixels, seen by the network as {how}")

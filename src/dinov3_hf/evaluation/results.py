@@ -1,0 +1,213 @@
+"""What an evaluation leaves behind: results.json, results.md, pictures, lines in a model card; and their comparison."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+
+CONTESTANTS = ("model", "untrained", "raw_pixels", "chance")
+# Keys of a measure that are no parameter of it.
+NOT_PARAMETERS = ("measure", "lower_is_better", *CONTESTANTS)
+# What is not for JSON: predictions row by row, and images.
+NOT_JSON = ("hits", "pictures")
+CARD_TITLE = "## Evaluation"
+CARD_HEAD = ("task", "measure", "data", "model", "untrained", "raw pixels", "chance", "date")
+FRAME_MILLISECONDS = 120
+
+
+def measure_title(measure: dict) -> str:
+    """Return a measure's name with its parameters: "top-1, k=10"."""
+    parameters = [f"{name}={value}" for name, value in measure.items() if name not in NOT_PARAMETERS]
+    return ", ".join([measure["measure"], *parameters])
+
+
+def format_table(results: list[dict]) -> str:
+    """Lay out the measures of several tasks as aligned lines, one a measure."""
+    columns = [
+        name for name in CONTESTANTS if any(name in measure for result in results for measure in result["measures"])
+    ]
+    lines = [["", *(name.replace("_", " ") for name in columns)]]
+    for result in results:
+        for measure in result["measures"]:
+            title = f"{result['task']} {measure_title(measure)}"
+            lines.append([title, *(format_value(measure.get(name)) for name in columns)])
+    return align(lines)
+
+
+def format_value(value: float | None) -> str:
+    """Write a figure with four digits behind the point, nothing for None."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def align(lines: list[list[str]]) -> str:
+    """Pad cells to columns, the first to the left and others to the right."""
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    aligned = [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join(aligned)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lay out lines of cells, the first the head, as a Markdown table."""
+    head, *rows = lines
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |"
+        for line in (head, ("---",) * len(head), *rows)
+    )
+
+
+def card_lines(record: dict) -> list[tuple[str, ...]]:
+    """Return the lines of a record in the table of results.md and of model cards."""
+    lines = []
+    for result in record["results"]:
+        data = result.get("data", {})
+        test = data.get("test", {})
+        where = (
+            f"{Path(data.get('source', '')).name or '?'} {test.get('split', '')} ({test.get('images', '?')} images)"
+        )
+        for measure in result["measures"]:
+            values = [format_value(measure.get(name)) for name in CONTESTANTS]
+            lines.append((result["task"], measure_title(measure), where, *values, record["date"][:10]))
+    return lines
+
+
+def write_results(record: dict, folder: Path) -> list[Path]:
+    """Write results.json, results.md and the pictures of a record; returns the paths of the pictures.
+
+    In results.json each result names its pictures' files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, results = [], []
+    for number, result in enumerate(record["results"]):
+        twice = [other["task"] for other in record["results"][:number]].count(result["task"])
+        names = {}
+        for name, picture in result.get("pictures", {}).items():
+            words = f"{result['task']} {name}" + (f" {twice + 1}" if twice else "")
+            stem = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
+            paths.append(save_picture(picture, folder / stem))
+            names[name] = paths[-1].name
+        results.append({key: value for key, value in result.items() if key not in NOT_JSON} | {"pictures": names})
+    # Written last: results.json says that an evaluation is complete.
+    table = markdown([CARD_HEAD, *card_lines(record)])
+    images = "".join(f"\n![{path.stem}]({path.name})\n" for path in paths)
+    (folder / "results.md").write_text(f"# {record['model']['path']}\n\n{table}\n{images}")
+    text = json.dumps(not_finite_to_none({**record, "results": results}), indent=2, allow_nan=False)
+    (folder / "results.json").write_text(text + "\n")
+    return paths
+
+
+def not_finite_to_none(value):
+    """Replace NaN and infinities, which JSON does not know, by None."""
+    if isinstance(value, dict):
+        return {key: not_finite_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [not_finite_to_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save_picture(picture, stem: Path) -> Path:
+    """Save an image as PNG, a list of them as an animated GIF, a text as SVG; returns the file's path."""
+    if isinstance(picture, str):
+        path = stem.with_name(f"{stem.name}.svg")
+        path.write_text(picture)
+    elif isinstance(picture, Image.Image):
+        path = stem.with_name(f"{stem.name}.png")
+        picture.save(path, optimize=True)
+    else:
+        path = stem.with_name(f"{stem.name}.gif")
+        first, *others = picture
+        first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+    return path
+
+
+def update_model_card(path: Path, record: dict) -> None:
+    """Add a record's lines to the table "Evaluation" of a model card, in place of earlier ones of the same measures."""
+    text = path.read_text()
+    new = card_lines(record)
+    section = re.compile(rf"{CARD_TITLE}\n\n(?:\|.*(?:\n|$))*")
+    found = section.search(text)
+    old = []
+    if found:
+        # Cells are parted by bars that are not escaped.
+        cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in found.group().splitlines() if line.startswith("|")]
+        old = [tuple(cell.strip().replace(r"\|", "|") for cell in line) for line in cells[2:]]
+    measured = {line[:3] for line in new}
+    table = markdown([CARD_HEAD, *(line for line in old if line[:3] not in measured), *new])
+    block = f"{CARD_TITLE}\n\n{table}\n"
+    path.write_text(text[: found.start()] + block + text[found.end() :] if found else f"{text.rstrip()}\n\n{block}")
+
+
+def read_results(path: str) -> dict:
+    """Read a results.json, or that of a folder; FileNotFoundError or ValueError where there is none."""
+    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"results: nothing at {str(file)!r}, accepted: a results.json or the folder of one")
+    try:
+        record = json.loads(file.read_text())
+        if not all({"task", "measures"} <= set(result) for result in record["results"]):
+            raise KeyError("measures")
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"results: {file} is no evaluation, accepted: what dinov3 evaluate writes") from None
+    return record
+
+
+def compare_results(records: dict[str, dict]) -> tuple[list[list[str]], list[str]]:
+    """Lay the measures of several records side by side: the head and lines of a table, and remarks.
+
+    A line is a measure of one task on one data set; the records' controls follow their models where they differ from
+    each other, once where they agree. Remarks name what differs in the protocols of a line.
+    """
+    keys, cells, protocols = [], {}, {}
+    for name, record in records.items():
+        for result in record["results"]:
+            data = result.get("data", {})
+            source = Path(data.get("source", "")).name
+            for measure in result["measures"]:
+                key = (result["task"], measure_title(measure), source)
+                if key not in cells:
+                    keys.append(key)
+                cells.setdefault(key, {})[name] = measure
+                protocols.setdefault(key[::2], {})[name] = _protocol(result)
+    controls = [c for c in CONTESTANTS[1:] if any(c in m for line in cells.values() for m in line.values())]
+    columns = [(name, "model") for name in records]
+    for control in controls:
+        agree = all(len({m.get(control) for m in line.values()}) == 1 for line in cells.values())
+        columns += [(None, control)] if agree else [(name, control) for name in records]
+    head = [""] + [
+        (name if contestant == "model" else contestant.replace("_", " ") + (f", {name}" if name else ""))
+        for name, contestant in columns
+    ]
+    lines = [head]
+    for key in keys:
+        values = []
+        for name, contestant in columns:
+            found = cells[key].get(name) if name else next(iter(cells[key].values()))
+            values.append(format_value((found or {}).get(contestant)) or "-")
+        lines.append([f"{key[0]} {key[1]} ({key[2]})", *values])
+    return lines, [remark for key, found in protocols.items() for remark in _differences(key, found)]
+
+
+def _protocol(result: dict) -> dict:
+    data = result.get("data", {})
+    rows = {f"{name} rows": data[name].get("fingerprint") for name in ("train", "test") if name in data}
+    return {name: json.dumps(value) for name, value in {**result.get("protocol", {}), **rows}.items()}
+
+
+def _differences(key: tuple, found: dict[str, dict]) -> list[str]:
+    names = list(dict.fromkeys(name for protocol in found.values() for name in protocol))
+    remarks = []
+    for name in names:
+        values = {record: protocol.get(name) for record, protocol in found.items()}
+        if len(set(values.values())) > 1:
+            listed = "; ".join(f"{record}: {(value or 'none')[:60]}" for record, value in values.items())
+            remarks.append(f"{key[0]} ({key[1]}) differs in {name}: {listed}")
+    return remarks

@@ -1,0 +1,97 @@
+"""What an evaluation writes, the table in a model card, and `dinov3 compare`."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from dinov3_hf.cli import main
+from dinov3_hf.evaluation.results import compare_results, update_model_card, write_results
+
+
+def record(model=0.5, task="knn", k=10, image_size=48, date="2025-01-02T03:04:05", **more):
+    measure = {"measure": "top-1", "k": k, "model": model, "untrained": 0.2, "chance": 0.1}
+    result = {
+        "task": task,
+        "protocol": {"image_size": image_size, "num_test": 7},
+        "skipped_images": {"test": 0},
+        "data": {"source": "some/where/birds", "test": {"split": "test", "images": 7, "fingerprint": "ab"}},
+        "measures": [measure],
+        **more,
+    }
+    return {"results": [result], "model": {"path": "mine"}, "date": date}
+
+
+def test_files_and_pictures(tmp_path):
+    frames = [Image.new("RGB", (8, 8), (40 * index, 0, 0)) for index in range(3)]
+    pictures = {"a map": Image.new("RGB", (4, 4)), "moving": frames, "curve, k=3": "<svg/>"}
+    two = record(pictures=pictures, hits={"model": [1]}, bad=float("nan"))
+    two["results"].append({**two["results"][0], "pictures": {"a map": frames[0]}})
+    paths = write_results(two, tmp_path / "out")
+    names = ["knn-a-map.png", "knn-moving.gif", "knn-curve-k-3.svg", "knn-a-map-2.png"]
+    assert [path.name for path in paths] == names and all(path.is_file() for path in paths)
+    assert Image.open(paths[1]).n_frames == 3
+    written = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert written[0]["pictures"] == dict(zip(pictures, names, strict=False)) and "hits" not in written[0]
+    assert written[0]["bad"] is None
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "| knn | top-1, k=10 | birds test (7 images) | 0.5000 | 0.2000 |  | 0.1000 | 2025-01-02 |" in table
+
+
+def test_card_table_grows_and_replaces_what_is_measured_again(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\ntags: [x]\n---\n\n# Mine\n\nText.\n")
+    update_model_card(card, record(0.5))
+    update_model_card(card, record(0.6, k=20))
+    card.write_text(card.read_text() + "\n## Licence\n\nNone.\n")
+    update_model_card(card, record(0.7, date="2025-02-02"))
+    text = card.read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| knn")]
+    assert len(rows) == 2 and "k=20" in rows[0] and "0.6000" in rows[0] and "0.7000" in rows[1]
+    assert text.startswith("---\ntags") and text.count("## Evaluation") == 1 and text.endswith("## Licence\n\nNone.\n")
+    assert "Text.\n\n## Evaluation\n\n| task |" in text
+
+
+def test_comparison_sets_models_side_by_side_and_names_differences():
+    records = {"a": record(0.5), "b": record(0.6, image_size=96)}
+    lines, remarks = compare_results(records)
+    assert lines[0] == ["", "a", "b", "untrained", "chance"]
+    assert lines[1:] == [["knn top-1, k=10 (birds)", "0.5000", "0.6000", "0.2000", "0.1000"]]
+    assert remarks == ["knn (birds) differs in image_size: a: 48; b: 96"]
+    records["b"]["results"][0]["measures"][0]["untrained"] = 0.25
+    records["c"] = record(0.1, task="linear")
+    lines, _ = compare_results(records)
+    assert lines[0] == ["", "a", "b", "c", "untrained, a", "untrained, b", "untrained, c", "chance"]
+    assert lines[2] == ["linear top-1, k=10 (birds)", "-", "-", "0.1000", "-", "-", "0.2000", "0.1000"]
+
+
+def test_compare_command(tmp_path, capsys):
+    for name, value in (("x/first", 0.5), ("x/second", 0.6), ("y/second", 0.7)):
+        write_results(record(value), tmp_path / name)
+    folders = [str(tmp_path / name) for name in ("x/first", "x/second")]
+    assert main(["compare", *folders]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["first", "second", "untrained", "chance"]
+    assert shown[1].split() == ["knn", "top-1,", "k=10", "(birds)", "0.5000", "0.6000", "0.2000", "0.1000"]
+    files = [*folders, str(tmp_path / "y" / "second" / "results.json")]
+    assert main(["compare", *files, "--markdown", "--output-dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "|  | x/first | x/second | y/second | untrained | chance |" in shown
+    assert "| knn top-1, k=10 (birds) | 0.5000 | 0.6000 | 0.7000 |" in (tmp_path / "compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "results: missing, accepted: results.json files of dinov3 evaluate"),
+        (["nowhere"], "results: nothing at 'nowhere', accepted: a results.json or the folder of one"),
+        (["{tmp}/other.json"], "other.json is no evaluation, accepted: what dinov3 evaluate writes"),
+        (["{tmp}/out", "--names", "a", "b"], "names: got a, b, accepted: 1 different names"),
+    ],
+)
+def test_compare_refuses_in_one_line(arguments, message, tmp_path, capsys):
+    (tmp_path / "other.json").write_text('{"results": [{"a": 1}]}')
+    write_results(record(), tmp_path / "out")
+    assert main(["compare", *(text.replace("{tmp}", str(tmp_path)) for text in arguments)]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1
