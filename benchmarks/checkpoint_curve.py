@@ -32,6 +32,7 @@ def main() -> None:
             num_test=arguments.num_test,
             resize_size=arguments.resize_size,
             k=[10],
+            cache_dir=str(arguments.run / "features"),
             controls=index == 0,  # the controls do not depend on the checkpoint
         )
         found = [measure for result in evaluate(settings)["results"] for measure in result["measures"]]

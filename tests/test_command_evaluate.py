@@ -10,11 +10,14 @@ from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTMode
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.cli import main
-from dinov3_hf.commands.evaluate import EvaluateArguments, format_table, load_model, load_splits
+from dinov3_hf.commands.evaluate import EvaluateArguments, load_model
+from dinov3_hf.commands.evaluate_data import load_splits
 from dinov3_hf.commands.evaluate_text import load_aligned
 from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
+from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.image_text_retrieval import evaluate_retrieval
 from dinov3_hf.evaluation.knn import evaluate_knn
+from dinov3_hf.evaluation.results import format_table
 from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
 from dinov3_hf.evaluation.zero_shot_segmentation import evaluate_zero_shot_segmentation
 from dinov3_hf.tokenization_dinotxt import train_tokenizer
@@ -97,9 +100,8 @@ def test_two_tasks_in_one_call(checkpoint, tmp_path, capsys):
 def test_command_measures_what_the_function_does(checkpoint, tmp_path):
     settings = EvaluateArguments(model=str(checkpoint), num_train=24, num_test=12, k=[3], controls=False)
     model, _, preprocessing = load_model(settings)
-    expected = evaluate_knn(
-        model, *load_splits("knn", settings), preprocessing, ks=[3], controls=False, progress=False
-    )
+    bench = Bench(model, preprocessing, controls=False, progress=False)
+    expected = evaluate_knn(bench, *load_splits("knn", settings), ks=[3])
     assert main(["evaluate", str(checkpoint), *SMALL, "--no-controls", "--output-dir", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "results.json").read_text())["results"][0]
     assert result["measures"] == expected["measures"] and set(expected["measures"][0]) == {
@@ -153,8 +155,9 @@ def test_table_is_aligned_and_leaves_out_missing_controls():
     [
         (
             ["--task", "patch_knn"],
-            "task: got 'patch_knn', accepted: knn, patch-knn, zero-shot, image-text-retrieval, "
-            "zero-shot-segmentation; did you mean patch-knn?",
+            "task: got 'patch_knn', accepted: knn, patch-knn, linear, linear-sgd, segmentation, depth, correspondence, "
+            "tracking, discovery, retrieval, video, outliers, layers, resolution, fairness, zero-shot, "
+            "image-text-retrieval, zero-shot-segmentation; did you mean patch-knn?",
         ),
         (["--task", "knn", "zero-shot"], "task: got knn, zero-shot, accepted: in one call either tasks of a text"),
         (["--task", "zero-shot"], "is of type 'dinov3_vit', accepted for tasks with text: a dinotxt directory"),

@@ -69,7 +69,7 @@ def load_aligned(name: str):
 
 def evaluate_text(settings) -> tuple[list[dict], dict]:
     """Run the text tasks; returns their results and where the model came from."""
-    from dinov3_hf.commands.evaluate import describe_rows, draw
+    from dinov3_hf.commands.evaluate_data import describe_rows, draw
     from dinov3_hf.data.captions import find_caption_columns
     from dinov3_hf.data.streams import load_source
     from dinov3_hf.evaluation.features import check_column
@@ -85,8 +85,8 @@ def evaluate_text(settings) -> tuple[list[dict], dict]:
             find_caption_columns(rows, settings.caption_columns)
         else:
             field = "label_column" if task == "zero-shot" else "mask_column"
-            check_column(rows, getattr(settings, field), field)
-        splits[task] = draw(rows, settings.num_test, settings.seed)
+            check_column(rows, settings.label_column if task == "zero-shot" else settings.mask_column or "mask", field)
+        splits[task] = draw(task, rows, settings.num_test, settings)
     model, processor, provenance = load_aligned(settings.model)
     results = []
     for task, rows in splits.items():
@@ -121,7 +121,7 @@ def measure_text(task: str, model, processor, rows, settings) -> dict:
         names,
         templates,
         image_column,
-        settings.mask_column,
+        settings.mask_column or "mask",
         background=names.index(BACKGROUND) if BACKGROUND in names else None,
         background_threshold=settings.background_threshold,
         whole_windows=settings.whole_windows,

@@ -63,32 +63,35 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
 
     Writes results.json and report.html; returns the report.
     """
-    import json
+    import tempfile
 
     from dinov3_hf.evaluation.features import untrained_twin
+    from dinov3_hf.evaluation.results import format_table, write_results
     from dinov3_hf.report import Curve, Pictures, compare, verdict, write_report
     from dinov3_hf.training.monitor import read_metrics
 
-    from .evaluate import EvaluateArguments, evaluate, format_table, load_model
+    from .evaluate import EvaluateArguments, evaluate, load_model
 
     folder = Path(recipe.run.output_dir)
-    settings = EvaluateArguments(
-        model=str(folder / "model"),
-        task=["knn", "patch-knn"],
-        num_train=num_train,
-        num_test=num_test,
-        k=[10],
-        seed=recipe.run.seed,
-        output_dir=str(folder),
-    )
-    record = evaluate(settings)
+    with tempfile.TemporaryDirectory() as cache:
+        settings = EvaluateArguments(
+            model=str(folder / "model"),
+            task=["knn", "patch-knn"],
+            num_train=num_train,
+            num_test=num_test,
+            k=[10],
+            seed=recipe.run.seed,
+            output_dir=str(folder),
+            cache_dir=cache,
+        )
+        record = evaluate(settings)
     text_results, segmented = [], []
     if words is not None:
         from .quickstart_text import measure_words
 
         text_results, segmented = measure_words(words / "model", num_test)
         record["results"] += text_results
-    (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_results(record, folder)
     print(format_table(record["results"]))
 
     model, _, preprocessing = load_model(settings)

@@ -45,7 +45,7 @@ def measure_words(folder: Path, num_test: int) -> tuple[list[dict], list]:
     from dinov3_hf.data.decoding import decode_image
     from dinov3_hf.data.scene_rendering import SCENE_CLASSES
     from dinov3_hf.data.scenes import load_scenes
-    from dinov3_hf.evaluation.patch_knn import read_mask
+    from dinov3_hf.evaluation.masks import read_mask
     from dinov3_hf.evaluation.zero_shot import class_embeddings, evaluate_zero_shot
     from dinov3_hf.evaluation.zero_shot_segmentation import (
         choose_background_threshold,

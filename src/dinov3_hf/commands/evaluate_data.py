@@ -1,0 +1,123 @@
+"""The rows that each task of `dinov3 evaluate` measures: sources, splits, and what is drawn from them."""
+
+# What a task reads of the scenes: one object for whole images, crowds for patches, pairs and clips for their tasks.
+SCENES = {
+    "knn": "single",
+    "linear": "single",
+    "linear-sgd": "single",
+    "patch-knn": "crowded",
+    "segmentation": "crowded",
+    "depth": "crowded",
+    "correspondence": "pairs",
+    "tracking": "clips",
+    "discovery": "single",
+    "retrieval": "pairs",
+    "video": "clips",
+    "outliers": "crowded",
+}
+TEST_ONLY = ("correspondence", "tracking", "discovery", "outliers")
+SEQUENCES = ("tracking", "video")
+
+
+def source_of(task: str, data: str) -> str:
+    """Return the source that a task reads."""
+    return f"scenes:{SCENES[task]}" if data == "scenes" else data
+
+
+def is_rendered(data: str) -> bool:
+    return data.split(":")[0] == "scenes"
+
+
+def load_splits(task: str, settings) -> tuple:
+    """Return a task's train (None where it needs none) and test rows, drawn by seed.
+
+    A source without splits (a plain folder of images) is read the same for both: a fifth of it becomes the test rows.
+    Raises ValueError for a split without rows.
+    """
+    source = source_of(task, settings.data)
+    if task == "retrieval" and is_rendered(settings.data):
+        return rendered_views(source, settings)
+    counts = {settings.train_split: settings.num_train, settings.test_split: settings.num_test}
+    if task in TEST_ONLY:
+        counts.pop(settings.train_split)
+    splits = [load_rows(source, split, count, settings) for split, count in counts.items()]
+    if len(splits) == 2 and splits[0]._fingerprint == splits[1]._fingerprint:
+        splits = list(splits[0].train_test_split(test_size=0.2, seed=settings.seed).values())
+        print(f"{task}: {settings.data} has no splits: a fifth of it is held out as {settings.test_split}")
+    drawn = [draw(task, rows, count, settings) for rows, count in zip(splits, counts.values(), strict=True)]
+    return (None, *drawn) if len(drawn) == 1 else tuple(drawn)
+
+
+def load_rows(source: str, split: str, count: int, settings):
+    """Open one split; ValueError where it has no rows."""
+    from dinov3_hf.data.streams import load_source
+
+    rows = load_source(source, split, streaming=False, image_column=settings.image_column, num_images=count)
+    if not len(rows):
+        raise ValueError(f"data: split {split!r} of {source!r} has no rows, accepted: at least one image")
+    return rows
+
+
+def rendered_views(source: str, settings) -> tuple:
+    """Return first views as the gallery and second ones as queries, both of scenes that nothing was trained on."""
+    rows = load_rows(source, settings.test_split, 2 * settings.num_test, settings)
+    views = rows["frame"]
+    return tuple(rows.select([row for row, view in enumerate(views) if view == wanted]) for wanted in (0, 1))
+
+
+def draw(task: str, rows, count: int, settings):
+    """Return about `count` rows, drawn by seed because folders and many data sets are sorted by class.
+
+    Of videos whole ones are drawn; of pairs the first ones, as rows are numbered by others.
+    """
+    if len(rows) <= count or (task == "correspondence" and settings.pairs_split):
+        return rows
+    if task == "correspondence":
+        return rows.select(range(count - count % 2))
+    if task == "retrieval" and settings.positives_column:
+        # Queries name rows of the gallery, which therefore stays whole.
+        return rows
+    if task in SEQUENCES:
+        return draw_sequences(rows, count, settings)
+    return rows.shuffle(seed=settings.seed).select(range(count))
+
+
+def draw_sequences(rows, count: int, settings):
+    """Return whole videos, in an order drawn by seed, until they have `count` frames."""
+    import numpy as np
+
+    from dinov3_hf.evaluation.features import check_column
+
+    column = sequence_column(settings)
+    check_column(rows, column, "sequence_column")
+    of_row = rows[column]
+    names = list(dict.fromkeys(of_row))
+    sizes = dict.fromkeys(names, 0)
+    for name in of_row:
+        sizes[name] += 1
+    chosen, frames = set(), 0
+    for index in np.random.default_rng(settings.seed).permutation(len(names)):
+        if frames >= count:
+            break
+        chosen.add(names[index])
+        frames += sizes[names[index]]
+    return rows.select([row for row, name in enumerate(of_row) if name in chosen])
+
+
+def sequence_column(settings) -> str:
+    """Return the column of the videos; the scenes call theirs `scene`."""
+    is_default = settings.sequence_column == "sequence"
+    return "scene" if is_rendered(settings.data) and is_default else settings.sequence_column
+
+
+def mask_column(task: str, settings) -> str:
+    """Return the column of the masks: of classes, or of the scenes' objects where a task is about objects."""
+    if settings.mask_column is not None:
+        return settings.mask_column
+    return "instances" if is_rendered(settings.data) and task in ("discovery", "tracking") else "mask"
+
+
+def describe_rows(split: str, rows) -> dict:
+    """Return what says which rows were measured."""
+    version = str(rows.version) if rows.version else None
+    return {"split": split, "images": len(rows), "fingerprint": rows._fingerprint, "version": version}
