@@ -1,0 +1,145 @@
+"""The accuracy of a classification split by group (as in DINOv2, section 8; intervals of Wilson, 1927)."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .features import check_column
+
+
+MAX_GROUPS = 100
+MISSING = "(missing)"
+# The normal distribution's 97.5 % quantile: intervals of 95 %.
+Z = 1.959964
+COLOURS = {"model": "#2563eb", "untrained": "#9aa5b1", "raw_pixels": "#e0a03c"}
+INK, PALE_INK, GRID = "#1b1f24", "#5b6570", "#dfe3e8"
+
+
+def read_groups(rows, column: str) -> tuple[list[str], list[str]]:
+    """Return the group of every row of a `datasets.Dataset`, and the groups in order: declared, or sorted; missing last.
+
+    Raises ValueError for a column that is missing, holds anything but integers, texts or classes, or has fewer than two
+    groups or more than a hundred.
+    """
+    from datasets import ClassLabel, Value
+
+    check_column(rows, column, "group_column")
+    feature = rows.features[column]
+    is_declared = isinstance(feature, ClassLabel)
+    values = list(rows[column]) if isinstance(feature, ClassLabel | Value) else []
+    present = set(values) - {None}
+    if not present or not all(isinstance(value, int | str) for value in present):
+        kind = getattr(feature, "dtype", type(feature).__name__)
+        raise ValueError(f"group_column: got {column!r} of {kind}, accepted: a column of integers, texts or classes")
+    if is_declared:
+        # `datasets` writes -1 where a class is missing.
+        present = {value for value in present if value >= 0}
+    names = {value: feature.names[value] if is_declared else str(value) for value in sorted(present)}
+    of_row = [names.get(value, MISSING) for value in values]
+    order = list(names.values()) + [MISSING] * (MISSING in of_row)
+    if not 2 <= len(order) <= MAX_GROUPS:
+        raise ValueError(
+            f"group_column: got {column!r} of {len(order)} different values, accepted: 2 to {MAX_GROUPS} groups"
+        )
+    return of_row, order
+
+
+def wilson_interval(hits: int, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of Wilson (1927) of a share of `hits` among `images`."""
+    share, square = hits / images, Z**2 / images
+    centre = (share + square / 2) / (1 + square)
+    half = Z * (share * (1 - share) / images + square / images / 4) ** 0.5 / (1 + square)
+    # Rounding must not take the ends to the wrong side of the share, or beyond what a share can be.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def by_group(result: dict, rows, group_column: str) -> dict:
+    """Split the accuracy of a `result` with "hits" by a column of `rows`, the test set that it was measured on.
+
+    Returns a JSON-ready dictionary as `evaluate_knn` does: "measures" holds the accuracy of each group, then the gap
+    between the best and the worst group and the worst one's share of the best (NaN where that is 0); "per_group" adds
+    images and 95 % intervals. Raises ValueError for a result without hits and as `read_groups` does.
+    """
+    if "hits" not in result:
+        raise ValueError(f"result: got {result['task']} without hits row by row, accepted: a task of top-1 accuracy")
+    of_row, order = read_groups(rows, group_column)
+    hits = {name: found for name, found in result["hits"].items() if name != "rows"}
+    of_hit = [of_row[row] for row in result["hits"]["rows"]]
+    lines = []
+    for group in order:
+        places = torch.tensor([place for place, name in enumerate(of_hit) if name == group], dtype=torch.long)
+        if not len(places):
+            continue
+        counts = {name: int(found[places].sum()) for name, found in hits.items()}
+        lines.append(
+            {
+                "group": group,
+                "images": len(places),
+                **{name: count / len(places) for name, count in counts.items()},
+                "interval": {name: list(wilson_interval(count, len(places))) for name, count in counts.items()},
+            }
+        )
+    worst, best = ({name: pick(line[name] for line in lines) for name in hits} for pick in (min, max))
+    of = {"of": result["task"]}
+    measures = [{"measure": "accuracy", **of, "group": line["group"], **{n: line[n] for n in hits}} for line in lines]
+    gaps = {name: best[name] - worst[name] for name in hits}
+    ratios = {name: worst[name] / best[name] if best[name] else float("nan") for name in hits}
+    measures.append({"measure": "gap between the best and the worst group", **of, "lower_is_better": True, **gaps})
+    measures.append({"measure": "worst group / best group", **of, **ratios})
+    return {
+        "task": "fairness",
+        "protocol": {
+            **result["protocol"],
+            "fairness_of": result["task"],
+            "group_column": group_column,
+            "groups": {line["group"]: line["images"] for line in lines},
+            "accuracy": "that of the task's first measure",
+            "intervals": "95 %, Wilson's score intervals; each group by itself, not corrected for their number",
+        },
+        "skipped_images": result["skipped_images"],
+        "measures": measures,
+        "per_group": lines,
+        "pictures": {f"{result['task']} by {group_column}": groups_picture(lines, list(hits), group_column)},
+    }
+
+
+def groups_picture(lines: Sequence[dict], contestants: Sequence[str], column: str) -> Image.Image:
+    """Draw the accuracies of every group as bars from 0 to 1, with their intervals."""
+    scale = 2
+    font, small = (ImageFont.load_default(size * scale) for size in (14, 12))
+    bar, gap, top, width = 14 * scale, 12 * scale, 66 * scale, 420 * scale
+    labels = [f"{line['group'][:40]}  ({line['images']})" for line in lines]
+    left = 20 * scale + int(max(font.getlength(label) for label in labels))
+    row = bar * len(contestants) + gap
+    height = top + row * len(lines) + 30 * scale
+    picture = Image.new("RGB", (left + width + 70 * scale, height), "white")
+    draw = ImageDraw.Draw(picture)
+    title = f"accuracy by {column} (images), with 95 % intervals"
+    draw.text((12 * scale, 20 * scale), title, INK, font, anchor="lm")
+    x = left
+    for name in contestants:
+        words = name.replace("_", " ")
+        draw.rectangle((x, 38 * scale, x + 10 * scale, 48 * scale), COLOURS[name])
+        draw.text((x + 16 * scale, 43 * scale), words, PALE_INK, small, anchor="lm")
+        x += 34 * scale + int(small.getlength(words))
+    bottom = top + row * len(lines)
+    for tick in range(6):
+        x = left + width * tick // 5
+        draw.line((x, top - 4 * scale, x, bottom), GRID, scale)
+        draw.text((x, bottom + 12 * scale), f"{tick / 5:g}", PALE_INK, small, anchor="mm")
+    for place, (line, label) in enumerate(zip(lines, labels, strict=True)):
+        y = top + place * row
+        draw.text((left - 10 * scale, y + bar * len(contestants) // 2), label, INK, font, anchor="rm")
+        for name in contestants:
+            middle = y + bar // 2
+            draw.rectangle((left, y + scale, left + round(width * line[name]), y + bar - scale), COLOURS[name])
+            low, high = (left + round(width * end) for end in line["interval"][name])
+            draw.line((low, middle, high, middle), INK, scale)
+            for end in (low, high):
+                draw.line((end, middle - 3 * scale, end, middle + 3 * scale), INK, scale)
+            draw.text((high + 6 * scale, middle), f"{line[name]:.3f}", PALE_INK, small, anchor="lm")
+            y += bar
+    draw.line((left, top - 4 * scale, left, bottom), PALE_INK, scale)
+    # Drawn at twice the size, so that letters and thin lines come out smooth.
+    return picture.resize((picture.width // scale, picture.height // scale), Image.Resampling.LANCZOS)

@@ -1,0 +1,122 @@
+"""Logistic regression on frozen features (DINOv3, section 6.2.1; Oquab et al. 2023, DINOv2, section 7.2)."""
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..report import Curve, standalone_chart
+from .bench import Bench
+from .robustness import ClassificationData
+
+
+# A value a decade: accuracy changes little between neighbours.
+C_GRID = tuple(10.0**exponent for exponent in range(-6, 6))
+MAX_ITERATIONS = 1000
+FEATURES = {
+    "cls": "final-normed class token",
+    "cls+mean": "final-normed class token joined with the mean of the final-normed patch tokens",
+}
+
+
+def evaluate_linear(
+    bench: Bench,
+    train,
+    test,
+    image_column: str = "image",
+    label_column: str = "label",
+    out_of_distribution: dict | None = None,
+    features: str = "cls",
+) -> dict:
+    """Measure logistic regression on two `datasets.Dataset`s, beside the untrained twin and raw pixels.
+
+    `out_of_distribution` names further test sets, measured by the same classifiers. The solver runs on the CPU and
+    takes hours for a million images, for which `evaluate_linear_sgd` is made. Returns a JSON-ready dictionary as
+    `evaluate_knn` does.
+    """
+    if features not in FEATURES:
+        raise ValueError(f"features: got {features!r}, accepted: {', '.join(FEATURES)}")
+    data = ClassificationData.open(
+        bench, "linear", train, test, out_of_distribution or {}, features, image_column, label_column
+    )
+    labels, fit, held = (part.numpy() for part in (data.train.labels, data.fit, data.held))
+    classifiers, chosen, curves = {}, {}, {}
+    for name, tokens in data.train.features.items():
+        values = tokens.numpy()
+        parts = [array[places] for places in (fit, held) for array in (values, labels)]
+        curves[name] = accuracies_by_c(*parts, f"linear: C of {name}", bench.progress)
+        # The first of equals: the strongest regularisation.
+        chosen[name] = max(curves[name], key=curves[name].get)
+        classifiers[name] = fit_logistic(values, labels, chosen[name])
+
+    def predict(name: str, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(classifiers[name].predict(tokens.numpy()))
+
+    protocol = {
+        "features": FEATURES[features] + ", every dimension standardised by its mean and deviation on train",
+        "classifier": "logistic regression with an L2 penalty, LBFGS, refitted on all of train with the chosen C",
+        "C": chosen,
+        "C_grid": list(C_GRID),
+        "C_chosen_by": "accuracy on the tenth of train, stratified, that the fits of the grid leave out",
+        "C_at_an_end_of_the_grid": [name for name, c in chosen.items() if c in (C_GRID[0], C_GRID[-1])],
+        "max_iterations": MAX_ITERATIONS,
+        "iterations": {name: int(classifier[-1].n_iter_.max()) for name, classifier in classifiers.items()},
+    }
+    series = {
+        name.replace("_", " "): [(math.log10(c), accuracy) for c, accuracy in curve.items()]
+        for name, curve in curves.items()
+    }
+    chart = standalone_chart(Curve("linear: top-1 on the held-out tenth of train", series, x_label="log10 C"))
+    return data.result(bench, predict, protocol, {"C": chart})
+
+
+def fit_logistic(features: np.ndarray, labels: np.ndarray, c: float):
+    """Fit a scikit-learn pipeline on features [N,D] with classes [N]; `c` weighs the summed loss against the penalty."""
+    from sklearn.pipeline import make_pipeline
+
+    pipeline = make_pipeline(_scaler(), _logistic(C=c))
+    with _quiet():
+        return pipeline.fit(features, labels)
+
+
+def accuracies_by_c(
+    features: np.ndarray,
+    labels: np.ndarray,
+    held_features: np.ndarray,
+    held_labels: np.ndarray,
+    description: str,
+    progress: bool,
+) -> dict[float, float]:
+    """Fit on features [N,D] with classes [N] for every C of the grid; returns the accuracies on those held out."""
+    scaler = _scaler().fit(features)
+    features, held_features = scaler.transform(features), scaler.transform(held_features)
+    # Each fit starts from the one before, whose solution is near.
+    classifier, found = _logistic(warm_start=True), {}
+    for c in tqdm(C_GRID, desc=description, disable=not progress, dynamic_ncols=True):
+        with _quiet():
+            classifier.set_params(C=c).fit(features, labels)
+        found[c] = float((classifier.predict(held_features) == held_labels).mean())
+    return found
+
+
+def _scaler():
+    # The penalty treats all dimensions alike, and they differ by orders of magnitude: without this, C would mean another
+    # thing for each network, and an untrained one, whose features hardly vary, would be out of the grid's reach.
+    from sklearn.preprocessing import StandardScaler
+
+    return StandardScaler()
+
+
+def _logistic(**settings):
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=MAX_ITERATIONS, **settings)
+
+
+def _quiet():
+    # A fit that stops at its last iteration is no fault: the protocol tells the iterations.
+    from sklearn.exceptions import ConvergenceWarning
+
+    return warnings.catch_warnings(action="ignore", category=ConvergenceWarning)

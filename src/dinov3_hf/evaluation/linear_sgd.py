@@ -1,0 +1,259 @@
+"""A linear probe trained by SGD for a grid of learning rates at once (DINOv3, section 6.2.1; DINOv2, appendix B.3)."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from ..data.decoding import decode_image
+from ..report import Curve, standalone_chart
+from .bench import Bench
+from .features import undecoded
+from .linear import FEATURES
+from .probe import step_generator, train_probe
+from .robustness import ClassificationData
+
+
+# For a batch of 256.
+LEARNING_RATES = tuple(factor * 10.0**exponent for exponent in range(-5, -1) for factor in (1, 2, 5)) + (0.1,)
+MOMENTUM = 0.9
+KIND = "cls+mean"
+# Share of the area and ratio of the sides of a random crop, and how many are tried for one that fits.
+CROP_AREA, CROP_RATIO, CROP_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+
+# From a step to the features of every contestant [B,D], and to one number an image: its place or its class [B].
+Inputs = Callable[[int], dict[str, torch.Tensor]]
+Choice = Callable[[int], torch.Tensor]
+
+
+def evaluate_linear_sgd(
+    bench: Bench,
+    train,
+    test,
+    image_column: str = "image",
+    label_column: str = "label",
+    out_of_distribution: dict | None = None,
+    steps: int = 12500,
+    batch_size: int = 1024,
+    augment: bool = False,
+) -> dict:
+    """Measure the SGD probe on two `datasets.Dataset`s, beside the untrained twin and raw pixels.
+
+    With `augment` each batch is cropped and flipped at random and the networks run on it, else features of the centre
+    crop are computed once. An interrupted training goes on from the bench's folder. `out_of_distribution` names further
+    test sets, measured by the same classifiers. Returns a JSON-ready dictionary as `evaluate_knn` does.
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, accepted: a whole number of at least 1")
+    data = ClassificationData.open(
+        bench, "linear-sgd", train, test, out_of_distribution or {}, KIND, image_column, label_column
+    )
+    # Only classes of train can be answered.
+    classes, targets = data.train.labels[data.fit].unique(return_inverse=True)
+    rates = [rate * batch_size / 256 for rate in LEARNING_RATES]
+    heads = nn.ModuleDict(
+        {
+            name: grid_of_heads(tokens.shape[1], len(classes), len(rates), bench.seed)
+            for name, tokens in data.train.features.items()
+        }
+    ).to(bench.device)
+    chosen_at = partial(rows_of_step, num_rows=len(data.fit), batch_size=batch_size, seed=bench.seed)
+    if augment:
+        inputs = augmented_inputs(bench, train, image_column, data, chosen_at, steps)
+    else:
+        inputs = cached_inputs(bench, data, chosen_at)
+    with inputs as inputs_at:
+        train_grid(
+            heads,
+            inputs_at,
+            lambda step: targets[chosen_at(step)].to(bench.device),
+            rates,
+            steps,
+            bench.checkpoint(
+                "linear-sgd", train._fingerprint, image_column, label_column, steps, batch_size, augment, rates
+            ),
+            bench.progress,
+        )
+
+    @torch.inference_mode()
+    def answers(name: str, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the classes [N,G] that the heads of a contestant give features [N,D]."""
+        parts = tokens.split(batch_size)
+        found = [heads[name](part.to(bench.device)).unflatten(1, (len(rates), -1)).argmax(2).cpu() for part in parts]
+        return classes[torch.cat(found)]
+
+    labels, best, curves = data.train.labels[data.held], {}, {}
+    for name, tokens in data.train.features.items():
+        hits = answers(name, tokens[data.held]) == labels[:, None]
+        curves[name] = hits.double().mean(0).tolist()
+        # The first of equals: the smallest rate.
+        best[name] = max(range(len(rates)), key=curves[name].__getitem__)
+    protocol = {
+        "features": FEATURES[KIND],
+        "classifier": f"linear layers, cross-entropy, SGD with momentum {MOMENTUM}, no weight decay, cosine to zero",
+        "train_images": "random resized crops and flips, the networks run at every step"
+        if augment
+        else "centre crops, whose features are computed once",
+        "steps": steps,
+        "batch_size": batch_size,
+        "epochs": steps * batch_size / len(data.fit),
+        "learning_rate": {name: LEARNING_RATES[index] for name, index in best.items()},
+        "learning_rates": f"{', '.join(f'{rate:g}' for rate in LEARNING_RATES)}, times batch_size / 256",
+        "learning_rate_chosen_by": "accuracy on the centre crops of a tenth of train, stratified; the heads are trained "
+        "on the rest, and not again",
+        "learning_rate_at_an_end_of_the_grid": [n for n, index in best.items() if index in (0, len(rates) - 1)],
+    }
+    series = {
+        name.replace("_", " "): [(math.log10(rate), hit) for rate, hit in zip(LEARNING_RATES, curve, strict=True)]
+        for name, curve in curves.items()
+    }
+    chart = Curve("linear-sgd: top-1 on the held-out tenth of train", series, x_label="log10 learning rate")
+    return data.result(
+        bench,
+        lambda name, tokens: answers(name, tokens)[:, best[name]],
+        protocol,
+        {"learning rate": standalone_chart(chart)},
+    )
+
+
+def grid_of_heads(width: int, num_classes: int, num_rates: int, seed: int) -> nn.Linear:
+    """Build as many linear layers as there are learning rates, all alike, as one from [N,D] to [N,G*K]."""
+    head = nn.utils.skip_init(nn.Linear, width, num_rates * num_classes)
+    weight = 0.01 * torch.randn(num_classes, width, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        head.weight.copy_(weight.repeat(num_rates, 1))
+        head.bias.zero_()
+    return head
+
+
+def train_grid(
+    heads: nn.ModuleDict,
+    inputs_at: Inputs,
+    labels_at: Choice,
+    rates: Sequence[float],
+    steps: int,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> None:
+    """Train the heads of all contestants in place, on the same batches; see `train_probe`."""
+
+    def loss_at(step: int) -> torch.Tensor:
+        labels = labels_at(step)
+        return sum(grid_loss(heads[name](features), labels, rates) for name, features in inputs_at(step).items())
+
+    # The rates are in the loss; the schedule goes from here to zero.
+    optimizer = torch.optim.SGD(heads.parameters(), lr=1.0, momentum=MOMENTUM)
+    train_probe(
+        heads,
+        loss_at,
+        optimizer,
+        steps,
+        checkpoint=checkpoint,
+        warmup_share=0.0,
+        description="linear-sgd: heads",
+        progress=progress,
+    )
+
+
+def grid_loss(logits: torch.Tensor, labels: torch.Tensor, rates: Sequence[float]) -> torch.Tensor:
+    """Return the sum of every head's mean cross-entropy times its learning rate; logits [B,G*K], labels [B].
+
+    SGD with momentum and without weight decay is linear in the gradient: a head whose loss is multiplied by its rate
+    moves, at the rate 1, as it would alone at its own.
+    """
+    logits = logits.unflatten(1, (len(rates), -1)).transpose(1, 2)
+    losses = nn.functional.cross_entropy(logits, labels[:, None].expand(-1, len(rates)), reduction="none")
+    return losses.mean(0) @ losses.new_tensor(rates)
+
+
+def rows_of_step(step: int, num_rows: int, batch_size: int, seed: int) -> torch.Tensor:
+    """Return the rows [B] of a step: batches follow one another through epochs, each in an order drawn by seed."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // num_rows
+    return torch.cat(
+        [
+            _permutation(num_rows, seed, epoch)[positions[epochs == epoch] % num_rows]
+            for epoch in epochs.unique().tolist()
+        ]
+    )
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
+    # Numbers below zero, because those above are the steps'.
+    return torch.randperm(num_rows, generator=step_generator(seed, -1 - epoch))
+
+
+@contextmanager
+def cached_inputs(bench: Bench, data: ClassificationData, chosen_at: Choice) -> Iterator[Inputs]:
+    """Give the function that looks features of centre crops up."""
+
+    def inputs_at(step: int) -> dict[str, torch.Tensor]:
+        places = data.fit[chosen_at(step)]
+        return {name: tokens[places].to(bench.device) for name, tokens in data.train.features.items()}
+
+    yield inputs_at
+
+
+@contextmanager
+def augmented_inputs(
+    bench: Bench, train, image_column: str, data: ClassificationData, chosen_at: Choice, steps: int
+) -> Iterator[Inputs]:
+    """Give the function that runs the networks on random crops, half of them flipped, drawn from the step's number."""
+    rows = undecoded(train.select_columns([image_column]))
+    row_of = torch.tensor(data.train.rows)[data.fit]
+    extractors, view, ahead = bench.extractors(KIND), bench.preprocessing, {}
+
+    def crop(value, numbers: list[list[float]], flip: float) -> torch.Tensor:
+        image = decode_image(value)
+        box = crop_box(*image.shape[-2:], numbers)
+        size = [view.image_size, view.image_size]
+        image = F.resized_crop(image, *box, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return image.flip(-1) if flip < 0.5 else image
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def start(step: int) -> Iterator[torch.Tensor]:
+            chosen, generator = row_of[chosen_at(step)], step_generator(bench.seed, step)
+            numbers = torch.rand(len(chosen), CROP_TRIES, 4, generator=generator, dtype=torch.float64)
+            flips = torch.rand(len(chosen), generator=generator)
+            return pool.map(crop, rows[chosen.tolist()][image_column], numbers.tolist(), flips.tolist())
+
+        def inputs_at(step: int) -> dict[str, torch.Tensor]:
+            images = ahead.pop(step, None) or start(step)
+            if step + 1 < steps:
+                # The next step's images are read while the networks work on this one's.
+                ahead[step + 1] = start(step + 1)
+            found = {name: [] for name in extractors}
+            for part in torch.stack(list(images)).split(bench.batch_size):
+                pixels = view.normalize(part.to(bench.device))
+                for name, extractor in extractors.items():
+                    found[name].append(extractor.function(pixels))
+            # Joined outside of inference mode, whose own tensors autograd refuses.
+            return {name: torch.cat(parts) for name, parts in found.items()}
+
+        yield inputs_at
+
+
+def crop_box(height: int, width: int, numbers: Sequence[Sequence[float]]) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of a random crop, the first that fits of those that numbers [10,4] of 0..1 give.
+
+    Without one, the largest crop at the centre of a ratio in range. As torchvision's random resized crop.
+    """
+    (least, most), (narrow, wide) = CROP_AREA, CROP_RATIO
+    for area, ratio, y, x in numbers:
+        area, ratio = height * width * (least + area * (most - least)), narrow * (wide / narrow) ** ratio
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            return int(y * (height - box_height + 1)), int(x * (width - box_width + 1)), box_height, box_width
+    box_width, box_height = min(width, round(height * wide)), min(height, round(width / narrow))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width

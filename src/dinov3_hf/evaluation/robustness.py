@@ -1,0 +1,260 @@
+"""Classifiers of whole images on a main test set and on others out of distribution (DINOv3, section 6.2.1)."""
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .bench import Bench
+from .features import RAW_PIXELS_SIDE, check_column, check_image_size
+from .labels import LabelledFeatures, accuracy_by_class, read_vocabulary
+from .pictures import confusion_picture
+
+
+# One in so many train images is held out to choose by.
+HOLD_OUT = 10
+CORRUPTION_COLUMN = "corruption"
+# AlexNet's top-1 errors on ImageNet-C, each over its five severities (Hendrycks and Dietterich, 2019, table 1).
+ALEXNET_ERRORS = {
+    "gaussian_noise": 0.886,
+    "shot_noise": 0.894,
+    "impulse_noise": 0.923,
+    "defocus_blur": 0.820,
+    "glass_blur": 0.826,
+    "motion_blur": 0.786,
+    "zoom_blur": 0.798,
+    "snow": 0.867,
+    "frost": 0.827,
+    "fog": 0.819,
+    "brightness": 0.565,
+    "contrast": 0.853,
+    "elastic_transform": 0.646,
+    "pixelate": 0.718,
+    "jpeg_compression": 0.607,
+}
+
+# From a contestant and features [N,D] to the classes [N] that it gives them.
+Predict = Callable[[str, torch.Tensor], torch.Tensor]
+# For every contestant, and for "chance", which images of a set were given their class: bool [N].
+Hits = dict[str, torch.Tensor]
+
+
+def hold_out(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split rows of classes [N] by seed into those to fit on and those to choose by: a tenth of every class, sorted.
+
+    The tenths of small classes are taken together; no class loses its only image. Raises ValueError where there are
+    fewer than two classes or nothing can be held out.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    classes = labels[order]
+    is_first = torch.cat([torch.ones(min(1, len(order)), dtype=torch.bool), classes[1:] != classes[:-1]])
+    is_held = torch.zeros_like(is_first)
+    is_held[HOLD_OUT // 2 :: HOLD_OUT] = True
+    is_held &= ~is_first
+    if is_first.sum() < 2 or not is_held.any():
+        raise ValueError(
+            f"train: got {len(labels)} images of {int(is_first.sum())} classes, accepted: two classes or more, and enough "
+            "images that a tenth can be held out"
+        )
+    return order[~is_held].sort().values, order[is_held].sort().values
+
+
+def read_corruptions(rows, title: str) -> list[str] | None:
+    """Return the corruption of every row in ImageNet-C's spelling, None for data without such a column."""
+    from datasets import ClassLabel
+
+    if CORRUPTION_COLUMN not in rows.column_names:
+        return None
+    feature, values = rows.features[CORRUPTION_COLUMN], list(rows[CORRUPTION_COLUMN])
+    if isinstance(feature, ClassLabel):
+        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    wrong = next((value for value in values if not isinstance(value, str)), "")
+    if wrong != "":
+        raise ValueError(f"{title}: {CORRUPTION_COLUMN}: got {wrong!r}, accepted: a name in every row")
+    return [re.sub(r"[^a-z0-9]+", "_", value.lower()).strip("_") for value in values]
+
+
+@dataclass
+class OtherSet:
+    """A test set out of distribution: its rows, their labels' class indices and, if it has them, their corruptions."""
+
+    rows: object
+    index_of: dict
+    corruptions: list[str] | None
+
+
+@dataclass
+class ClassificationData:
+    """Labelled features of the train images and the main test set, and the sets out of distribution by title.
+
+    `fit` and `held` are places among the train images: those to fit on and those to choose by. The first `num_classes`
+    names are the classes of train and the main test set. `read` extracts a set's features.
+    """
+
+    task: str
+    names: list[str]
+    num_classes: int
+    train: LabelledFeatures
+    fit: torch.Tensor
+    held: torch.Tensor
+    test: LabelledFeatures
+    others: dict[str, OtherSet]
+    read: Callable[[object, dict, str], LabelledFeatures]
+    skipped_images: dict[str, int]
+
+    @classmethod
+    def open(
+        cls, bench: Bench, task: str, train, test, others: dict, kind: str, image_column: str, label_column: str
+    ) -> "ClassificationData":
+        """Check every data set, then extract the features of train and test; classes are matched by name.
+
+        Raises ValueError for what `read_vocabulary`, `hold_out` and `read_corruptions` refuse and for a set without any
+        class of train.
+        """
+        check_image_size(bench.preprocessing.image_size, bench.patch_size)
+        for title in ("train", "test"):
+            if title in others:
+                raise ValueError(f"out_of_distribution: got a set named {title!r}, accepted: other names")
+        for where, rows in [("", train), ("", test), *((f"{title}: ", rows) for title, rows in others.items())]:
+            check_column(rows, image_column, f"{where}image_column")
+            check_column(rows, label_column, f"{where}label_column")
+        names, *index_of = read_vocabulary(train, test, label_column)
+        num_classes = len(names)
+        names, index_of_others = join_vocabularies(names, train, others, label_column)
+        train_labels = torch.tensor([index_of[0][value] for value in train[label_column]])
+        hold_out(train_labels, bench.seed)
+        known = set(train_labels.tolist())
+        for title, rows in others.items():
+            found = {index_of_others[title][value] for value in rows.unique(label_column)}
+            if not found & known:
+                some = ", ".join(names[index] for index in sorted(found)[:3])
+                raise ValueError(f"{title}: label_column: got classes {some}, ..., accepted: some that train has")
+        sets = {t: OtherSet(rows, index_of_others[t], read_corruptions(rows, t)) for t, rows in others.items()}
+
+        def read(rows, index_of: dict, title: str) -> LabelledFeatures:
+            description = f"{task}: {title} images"
+            return LabelledFeatures.read(bench, rows, kind, image_column, label_column, index_of, description)
+
+        learnt, tested = read(train, index_of[0], "train"), read(test, index_of[1], "test")
+        fit, held = hold_out(learnt.labels, bench.seed)
+        skipped = {"train": len(train) - len(learnt.labels), "test": len(test) - len(tested.labels)}
+        return cls(task, names, num_classes, learnt, fit, held, tested, sets, read, skipped)
+
+    def result(self, bench: Bench, predict: Predict, protocol: dict, pictures: dict) -> dict:
+        """Measure `predict` on all test sets; returns what `evaluate_knn` does.
+
+        `protocol` says how the classifiers were made, `pictures` are added to the confusion matrix.
+        """
+        contestants, names = list(self.train.features), self.names[: self.num_classes]
+        most, truth = self.train.labels.bincount().argmax(), self.test.labels
+        predictions = {name: predict(name, self.test.features[name]) for name in contestants}
+        hits = {name: found == truth for name, found in predictions.items()}
+        all_hits = {**hits, "chance": truth == most}
+        measures, about, skipped = [{"measure": "top-1", **accuracies(all_hits)}], {}, dict(self.skipped_images)
+        for title, other in self.others.items():
+            # Read one by one, because all versions of ImageNet-C together would fill the memory.
+            read = self.read(other.rows, other.index_of, title)
+            found = {name: predict(name, read.features[name]) == read.labels for name in contestants}
+            found["chance"] = read.labels == most
+            measures += robustness_measures(title, read.labels, found, truth, all_hits)
+            skipped[f"{title} (out of distribution)"] = len(other.rows) - len(read.labels)
+            about[title] = {
+                "num_test": len(read.labels),
+                "classes_shared_with_test": len(set(read.labels.tolist()) & set(truth.tolist())),
+                "classes_not_in_train": read.classes_beyond(self.train.labels, self.names),
+                "images_of_classes_not_in_train": int((~torch.isin(read.labels, self.train.labels)).sum()),
+            }
+            if other.corruptions:
+                of_row = [other.corruptions[row] for row in read.rows]
+                lines, about[title]["mean_corruption_error"] = corruption_measures(title, of_row, found)
+                measures += lines
+        protocol = protocol | {
+            "num_train": len(self.train.labels),
+            "num_held_out": len(self.held),
+            "num_test": len(truth),
+            "num_classes": self.num_classes,
+            "classes_not_in_train": self.test.classes_beyond(self.train.labels, self.names),
+            "preprocessing": asdict(bench.preprocessing),
+            "seed": bench.seed,
+            "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
+            "chance": "always the class most frequent in train",
+        }
+        if about:
+            protocol["difference"] = "top-1 out of distribution minus top-1 on test, on the classes of both"
+            protocol["out_of_distribution"] = about
+        return {
+            "task": self.task,
+            "protocol": protocol,
+            "skipped_images": skipped,
+            "measures": measures,
+            "per_class": accuracy_by_class(hits, truth, names),
+            "hits": {"rows": self.test.rows, **hits},
+            "pictures": {"confusion": confusion_picture(predictions["model"], truth, names), **pictures},
+        }
+
+
+def join_vocabularies(names: list[str], train, others: dict, column: str) -> tuple[list[str], dict[str, dict]]:
+    """Return `names` with the classes that only `others` have behind, and the mapping of each one's values to them."""
+    names, index_of = list(names), {}
+    places = {name: place for place, name in reversed(list(enumerate(names)))}
+    for title, rows in others.items():
+        found, _, values = read_vocabulary(train, rows, column)
+        for index in values.values():
+            if found[index] not in places:
+                places[found[index]] = len(names)
+                names.append(found[index])
+        index_of[title] = {value: places[found[index]] for value, index in values.items()}
+    return names, index_of
+
+
+def accuracies(hits: Hits, rows: torch.Tensor | None = None) -> dict[str, float]:
+    """Return each one's share of hits, over the rows of a mask [N] if given."""
+    return {name: (found if rows is None else found[rows]).double().mean().item() for name, found in hits.items()}
+
+
+def robustness_measures(
+    title: str, labels: torch.Tensor, hits: Hits, test_labels: torch.Tensor, test_hits: Hits
+) -> list[dict]:
+    """Measure a set out of distribution, beside the main test set on the classes that both have images of."""
+    here, there = torch.isin(labels, test_labels), torch.isin(test_labels, labels)
+    measures = [{"measure": f"top-1 ({title})", **accuracies(hits)}]
+    if not here.any():
+        return measures
+    shared, main = accuracies(hits, here), accuracies(test_hits, there)
+    if not here.all():
+        measures.append({"measure": f"top-1 ({title}, classes of test)", **shared})
+    if not there.all():
+        measures.append({"measure": f"top-1 (test, classes of {title})", **main})
+    difference = {name: shared[name] - main[name] for name in shared}
+    return [*measures, {"measure": f"top-1 difference ({title} - test)", **difference}]
+
+
+def corruption_measures(title: str, corruptions: list[str], hits: Hits) -> tuple[list[dict], str]:
+    """Return the error under each corruption, their mean, and what that mean is.
+
+    The mean is the mCE of Hendrycks and Dietterich (2019) where they published AlexNet's error for every corruption.
+    """
+    order = list(ALEXNET_ERRORS)
+    found = sorted(set(corruptions), key=lambda name: (order.index(name) if name in order else len(order), name))
+    errors = {}
+    for corruption in found:
+        rows = torch.tensor([name == corruption for name in corruptions])
+        errors[corruption] = {name: 1 - share for name, share in accuracies(hits, rows).items()}
+    is_normalised = set(found) <= set(order)
+    divisors = ALEXNET_ERRORS if is_normalised else dict.fromkeys(found, 1.0)
+    mean = {
+        name: sum(errors[corruption][name] / divisors[corruption] for corruption in found) / len(found)
+        for name in hits
+    }
+    name = f"mCE ({title})" if is_normalised else f"mean corruption error, unnormalised ({title})"
+    measures = [
+        {"measure": f"error ({title})", "corruption": corruption, "lower_is_better": True, **errors[corruption]}
+        for corruption in found
+    ]
+    kind = (
+        "errors divided by AlexNet's published ones" if is_normalised else "plain errors, as AlexNet's are not known"
+    )
+    meaning = f"{kind}, averaged over {len(found)} corruptions; severities weigh by their images"
+    return [*measures, {"measure": name, "lower_is_better": True, **mean}], meaning
