@@ -28,8 +28,13 @@ def check_mask_column(rows, column: str, field: str = "mask_column") -> None:
     check_column(rows, column, field)
     if type(rows.features[column]).__name__ != "Image":
         raise ValueError(f"{field}: got {column!r}, accepted: a column of images with class indices as pixels")
-    # Colour pictures are refused here: later they would only count as rows that cannot be read.
-    read_mask(undecoded(rows.select_columns([column]))[0][column])
+    first = undecoded(rows.select_columns([column]))[0][column] if len(rows) else None
+    if first is not None:
+        # Colour pictures are refused here: later they would only count as rows that cannot be read.
+        try:
+            read_mask(first)
+        except OSError:
+            pass
 
 
 def check_mask_fits(mask: torch.Tensor, size: tuple[int, int], row: int, field: str = "mask_column") -> None:
@@ -74,7 +79,8 @@ def read_masks(
         row = rows[number]
         try:
             mask = read_mask(row[mask_column] or {"path": ""})
-        except (OSError, ValueError):
+        except Exception:
+            # Pillow's plugins raise almost anything on broken files.
             continue
-        check_mask_fits(mask, read_size(row[image_column]), number, mask_column)
+        check_mask_fits(mask, read_size(row[image_column]), number)
         yield place, view(mask)

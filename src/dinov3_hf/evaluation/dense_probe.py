@@ -1,0 +1,372 @@
+"""A linear layer on patch tokens that learns values for every pixel: what segmentation and depth share."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..data.decoding import BadImage, decode_image, read_size
+from .bench import Bench
+from .feature_store import Extractor, Features
+from .features import check_column, undecoded
+from .masks import check_mask_fits
+from .probe import step_generator, train_probe
+
+
+# Crops of one size: tokens [b,h,w,D] or outputs [b,h,w,C], and the truth [b,H,W] of the pixels that they cover.
+Crops = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """How a dense head is trained; `crop` in pixels, `scales` the range in which augmentation resizes images."""
+
+    batch_norm: bool
+    steps: int
+    crop: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    augment: bool
+    scales: tuple[float, float] = (1.0, 1.0)
+
+    def check(self, patch_size: int) -> None:
+        """Raise ValueError for counts that leave nothing to train on, and crops that patches would not cover."""
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepted: a whole number of at least 1")
+        if self.crop < patch_size or self.crop % patch_size:
+            raise ValueError(f"crop: got {self.crop}, accepted: a multiple of the model's patch size ({patch_size})")
+
+    def describe(self) -> dict:
+        """Return what a protocol says of it."""
+        crops = "random crops of the patch grids of whole images, computed once"
+        if self.augment:
+            low, high = self.scales
+            resized = f"resized by {low:g} to {high:g}, " if low < high else ""
+            crops = f"images {resized}cropped and flipped at random, the network run at every step"
+        return {
+            "features": "final-normed patch tokens",
+            "head": "batch norm, linear layer" if self.batch_norm else "linear layer",
+            "optimizer": f"AdamW, one-cycle up to lr {self.lr:g}, weight decay {self.weight_decay:g}",
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "crop": self.crop,
+            "train_crops": f"{crops}; images smaller than a crop whole",
+            "test_images": "whole: shorter side resized to image_size, both sides to whole patches",
+        }
+
+
+@dataclass
+class DenseSplit:
+    """The rows of a `datasets.Dataset` that have an image and a map of truth [H,W], by row number.
+
+    The maps are kept in memory, features wherever the bench keeps them.
+    """
+
+    title: str
+    rows: object
+    image_column: str
+    map_field: str
+    maps: dict[int, np.ndarray] = field(default_factory=dict)
+    without_truth: set[int] = field(default_factory=set)
+    features: dict[str, Features] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not len(self.rows):
+            raise ValueError(f"data: got no rows for {self.title}, accepted: at least one image")
+        check_column(self.rows, self.image_column, "image_column")
+
+    def read_maps(
+        self, map_column: str, read: Callable[[dict], np.ndarray], counts: Callable[[np.ndarray], bool], progress: bool
+    ) -> None:
+        """Read the maps; those that cannot be read, and those of which no pixel counts, are left out.
+
+        Raises ValueError for a map that does not fit its image, and where no map is left.
+        """
+        self.rows = undecoded(self.rows)
+        columns = list({self.image_column, map_column})
+        for number, row in enumerate(_bar(self.rows.select_columns(columns), f"{self.title} maps", progress)):
+            try:
+                size, values = read_size(row[self.image_column]), read(row[map_column] or {"path": ""})
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                # What Pillow raises on broken files.
+                continue
+            check_mask_fits(values, size, number, self.map_field)
+            if counts(values):
+                self.maps[number] = values
+            else:
+                self.without_truth.add(number)
+        self._check_any()
+
+    def find_features(self, bench: Bench, compute: bool = True) -> None:
+        """Compute the features of whole images, or only see which can be decoded, and leave out the others."""
+        title = f"{self.title} images"
+        if compute:
+            self.features = bench.extract(self.rows, self.image_column, "patches", title, whole=True)
+            self.kept = self.features["model"].kept
+        else:
+            rows = self.rows.select_columns([self.image_column])
+            images = (row[self.image_column] for row in _bar(rows, title, bench.progress))
+            self.kept = [number for number, value in enumerate(images) if _can_be_decoded(value)]
+        self.maps = {row: self.maps[row] for row in self.kept if row in self.maps}
+        self._check_any()
+
+    def _check_any(self) -> None:
+        if not self.maps:
+            raise ValueError(
+                f"{self.map_field}: none of the {len(self.rows)} {self.title} rows has an image and a map that can be "
+                "read, accepted: at least one, with a pixel that counts"
+            )
+
+    def skipped_rows(self) -> dict[str, int]:
+        """Count the rows left out though their image can be decoded, by reason."""
+        empty = len(self.without_truth.intersection(self.kept))
+        unreadable = len(self.kept) - len(self.maps) - empty
+        found = {"map cannot be read": unreadable, "no pixel of the map counts": empty}
+        return {f"{self.title}: {reason}": number for reason, number in found.items() if number}
+
+    def image(self, row: int) -> torch.Tensor:
+        """Decode a row's image, uint8 [3,H,W]."""
+        return decode_image(self.rows[row][self.image_column])
+
+
+def skipped(train: DenseSplit, test: DenseSplit) -> dict:
+    """Return what a result says of rows left out."""
+    images = {name: len(split.rows) - len(split.kept) for name, split in (("train", train), ("test", test))}
+    return {"skipped_images": images, "skipped_rows": train.skipped_rows() | test.skipped_rows()}
+
+
+def _bar(values: Iterable, title: str, progress: bool) -> tqdm:
+    return tqdm(values, desc=title, total=len(values), unit="image", disable=not progress, dynamic_ncols=True)
+
+
+def _can_be_decoded(value) -> bool:
+    try:
+        decode_image(value)
+    except BadImage:
+        return False
+    return True
+
+
+def nearest_window(
+    values: np.ndarray, size: tuple[int, int], corner: tuple[int, int], window: tuple[int, int]
+) -> np.ndarray:
+    """Cut `window` (height, width) at `corner` (top, left) out of a map [H,W] resized to `size` by the nearest pixel.
+
+    The same as `resize_mask` and a crop, of any type, and without resizing what the crop leaves out.
+    """
+    picks = [
+        (2 * np.arange(start, start + length) + 1) * have // (2 * wanted)
+        for have, wanted, start, length in zip(values.shape, size, corner, window, strict=True)
+    ]
+    return values[np.ix_(*picks)]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A row drawn for a step, and numbers in 0..1 for what is done to its image."""
+
+    row: int
+    scale: float
+    top: float
+    left: float
+    flip: float
+
+    def corner(self, size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
+        """Return where a window (height, width) starts within `size`, all places being equally likely."""
+        return tuple(int(u * (a - b + 1)) for u, a, b in zip((self.top, self.left), size, window, strict=True))
+
+
+def draw_rows(rows: list[int], batch_size: int, seed: int, step: int) -> list[Draw]:
+    """Draw a step's rows, from its number alone."""
+    generator = step_generator(seed, step)
+    chosen = torch.randint(len(rows), (batch_size,), generator=generator).tolist()
+    numbers = torch.rand(batch_size, 4, generator=generator, dtype=torch.float64).tolist()
+    return [Draw(rows[index], *four) for index, four in zip(chosen, numbers, strict=True)]
+
+
+def stack_by_shape(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[Crops]:
+    """Stack pairs of an input and its truth [H,W]; those of small images, of another shape, by themselves."""
+    groups = {}
+    for pair in pairs:
+        groups.setdefault(pair[1].shape, []).append(pair)
+    return [tuple(torch.stack(parts) for parts in zip(*group, strict=True)) for group in groups.values()]
+
+
+def stored_crops(bench: Bench, split: DenseSplit, name: str, training: HeadTraining) -> Callable[[int], list[Crops]]:
+    """Return the function from a step to its crops of features that are there already."""
+    features, patch, rows = split.features[name], bench.patch_size, list(split.maps)
+    places = {row: place for place, row in enumerate(split.kept)}
+
+    def cut(drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        place = places[drawn.row]
+        grid = features.grids[place]
+        window = tuple(min(training.crop // patch, length) for length in grid)
+        top, left = drawn.corner(grid, window)
+        tokens = features[place].unflatten(0, grid)[top : top + window[0], left : left + window[1]]
+        in_pixels = [tuple(patch * value for value in pair) for pair in (grid, (top, left), window)]
+        return tokens, torch.from_numpy(nearest_window(split.maps[drawn.row], *in_pixels))
+
+    return lambda step: stack_by_shape(map(cut, draw_rows(rows, training.batch_size, bench.seed, step)))
+
+
+def augmented_crops(
+    bench: Bench, split: DenseSplit, extractor: Extractor, training: HeadTraining
+) -> Callable[[int], list[Crops]]:
+    """Return the function from a step to its crops of resized and flipped images, on which the network is run."""
+    rows, (low, high) = list(split.maps), training.scales
+    pool, ahead = ThreadPoolExecutor(os.cpu_count()), {}
+
+    def cut(value, drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        image_size = round(bench.preprocessing.image_size * (low + drawn.scale * (high - low)))
+        image = replace(bench.whole, image_size=image_size).image(decode_image(value))
+        size = tuple(image.shape[1:])
+        window = tuple(min(training.crop, length) for length in size)
+        top, left = drawn.corner(size, window)
+        image = image[:, top : top + window[0], left : left + window[1]]
+        truth = torch.from_numpy(nearest_window(split.maps[drawn.row], size, (top, left), window))
+        return (image.flip(-1), truth.flip(-1)) if drawn.flip < 0.5 else (image, truth)
+
+    def start(step: int) -> list:
+        drawn = draw_rows(rows, training.batch_size, bench.seed, step)
+        return [pool.submit(cut, split.rows[one.row][split.image_column], one) for one in drawn]
+
+    def crops(step: int) -> list[Crops]:
+        # The next step's images are read while the network works on this one's.
+        futures = ahead.pop(step, None) or start(step)
+        if step + 1 < training.steps:
+            ahead[step + 1] = start(step + 1)
+        groups = []
+        for images, truth in stack_by_shape(future.result() for future in futures):
+            tokens = extractor.function(bench.whole.normalize(images.to(bench.device)))
+            # A copy, because autograd takes nothing that inference mode made.
+            groups.append((tokens.clone().unflatten(1, extractor.grid(*images.shape[-2:])), truth))
+        return groups
+
+    return crops
+
+
+def linear_head(width: int, channels: int, batch_norm: bool, seed: int) -> nn.Sequential:
+    """Build the head from tokens [N,D] to outputs [N,C]."""
+    linear = nn.utils.skip_init(nn.Linear, width, channels)
+    nn.init.normal_(linear.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.BatchNorm1d(width) if batch_norm else nn.Identity(), linear)
+
+
+def train_heads(
+    bench: Bench,
+    split: DenseSplit,
+    channels: int,
+    loss: Callable[[list[Crops]], torch.Tensor],
+    training: HeadTraining,
+    about: tuple,
+) -> Iterator[tuple[str, nn.Sequential]]:
+    """Train a head for each contestant, one after another, and yield its name and the head.
+
+    `loss` takes the outputs and the truth of all crops of a step; `about` names all that decides it, as heads are kept
+    and gone on with by what describes them.
+    """
+    for name, extractor in bench.extractors("patches").items():
+        if training.augment:
+            crops_at = augmented_crops(bench, split, extractor, training)
+        else:
+            crops_at = stored_crops(bench, split, name, training)
+        head = linear_head(extractor.width, channels, training.batch_norm, bench.seed).to(bench.device)
+
+        def loss_at(step: int, crops_at=crops_at, head=head) -> torch.Tensor:
+            inputs, truths = zip(*crops_at(step), strict=True)
+            # Batch norm sees the tokens of all crops together, whatever their sizes.
+            outputs = head(torch.cat([tokens.flatten(0, 2) for tokens in inputs]).to(bench.device))
+            shapes = [tokens.shape[:3] for tokens in inputs]
+            parts = outputs.split([shape.numel() for shape in shapes])
+            return loss(
+                [
+                    (part.unflatten(0, shape), truth.to(bench.device))
+                    for part, shape, truth in zip(parts, shapes, truths, strict=True)
+                ]
+            )
+
+        train_probe(
+            head,
+            loss_at,
+            torch.optim.AdamW(head.parameters(), training.lr, weight_decay=training.weight_decay),
+            training.steps,
+            checkpoint=bench.checkpoint(*about, name, split.rows._fingerprint, list(split.maps), asdict(training)),
+            description=f"{split.title}: head of {name}",
+            progress=bench.progress,
+        )
+        yield name, head
+
+
+def head_outputs(
+    bench: Bench, split: DenseSplit, name: str, head: nn.Sequential
+) -> Iterator[tuple[int, torch.Tensor, np.ndarray]]:
+    """Yield every row of a split with the head's outputs [1,h,w,C] for its whole image, and its map."""
+    features = split.features[name]
+    for place, row in enumerate(_bar(split.kept, f"{split.title}: {name}", bench.progress)):
+        if row in split.maps:
+            with torch.inference_mode():
+                outputs = head(features[place].to(bench.device)).unflatten(0, (1, *features.grids[place]))
+            yield row, outputs, split.maps[row]
+
+
+@lru_cache(maxsize=64)
+def bilinear_matrix(length: int, wanted: int, device: torch.device) -> torch.Tensor:
+    """Return the matrix [wanted,length] that interpolates between the centres of pixels and holds the edges."""
+    places = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * length / wanted - 0.5).clamp(0, length - 1)
+    return (1 - (places[:, None] - torch.arange(length)).abs()).clamp(min=0).float().to(device)
+
+
+def upsample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Enlarge maps [B,C,h,w] bilinearly to `size`, as `torch.nn.functional.interpolate` does.
+
+    For maps as small as those of patches two matrix products are faster, above all backwards, and repeat exactly.
+    """
+    rows, columns = (bilinear_matrix(a, b, maps.device) for a, b in zip(maps.shape[-2:], size, strict=True))
+    return rows @ (maps @ columns.T)
+
+
+def rows_to_draw(split: DenseSplit, number: int = 5) -> list[int]:
+    """Choose the rows that a picture shows, evenly spread."""
+    rows = list(split.maps)
+    return [rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(number, len(rows)))]
+
+
+def tile_size(height: int, width: int, longer: int = 240) -> tuple[int, int]:
+    """Return the height and width at which a picture shows an image, its ratio kept."""
+    return tuple(max(1, round(side * longer / max(height, width))) for side in (height, width))
+
+
+def resize_tile(image: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Resize a uint8 image [3,H,W] to a tile [h,w,3]."""
+    return np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def tile_grid(titles: list[str], rows: list[list[np.ndarray]], legend: Image.Image, margin: int = 8) -> Image.Image:
+    """Compose rows of uint8 tiles [h,w,3] with a title above each column and a legend below."""
+    font = ImageFont.load_default(14)
+    cell = max(tile.shape[1] for row in rows for tile in row)
+    heights = [max(tile.shape[0] for tile in row) for row in rows]
+    width = max(len(titles) * (cell + margin), legend.width + margin) + margin
+    top = 32
+    picture = Image.new("RGB", (width, top + sum(heights) + len(rows) * margin + legend.height + margin), "white")
+    ink = ImageDraw.Draw(picture)
+    for column, title in enumerate(titles):
+        ink.text((margin + column * (cell + margin) + cell // 2, top // 2), title, "#1b1f24", font, anchor="mm")
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            left = margin + column * (cell + margin) + (cell - tile.shape[1]) // 2
+            picture.paste(Image.fromarray(tile), (left, top))
+        top += height + margin
+    picture.paste(legend, (margin, top))
+    return picture

@@ -1,0 +1,268 @@
+"""Linear depth estimation on frozen patch tokens (DINOv3, section 6.1.2; the bins of AdaBins, Bhat et al. 2021)."""
+
+import io
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from .bench import Bench
+from .dense_probe import (
+    Crops,
+    DenseSplit,
+    HeadTraining,
+    head_outputs,
+    nearest_window,
+    resize_tile,
+    rows_to_draw,
+    skipped,
+    tile_grid,
+    tile_size,
+    train_heads,
+    upsample,
+)
+from .features import check_column, check_image_size, undecoded
+
+
+PAPER_STEPS = 38_400
+DEPTH_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
+MEASURES = {"RMSE (m)": True, "ARel": True, "delta1": False}  # and whether lower is better
+# Weight of the mean in the loss: 0 leaves the scale free, 1 is the plain error of logarithms (AdaBins, section 3.3).
+MEAN_WEIGHT = 0.15
+# Steps of even lightness from far to near, hues from violet over red to yellow.
+COLOURS = np.array(
+    [(22, 1, 70), (65, 0, 100), (115, 2, 111), (166, 17, 104), (208, 54, 83)]
+    + [(242, 95, 48), (254, 147, 33), (254, 198, 82), (255, 244, 103)]
+)
+GREY = (150, 150, 150)
+
+
+def evaluate_depth(
+    bench: Bench,
+    train,
+    test,
+    image_column: str = "image",
+    depth_column: str = "depth",
+    depth_unit: float = 0.001,
+    min_depth: float = 0.001,
+    max_depth: float = 10.0,
+    batch_norm: bool = True,
+    num_bins: int = 256,
+    steps: int = PAPER_STEPS,
+    crop: int | None = None,
+    batch_size: int = 16,
+    lr: float = 3e-4,
+    weight_decay: float = 1e-4,
+    augment: bool = False,
+) -> dict:
+    """Measure linear depth on two `datasets.Dataset`s, beside the untrained twin and the patches' raw pixels.
+
+    A linear layer gives each patch its probabilities of `num_bins` depths between `min_depth` and `max_depth`
+    (metres); their mean is upsampled bilinearly to the pixels. Trained on crops of `crop` pixels (by default
+    image_size), tested on whole images, on the pixels of the depth maps in their own size. A stored unit is
+    `depth_unit` metres; depths of 0 and those outside the range do not count. Each measure is the mean over images of
+    the image's own value. Returns a JSON-ready dictionary as `evaluate_patch_knn` does; "pictures" is not for JSON.
+    """
+    view = bench.preprocessing
+    crop = view.image_size if crop is None else crop
+    training = HeadTraining(batch_norm, steps, crop, batch_size, lr, weight_decay, augment)
+    training.check(bench.patch_size)
+    check_image_size(view.image_size, bench.patch_size)
+    check_depths(depth_unit, min_depth, max_depth, num_bins)
+    learnt, tested = (
+        DenseSplit(f"depth: {name}", rows, image_column, "depth_column")
+        for name, rows in (("train", train), ("test", test))
+    )
+    for split in (learnt, tested):
+        check_depth_column(split.rows, depth_column)
+    for split in (learnt, tested):
+        split.read_maps(
+            depth_column,
+            lambda value: read_depth(value, depth_unit, min_depth, max_depth),
+            lambda depths: bool(depths.any()),
+            bench.progress,
+        )
+    learnt.find_features(bench, compute=not augment)
+    tested.find_features(bench)
+
+    centres = bin_centres(min_depth, max_depth, num_bins).to(bench.device)
+    errors, predictions, chosen = {}, {}, rows_to_draw(tested)
+    heads = train_heads(
+        bench,
+        learnt,
+        num_bins,
+        lambda crops: depth_loss(crops, centres, depth_unit),
+        training,
+        ("depth", depth_column, depth_unit, min_depth, max_depth, num_bins),
+    )
+    for name, head in heads:
+        errors[name], predictions[name] = [], {}
+        for row, outputs, stored in head_outputs(bench, tested, name, head):
+            depths = expected_depth(outputs, centres)[:, None]
+            depths = nn.functional.interpolate(depths, size=stored.shape, mode="bilinear")[0, 0].cpu().double().numpy()
+            errors[name].append(depth_errors(depths[stored > 0], in_metres(stored[stored > 0], depth_unit)))
+            if row in chosen:
+                predictions[name][row] = depths
+    medians = [np.median(in_metres(stored[stored > 0], depth_unit)) for stored in learnt.maps.values()]
+    constant = float(np.median(medians))
+    truths = (in_metres(stored[stored > 0], depth_unit) for stored in tested.maps.values())
+    errors["chance"] = [depth_errors(np.full_like(truth, constant), truth) for truth in truths]
+    means = {name: np.mean(values, axis=0).tolist() for name, values in errors.items()}
+    return {
+        "task": "depth",
+        "protocol": {
+            **training.describe(),
+            "bins": f"{num_bins} of equal width from {min_depth:g} to {max_depth:g} m",
+            "prediction": "mean of the bins' centres, weighted by relu(logit) + 0.1 normalised to sum 1",
+            "loss": f"sqrt(var(g) + {MEAN_WEIGHT} mean(g)^2) over a batch's valid pixels, g = log prediction - log "
+            "truth, predictions upsampled bilinearly to the depth maps, resized to what the network sees",
+            "measured_on": "predictions upsampled bilinearly to each depth map's own size; an image's own value over "
+            "its valid pixels, mean over images",
+            "delta1": "share of pixels where max(prediction / truth, truth / prediction) < 1.25",
+            "depth_unit": depth_unit,
+            "valid": f"{min_depth:g} to {max_depth:g} m",
+            "num_train": len(learnt.maps),
+            "num_test": len(tested.maps),
+            "preprocessing": asdict(view),
+            "seed": bench.seed,
+            "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
+            "chance": f"always {constant:.3f} m, the median of the train images' median depths: every image weighs "
+            "the same, as in the measures, and far outliers do not move it",
+        },
+        **skipped(learnt, tested),
+        "measures": [
+            {
+                "measure": title,
+                **({"lower_is_better": True} if lower else {}),
+                **{name: values[place] for name, values in means.items()},
+            }
+            for place, (title, lower) in enumerate(MEASURES.items())
+        ],
+        "pictures": {"depth": depth_picture(tested, predictions, depth_unit)},
+    }
+
+
+def check_depths(depth_unit: float, min_depth: float, max_depth: float, num_bins: int) -> None:
+    """Raise ValueError for a range of depths without extent, or bins that do not divide it."""
+    if not depth_unit > 0:
+        raise ValueError(f"depth_unit: got {depth_unit}, accepted: metres above 0")
+    if not 0 < min_depth < max_depth < np.inf:
+        raise ValueError(f"min_depth: got {min_depth}, accepted: metres above 0 and below max_depth ({max_depth})")
+    if num_bins < 2:
+        raise ValueError(f"num_bins: got {num_bins}, accepted: a whole number of at least 2")
+
+
+def check_depth_column(rows, column: str) -> None:
+    """Raise ValueError where a data set has no such column of depth maps."""
+    check_column(rows, column, "depth_column")
+    if type(rows.features[column]).__name__ != "Image":
+        raise ValueError(f"depth_column: got {column!r}, accepted: a column of images with depths as pixels")
+    value = undecoded(rows.select_columns([column]))[0][column]
+    try:
+        # Colour pictures are refused here: later they would only count as maps that cannot be read.
+        read_stored(value or {"path": ""})
+    except OSError:
+        pass
+
+
+def read_stored(value: dict) -> np.ndarray:
+    """Read a depth column's undecoded value (`bytes` or `path`) as stored [H,W]; ValueError for pictures."""
+    with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as picture:
+        if picture.mode not in DEPTH_MODES:
+            raise ValueError(
+                f"depth_column: got an image of mode {picture.mode}, accepted: one channel of 16 or 32 bits "
+                f"({', '.join(DEPTH_MODES)})"
+            )
+        values = np.asarray(picture)
+    return values.astype(values.dtype.newbyteorder("="))
+
+
+def read_depth(value: dict, depth_unit: float, min_depth: float, max_depth: float) -> np.ndarray:
+    """Read a depth map [H,W] in stored units, 0 where it is unknown or outside the range (metres)."""
+    stored = read_stored(value)
+    metres = in_metres(stored, depth_unit)
+    return np.where((metres >= min_depth) & (metres <= max_depth), stored, 0).astype(stored.dtype)
+
+
+def in_metres(stored: np.ndarray, depth_unit: float) -> np.ndarray:
+    """Convert stored units to metres, fp64."""
+    return stored.astype(np.float64) * depth_unit
+
+
+def bin_centres(min_depth: float, max_depth: float, num_bins: int) -> torch.Tensor:
+    """Return the centres [C] of bins of equal width, in metres."""
+    edges = torch.linspace(min_depth, max_depth, num_bins + 1, dtype=torch.float64)
+    return ((edges[1:] + edges[:-1]) / 2).float()
+
+
+def expected_depth(outputs: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Return the mean depth [...] of the bins that outputs [...,C] weight, by linear normalisation."""
+    weights = outputs.relu() + 0.1
+    return weights @ centres / weights.sum(-1)
+
+
+def sigma_loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Scale-invariant error of the logarithms of depths [N]; where the truth is 0 it does not count."""
+    valid = truth > 0
+    count = valid.sum().clamp(min=1)
+    # Masked, not picked: picking is slower, above all backwards.
+    g = torch.where(valid, predicted.log() - truth.where(valid, 1).log(), 0)
+    mean = g.sum() / count
+    variance = torch.where(valid, g - mean, 0).square().sum() / count
+    # The root of exactly 0 has no gradient.
+    return (variance + MEAN_WEIGHT * mean.square() + 1e-12).sqrt()
+
+
+def depth_loss(crops: list[Crops], centres: torch.Tensor, depth_unit: float) -> torch.Tensor:
+    """Sigma loss of outputs [b,h,w,C], upsampled as depths to the pixels of their stored truth [b,H,W]."""
+    depths = [upsample(expected_depth(outputs, centres)[:, None], stored.shape[1:]) for outputs, stored in crops]
+    truth = [stored.float() * depth_unit for _, stored in crops]
+    return sigma_loss(*(torch.cat([part.flatten() for part in parts]) for parts in (depths, truth)))
+
+
+def depth_errors(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    """Return RMSE (metres), mean absolute relative error and delta1 of depths [N]."""
+    difference, ratio = predicted - truth, predicted / truth
+    within = np.maximum(ratio, 1 / ratio) < 1.25
+    return np.sqrt(np.square(difference).mean()), (np.abs(difference) / truth).mean(), within.mean()
+
+
+def depth_picture(split: DenseSplit, predictions: dict[str, dict[int, np.ndarray]], depth_unit: float) -> Image.Image:
+    """Draw images beside their true depths and those that the model and its untrained twin predict, in one scale."""
+    shown = [name for name in ("model", "untrained") if name in predictions]
+    truths = {row: in_metres(split.maps[row], depth_unit) for row in predictions["model"]}
+    near, far = np.percentile(np.concatenate([truth[truth > 0] for truth in truths.values()]), (1, 99))
+    tiles = []
+    for row, truth in truths.items():
+        size = tile_size(*truth.shape)
+        maps = (nearest_window(m, size, (0, 0), size) for m in (truth, *(predictions[name][row] for name in shown)))
+        tiles.append([resize_tile(split.image(row), size), *(colour_depths(depths, near, far) for depths in maps)])
+    return tile_grid(["image", "true", *shown], tiles, depth_legend(near, far))
+
+
+def colour_depths(depths: np.ndarray, near: float, far: float) -> np.ndarray:
+    """Colour depths [H,W] (metres) as uint8 RGB [H,W,3], bright near and dark far; grey where there is none."""
+    closeness = (far - depths) / max(far - near, 1e-9)
+    channels = [np.interp(closeness, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]
+    colours = np.stack(channels, axis=-1).round().astype(np.uint8)
+    colours[depths <= 0] = GREY
+    return colours
+
+
+def depth_legend(near: float, far: float, length: int = 240) -> Image.Image:
+    """Draw the scale of colours between its two depths."""
+    font = ImageFont.load_default(13)
+    first, last, unknown = f"{near:.2f} m", f"{far:.2f} m", "unknown"
+    start = int(font.getlength(first)) + 8
+    end = start + length + 8
+    mark = end + int(font.getlength(last)) + 24
+    picture = Image.new("RGB", (mark + 22 + int(font.getlength(unknown)) + 2, 24), "white")
+    bar = colour_depths(np.linspace(near, far, length)[None].repeat(14, axis=0), near, far)
+    picture.paste(Image.fromarray(bar), (start, 5))
+    ink = ImageDraw.Draw(picture)
+    ink.rectangle((mark, 5, mark + 14, 19), fill=GREY)
+    for left, text in ((0, first), (end, last), (mark + 22, unknown)):
+        ink.text((left, 12), text, "#1b1f24", font, anchor="lm")
+    return picture

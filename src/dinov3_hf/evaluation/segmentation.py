@@ -1,0 +1,238 @@
+"""Linear segmentation on frozen patch tokens (DINOv3, section 6.1.2)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from .bench import Bench
+from .dense_probe import (
+    Crops,
+    DenseSplit,
+    HeadTraining,
+    head_outputs,
+    nearest_window,
+    resize_tile,
+    rows_to_draw,
+    skipped,
+    tile_grid,
+    tile_size,
+    train_heads,
+    upsample,
+)
+from .features import check_image_size
+from .masks import IGNORE_INDEX, check_mask_column, confusion_matrix, intersection_over_union, read_mask
+from .pictures import class_colours, overlay
+
+
+PAPER_STEPS = 40_000
+PAPER_SCALES = (0.5, 2.0)
+IGNORED_COLOUR = (25, 25, 25)
+
+
+def evaluate_segmentation(
+    bench: Bench,
+    train,
+    test,
+    image_column: str = "image",
+    mask_column: str = "mask",
+    ignore_index: int = IGNORE_INDEX,
+    batch_norm: bool = True,
+    steps: int = PAPER_STEPS,
+    crop: int | None = None,
+    batch_size: int = 16,
+    lr: float = 1e-3,
+    weight_decay: float = 1e-3,
+    augment: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> dict:
+    """Measure linear segmentation on two `datasets.Dataset`s, beside the untrained twin and the patches' raw pixels.
+
+    A linear layer gives each patch its logits, upsampled bilinearly to the pixels; it is trained on crops of `crop`
+    pixels (by default image_size) and tested on whole images, on the pixels of the masks in their own size. mIoU is
+    the mean over the classes (background included) that `test` has; one that `train` lacks is never predicted and
+    counts with 0. Returns a JSON-ready dictionary as `evaluate_patch_knn` does; "pictures" is not for JSON.
+    """
+    view = bench.preprocessing
+    crop = view.image_size if crop is None else crop
+    training = HeadTraining(batch_norm, steps, crop, batch_size, lr, weight_decay, augment, PAPER_SCALES)
+    training.check(bench.patch_size)
+    check_image_size(view.image_size, bench.patch_size)
+    learnt, tested = (
+        DenseSplit(f"segmentation: {name}", rows, image_column, "mask_column")
+        for name, rows in (("train", train), ("test", test))
+    )
+    for split in (learnt, tested):
+        check_mask_column(split.rows, mask_column)
+    for split in (learnt, tested):
+        split.read_maps(mask_column, read_labels, lambda labels: bool((labels != ignore_index).any()), bench.progress)
+    largest = max(largest_label(split, ignore_index) for split in (learnt, tested))
+    names = list_names(largest, class_names)
+    learnt.find_features(bench, compute=not augment)
+    tested.find_features(bench)
+    train_pixels = sum(count_pixels(labels, ignore_index, len(names)) for labels in learnt.maps.values())
+    known = train_pixels.nonzero()[:, 0]
+
+    confusions, predictions, chosen = {}, {}, rows_to_draw(tested)
+    heads = train_heads(
+        bench,
+        learnt,
+        len(names),
+        lambda crops: segmentation_loss(crops, ignore_index),
+        training,
+        ("segmentation", mask_column, ignore_index, len(names)),
+    )
+    for name, head in heads:
+        confusions[name], predictions[name] = torch.zeros(len(names), len(names), dtype=torch.long), {}
+        for row, outputs, labels in head_outputs(bench, tested, name, head):
+            predicted = predict_classes(outputs, labels.shape, known)
+            labels = torch.from_numpy(labels).long()
+            counted = labels != ignore_index
+            confusions[name] += confusion_matrix(predicted[counted], labels[counted], len(names))
+            if row in chosen:
+                predictions[name][row] = predicted.numpy()
+
+    pixels = confusions["model"].sum(1)
+    constant = torch.zeros_like(confusions["model"])
+    constant[:, train_pixels.argmax()] = pixels
+    confusions["chance"] = constant
+    iou = {name: intersection_over_union(confusion) for name, confusion in confusions.items()}
+    hits = {name: confusion.diagonal().sum().double() / confusion.sum() for name, confusion in confusions.items()}
+    return {
+        "task": "segmentation",
+        "protocol": {
+            **training.describe(),
+            "loss": "cross-entropy of logits upsampled bilinearly to the masks, resized to what the network sees",
+            "measured_on": "logits upsampled bilinearly to each mask's own size, all test pixels together",
+            "mIoU": "mean over the classes of the test pixels, background included",
+            "num_train": len(learnt.maps),
+            "num_test": len(tested.maps),
+            "num_classes": len(names),
+            "num_classes_present": int((pixels > 0).sum()),
+            "classes_not_in_train": [names[index] for index in (pixels * (train_pixels == 0)).nonzero()[:, 0]],
+            "ignore_index": ignore_index,
+            "preprocessing": asdict(view),
+            "seed": bench.seed,
+            "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
+            "chance": "every pixel the class most frequent in the train masks",
+        },
+        **skipped(learnt, tested),
+        "measures": [
+            {"measure": "mIoU", **{name: values.nanmean().item() for name, values in iou.items()}},
+            {"measure": "pixel accuracy", **{name: share.item() for name, share in hits.items()}},
+        ],
+        "per_class": [
+            {
+                "class": names[index],
+                "pixels": int(pixels[index]),
+                **{name: values[index].item() for name, values in iou.items() if name != "chance"},
+            }
+            for index in pixels.nonzero()[:, 0]
+        ],
+        "pictures": {"segmentation": segmentation_picture(tested, predictions, names, ignore_index)},
+    }
+
+
+def read_labels(value: dict) -> np.ndarray:
+    """Read a mask column's undecoded value as class indices [H,W] of as few bytes as they need."""
+    labels = read_mask(value).numpy()
+    small = 0 <= labels.min() and labels.max() <= np.iinfo(np.uint8).max
+    return labels.astype(np.uint8 if small else np.int32)
+
+
+def largest_label(split: DenseSplit, ignore_index: int) -> int:
+    """Return the largest class index of a split's masks; ValueError for negative ones."""
+    largest = 0
+    for row, labels in split.maps.items():
+        labels = labels[labels != ignore_index]
+        if labels.min() < 0:
+            raise ValueError(
+                f"mask_column: row {row} of {split.title} has a pixel of {labels.min()}, accepted: class indices from "
+                f"0, and ignore_index ({ignore_index})"
+            )
+        largest = max(largest, int(labels.max()))
+    return largest
+
+
+def list_names(largest: int, class_names: Sequence[str] | None) -> list[str]:
+    """Return a name for each class; ValueError where those given are too few for the largest index."""
+    if not class_names:
+        return [str(index) for index in range(largest + 1)]
+    if largest >= len(class_names):
+        raise ValueError(
+            f"class_names: got {len(class_names)} names for masks with class {largest}, accepted: a name for each"
+        )
+    return list(class_names)
+
+
+def count_pixels(labels: np.ndarray, ignore_index: int, num_classes: int) -> torch.Tensor:
+    """Count the pixels of each class in a mask [H,W]; returns [K]."""
+    return torch.from_numpy(np.bincount(labels[labels != ignore_index], minlength=num_classes))
+
+
+def segmentation_loss(crops: list[Crops], ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
+    """Mean cross-entropy over the pixels that count, of logits [b,h,w,K] upsampled to their labels [b,H,W]."""
+    total, count = 0, 0
+    for logits, labels in crops:
+        labels, logits = labels.long(), upsample(logits.movedim(-1, 1), labels.shape[1:])
+        total = total + nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+        count = count + (labels != ignore_index).sum()
+    return total / count.clamp(min=1)
+
+
+def predict_classes(outputs: torch.Tensor, size: tuple[int, int], known: torch.Tensor) -> torch.Tensor:
+    """Return the class of every pixel [H,W], one of `known`, from logits [1,h,w,K] upsampled bilinearly to `size`."""
+    logits = outputs[..., known.to(outputs.device)].movedim(-1, 1)
+    best = nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)[0]
+    return known[best.cpu()]
+
+
+def segmentation_picture(
+    split: DenseSplit, predictions: dict[str, dict[int, np.ndarray]], names: list[str], ignore_index: int
+) -> Image.Image:
+    """Draw images beside their true classes and those that the model and its untrained twin predict."""
+    shown = [name for name in ("model", "untrained") if name in predictions]
+    tiles, seen, any_ignored = [], set(), False
+    for row in predictions["model"]:
+        truth = split.maps[row]
+        size = tile_size(*truth.shape)
+        image = resize_tile(split.image(row), size)
+        # On grey, lest the image's own colours pass for classes.
+        grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
+        line = [image]
+        for labels in (truth, *(predictions[name][row] for name in shown)):
+            labels = nearest_window(labels, size, (0, 0), size).astype(np.int64)
+            ignored = labels == ignore_index
+            any_ignored |= bool(ignored.any())
+            seen.update(labels[~ignored].tolist())
+            tile = overlay(grey, np.where(ignored, 0, labels))
+            tile[ignored] = IGNORED_COLOUR
+            line.append(tile)
+        tiles.append(line)
+    entries = [(names[index], tuple(class_colours(np.array(index)).tolist())) for index in sorted(seen)]
+    if 0 in seen:
+        entries[0] = (f"{names[0]} (not coloured)", (255, 255, 255))
+    entries += [("ignored", IGNORED_COLOUR)] if any_ignored else []
+    titles = ["image", "true", *shown]
+    return tile_grid(titles, tiles, class_legend(entries, width=max(len(titles) * tiles[0][0].shape[1], 360)))
+
+
+def class_legend(entries: list[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
+    """Draw names and their colours in lines of at most `width` pixels."""
+    font, height, gap = ImageFont.load_default(13), 22, 18
+    places, left, top = [], 0, 0
+    for name, colour in entries:
+        length = height + int(font.getlength(name)) + gap
+        if left and left + length > width:
+            left, top = 0, top + height
+        places.append((name, colour, left, top))
+        left += length
+    picture = Image.new("RGB", (width, top + height), "white")
+    ink = ImageDraw.Draw(picture)
+    for name, colour, left, top in places:
+        ink.rectangle((left, top + 4, left + 14, top + 18), fill=colour, outline="#9aa3ad")
+        ink.text((left + height, top + height // 2), name, "#1b1f24", font, anchor="lm")
+    return picture
