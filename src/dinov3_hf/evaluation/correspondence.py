@@ -1,0 +1,304 @@
+"""Semantic correspondence: keypoints of one image found again in another by their patch tokens (DINOv3, section 6.1.3)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..data.decoding import decode_image
+from .bench import Bench
+from .features import check_column, check_image_size, image_sizes, undecoded
+
+
+# Places along a patch's side at which a match is looked for: a 16th of a patch is far below every threshold.
+REFINEMENT_STEPS = 16
+NUM_DRAWN, DRAWN_HEIGHT, DRAWN_THRESHOLD = 4, 240, 0.1
+FOUND, MISSED, INK = "#16a34a", "#e0382b", "#1b1f24"
+
+
+@dataclass
+class Pair:
+    """Keypoints [K,2] (x, y in pixels) seen in both images of a pair, and the length in pixels that distances are of.
+
+    `source` and `target` are rows of the data set, the sizes their images' (width, height) in pixels.
+    """
+
+    source: int
+    target: int
+    source_points: torch.Tensor
+    target_points: torch.Tensor
+    source_size: torch.Tensor
+    target_size: torch.Tensor
+    length: float
+
+
+def sample_tokens(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Interpolate tokens [h,w,D] bilinearly at places [K,2]; returns [K,D].
+
+    Places are (x, y) in units of patches from the image's corner; beyond the outermost patches' centres nothing changes.
+    """
+    extent = places.new_tensor([tokens.shape[1], tokens.shape[0]])
+    # grid_sample counts from -1 to 1 over the image.
+    grid = (2 * places / extent - 1).to(tokens)
+    return F.grid_sample(tokens.permute(2, 0, 1)[None], grid[None, None], padding_mode="border", align_corners=False)[
+        0, :, 0
+    ].T
+
+
+def find_matches(queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Place of the best match of each query [K,D] among tokens [h,w,D]: (x, y) [K,2] in patches from the image's corner.
+
+    The nearest patch by cosine, then the best of the bilinearly interpolated tokens up to one patch around its centre.
+    """
+    height, width, _ = tokens.shape
+    flat = tokens.flatten(0, 1)
+    best = (F.normalize(queries, dim=1) @ F.normalize(flat, dim=1).T).argmax(1)
+    x, y = best % width, best // width
+    # An interpolated map of similarities never rises above the patches it is interpolated from: its maximum is the best
+    # patch itself. So the tokens are interpolated, as the query was, and the cosine is taken of what results. It needs
+    # only the products among the 3x3 patches around the best one.
+    near = torch.arange(-1, 2, device=tokens.device)
+    rows = (y[:, None] + near).clamp(0, height - 1)
+    columns = (x[:, None] + near).clamp(0, width - 1)
+    around = flat[(rows[:, :, None] * width + columns[:, None]).flatten(1)]
+    steps = torch.arange(-REFINEMENT_STEPS, REFINEMENT_STEPS + 1, device=tokens.device) / REFINEMENT_STEPS
+    offsets = torch.cartesian_prod(steps, steps)
+    # From the centre outwards, so that of equal places the one nearest to the patch's centre wins.
+    offsets = offsets[offsets.square().sum(1).argsort(stable=True)]
+    weights = (1 - (offsets[:, :, None] - near).abs()).clamp(min=0)
+    weights = (weights[:, 1, :, None] * weights[:, 0, None]).flatten(1)
+    products = torch.einsum("mi,kid,kd->km", weights, around, queries)
+    lengths = torch.einsum("mi,kij,mj->km", weights, around @ around.mT, weights).clamp(min=1e-12).sqrt()
+    found = torch.stack([x, y], 1) + 0.5 + offsets[(products / lengths).argmax(1)]
+    return found.clamp(min=0.5).minimum(found.new_tensor([width - 0.5, height - 0.5]))
+
+
+def read_keypoints(value, row: int) -> dict:
+    """Return the seen keypoints of a row, (x, y) in pixels by a name that is the same in both images of a pair.
+
+    Accepted: a list of [x, y] or [x, y, visible], named by their order, or of {instance_id, points}, whose points are named
+    by both. Visible is above 0; points that are no numbers are not seen. Raises ValueError for anything else.
+    """
+    points = {}
+    try:
+        for index, item in enumerate(value or []):
+            if isinstance(item, dict):
+                points |= {(item["instance_id"], number): point for number, point in enumerate(item["points"])}
+            else:
+                points[index] = item
+        named = {name: [math.nan if number is None else float(number) for number in p] for name, p in points.items()}
+        if any(len(point) not in (2, 3) for point in named.values()):
+            raise TypeError("a point of another length")
+    except (TypeError, KeyError, ValueError) as error:
+        accepted = "a list of [x, y] or [x, y, visible], or of {instance_id, points}"
+        raise ValueError(f"keypoints_column: row {row} has {str(value)[:60]}, accepted: {accepted}") from error
+    return {
+        name: (x, y)
+        for name, (x, y, *seen) in named.items()
+        if math.isfinite(x + y) and all(flag > 0 for flag in seen)
+    }
+
+
+def read_pairs(test, pairs) -> list[tuple[int, int, float | None]]:
+    """Return source row, target row and reference length (None: of the image) of each pair.
+
+    `pairs` has columns src, trg and optionally bbox_trg: the longer side of the target's box in pixels, or the box [x0,
+    y0, x1, y1]. Without `pairs` every two rows are one. Raises ValueError for rows that are not there and empty boxes.
+    """
+    if pairs is None:
+        return [(row, row + 1, None) for row in range(0, len(test) - 1, 2)]
+    for name in ("src", "trg"):
+        check_column(pairs, name, "pairs")
+        wrong = [row for row in pairs[name] if type(row) is not int or not 0 <= row < len(test)]
+        if wrong:
+            raise ValueError(f"pairs: got {wrong[0]} in {name}, accepted: rows of the images, 0 to {len(test) - 1}")
+    boxes = pairs["bbox_trg"] if "bbox_trg" in pairs.column_names else [None] * len(pairs)
+    lengths = [max(box[2] - box[0], box[3] - box[1]) if isinstance(box, list) else box for box in boxes]
+    wrong = [length for length in lengths if length is not None and not length > 0]
+    if wrong:
+        raise ValueError(f"pairs: got {wrong[0]} as the side of a box in bbox_trg, accepted: pixels above 0")
+    return list(zip(pairs["src"], pairs["trg"], lengths, strict=True))
+
+
+def _shared_keypoints(numbers, values: list, sizes: list) -> list[Pair]:
+    """Return the pairs whose images can be opened, with the keypoints that both show within their borders."""
+    seen = {row: read_keypoints(values[row], row) for row in sorted({row for pair in numbers for row in pair[:2]})}
+
+    def inside(row: int) -> dict:
+        height, width = sizes[row]
+        return {name: (x, y) for name, (x, y) in seen[row].items() if 0 <= x <= width and 0 <= y <= height}
+
+    found = []
+    for source, target, length in numbers:
+        if sizes[source] is None or sizes[target] is None:
+            continue
+        first, second = inside(source), inside(target)
+        names = [name for name in first if name in second]
+        points = (torch.tensor([of[name] for name in names]).view(-1, 2).double() for of in (first, second))
+        size, other = (torch.tensor(sizes[row][::-1]).double() for row in (source, target))
+        found.append(Pair(source, target, *points, size, other, float(length or max(sizes[target]))))
+    return found
+
+
+def evaluate_correspondence(
+    bench: Bench,
+    test,
+    pairs=None,
+    image_column: str = "image",
+    keypoints_column: str = "keypoints",
+    thresholds: Sequence[float] = (0.05, 0.1, 0.15),
+) -> dict:
+    """Measure how many keypoints of one image are found again in its partner, on `datasets.Dataset`s.
+
+    `pairs` says which rows of `test` are matched and how long the target's box is (see `read_pairs`); keypoints are as in
+    `read_keypoints`. Images are seen whole, shorter side to `image_size`: its quotient by the patch size is the patches
+    along that side, which must be the same wherever models are compared (448 at patch 16 and 392 at patch 14: 28).
+    Distances are taken in the pixels of the image as it is stored. Returns a JSON-ready dictionary as `evaluate_knn`
+    does; "pictures" holds some pairs with their matches.
+    """
+    check_image_size(bench.preprocessing.image_size, bench.patch_size)
+    check_column(test, image_column, "image_column")
+    check_column(test, keypoints_column, "keypoints_column")
+    thresholds = sorted(set(thresholds))
+    if not thresholds or not thresholds[0] > 0:
+        raise ValueError(f"thresholds: got {thresholds}, accepted: shares of a side, above 0")
+    numbers, sizes = read_pairs(test, pairs), image_sizes(test, image_column)
+    readable = _shared_keypoints(numbers, test[keypoints_column], sizes)
+    with_points = [pair for pair in readable if len(pair.source_points)]
+    if not with_points:
+        raise ValueError(
+            f"keypoints_column: none of the {len(numbers)} pairs has a keypoint in {keypoints_column!r} seen in both images"
+        )
+    features = bench.extract(test, image_column, "patches", "correspondence: images", whole=True)
+    place = {row: index for index, row in enumerate(features["model"].kept)}
+    measured = [pair for pair in with_points if pair.source in place and pair.target in place]
+    if not measured:
+        raise ValueError(f"image_column: none of the {len(numbers)} pairs has two images that can be decoded")
+    num_unread = len(numbers) - len(readable) + len(with_points) - len(measured)
+
+    def tokens(name: str, row: int) -> torch.Tensor:
+        index = place[row]
+        return features[name][index].to(bench.device).unflatten(0, features[name].grids[index])
+
+    drawn = {index * len(measured) // NUM_DRAWN for index in range(NUM_DRAWN)}
+    distances, pictures = {name: [] for name in (*features, "chance")}, []
+    bar = tqdm(measured, desc="correspondence: pairs", unit="pair", disable=not bench.progress, dynamic_ncols=True)
+    for number, pair in enumerate(bar):
+        found = {"chance": pair.source_points / pair.source_size * pair.target_size}
+        for name in features:
+            source, target = tokens(name, pair.source), tokens(name, pair.target)
+            extents = [torch.tensor([grid.shape[1], grid.shape[0]]) for grid in (source, target)]
+            places = (pair.source_points / pair.source_size * extents[0]).to(bench.device)
+            matches = find_matches(sample_tokens(source, places), target).cpu().double()
+            found[name] = matches / extents[1] * pair.target_size
+        for name, points in found.items():
+            distances[name].append((points - pair.target_points).norm(dim=1) / pair.length)
+        if number in drawn:
+            pictures.append((pair, found["model"], distances["model"][-1] <= DRAWN_THRESHOLD))
+    measures = [
+        {
+            "measure": title,
+            "threshold": threshold,
+            **{name: pool([d <= threshold for d in of_pairs]) for name, of_pairs in distances.items()},
+        }
+        for title, pool in (("PCK", _over_keypoints), ("PCK, mean over pairs", _over_pairs))
+        for threshold in thresholds
+    ]
+    return {
+        "task": "correspondence",
+        "protocol": {
+            "features": "final-normed patch tokens, interpolated bilinearly at the source's keypoint",
+            "match": "nearest patch by cosine, then the largest cosine of bilinearly interpolated target tokens within "
+            f"one patch of its centre, in steps of 1/{REFINEMENT_STEPS} patch",
+            "grid": f"whole images, shorter side {bench.preprocessing.image_size} px of {bench.patch_size} px patches: "
+            f"{bench.preprocessing.image_size // bench.patch_size} along it",
+            "PCK": "share of all keypoints found within threshold times the reference length (recall), and the mean of "
+            "the pairs' shares",
+            "reference_length": "the longer side of the target's box where the pair has one, else of the target image",
+            "thresholds": thresholds,
+            "pairs": "every two rows" if pairs is None else "listed",
+            "num_pairs": len(measured),
+            "num_keypoints": sum(len(pair.source_points) for pair in measured),
+            "num_test": len(features["model"]),
+            "preprocessing": asdict(bench.whole),
+            "untrained_seed": bench.seed,
+            "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
+            "chance": "the keypoint's own place in the source image, relative to its sides: what looking away finds",
+        },
+        "skipped_images": {"test": len(test) - len(features["model"])},
+        "skipped_rows": {
+            "pair with an image that cannot be decoded": num_unread,
+            "pair without a keypoint seen in both images": len(readable) - len(with_points),
+            "last row, without a partner": len(test) % 2 if pairs is None else 0,
+        },
+        "measures": measures,
+        "pictures": {"matches": matches_picture(test, image_column, pictures)},
+    }
+
+
+def _over_keypoints(of_pairs: list[torch.Tensor]) -> float:
+    return torch.cat(of_pairs).double().mean().item()
+
+
+def _over_pairs(of_pairs: list[torch.Tensor]) -> float:
+    return torch.stack([of_pair.double().mean() for of_pair in of_pairs]).mean().item()
+
+
+def matches_picture(
+    rows, image_column: str, matches: Sequence[tuple[Pair, torch.Tensor, torch.Tensor]]
+) -> Image.Image:
+    """Draw pairs side by side with a line from each keypoint to its match [K,2], green where found [K], else red.
+
+    Rings are the true places of what the lines start from.
+    """
+    # Drawn at twice the size, because Pillow's lines have jagged edges.
+    unit, rows = 2, undecoded(rows)
+    font = ImageFont.load_default(13 * unit)
+    panels = []
+    for pair, found, hits in matches:
+        images = []
+        for row in (pair.source, pair.target):
+            image = Image.fromarray(decode_image(rows[row][image_column]).permute(1, 2, 0).numpy())
+            scale = DRAWN_HEIGHT * unit / image.height
+            images.append(
+                image.resize((max(1, round(image.width * scale)), DRAWN_HEIGHT * unit), Image.Resampling.BICUBIC)
+            )
+        gap, top = 10 * unit, 24 * unit
+        left = images[0].width + gap
+        panel = Image.new("RGB", (left + images[1].width, top + DRAWN_HEIGHT * unit), "white")
+        panel.paste(images[0], (0, top))
+        panel.paste(images[1], (left, top))
+        draw = ImageDraw.Draw(panel)
+        scales = (images[0].width / pair.source_size[0], images[1].width / pair.target_size[0])
+        shift = torch.tensor([[0, top], [left, top], [left, top]])
+
+        def dot(place, radius, draw=draw, **style):
+            draw.ellipse([place[0] - radius, place[1] - radius, place[0] + radius, place[1] + radius], **style)
+
+        for start, true, match, hit in zip(pair.source_points, pair.target_points, found, hits.tolist(), strict=True):
+            points = torch.stack([start * scales[0], true * scales[1], match * scales[1]]) + shift
+            start, true, match = (tuple(point) for point in points.tolist())
+            # White within black shows on any ground.
+            dot(true, 5 * unit, outline="black", width=3 * unit)
+            dot(true, 4 * unit, outline="white", width=unit)
+            draw.line((start, match), fill=FOUND if hit else MISSED, width=round(1.5 * unit))
+            for end in (start, match):
+                dot(end, 3 * unit, fill=FOUND if hit else MISSED, outline="white")
+        title = f"{int(hits.sum())} of {len(hits)} within {DRAWN_THRESHOLD:g} of the reference length"
+        draw.text((0, 5 * unit), title, fill=INK, font=font)
+        panels.append(panel)
+    margin = 12 * unit
+    picture = Image.new(
+        "RGB",
+        (2 * margin + max(p.width for p in panels), margin + sum(p.height + margin for p in panels)),
+        "white",
+    )
+    top = margin
+    for panel in panels:
+        picture.paste(panel, (margin, top))
+        top += panel.height + margin
+    return picture.reduce(unit)

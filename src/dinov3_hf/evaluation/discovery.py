@@ -1,0 +1,294 @@
+"""Unsupervised discovery of an image's main object: TokenCut on patch tokens, CorLoc (DINOv3, section 6.1.4)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..data.decoding import decode_image
+from .bench import Bench
+from .features import check_column, check_image_size, image_sizes, undecoded
+from .masks import check_mask_column, read_masks
+
+
+# The graph has an edge for every two patches: half a gigabyte at this many, and minutes for its eigenvector.
+MAX_PATCHES = 8192
+NO_EDGE = 1e-5
+MIN_IOU = 0.5
+# Sides of the boxes around the centre among which the constant answer is chosen.
+CENTRE_SIDES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+NUM_DRAWN, DRAWN_HEIGHT = 6, 180
+TRUE, FOUND, INK = "#16a34a", "#f97316", "#1b1f24"
+
+
+def graph_weights(cosines: torch.Tensor, tau: float) -> torch.Tensor:
+    """Weigh the edges between patches of cosines [P,P]: 1 above `tau` and to itself, else 1e-5; returns fp64 [P,P]."""
+    weights = torch.where(cosines > tau, 1.0, NO_EDGE).double()
+    return weights.fill_diagonal_(1)
+
+
+def second_eigenvector(weights: torch.Tensor) -> np.ndarray:
+    """Solve (D - W) x = lambda D x for symmetric W [P,P], D its rows' sums; returns x [P] of the second smallest lambda.
+
+    The relaxed normalised cut of the graph (Shi and Malik, 2000), of either sign.
+    """
+    from scipy.linalg import eigh
+
+    scale = weights.sum(1).rsqrt()
+    # With x = D^-1/2 z this is the plain problem (1 - D^-1/2 W D^-1/2) z = lambda z; the 1 moves no eigenvector.
+    similarity = -(scale[:, None] * weights * scale)
+    # LAPACK, because it finds this one eigenvector alone.
+    _, vectors = eigh(similarity.cpu().numpy(), subset_by_index=[1, 1], overwrite_a=True, check_finite=False)
+    return scale.cpu().numpy() * vectors[:, 0]
+
+
+def main_component(vector: np.ndarray) -> np.ndarray:
+    """Return the part of a grid [h,w] (bool) that an eigenvector on it shows as the object.
+
+    Of the two sides of its mean the one with the largest absolute entry, and of that the 4-connected component around
+    this entry.
+    """
+    from scipy.ndimage import label
+
+    size = np.abs(vector)
+    # The first of those that are equal but for rounding: patches of one cluster share their entry.
+    seed = int((size >= size.max() * (1 - 1e-6)).argmax())
+    centred = vector - vector.mean()
+    numbers, _ = label(centred * np.sign(centred.flat[seed]) > 0)
+    return numbers == numbers.flat[seed]
+
+
+def find_object(cosines: torch.Tensor, grid: tuple[int, int], tau: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the box [4] (x0, y0, x1, y1 in 0..1 of the image's sides) and the eigenvector [h,w], positive inside it.
+
+    `cosines` [P,P] are those of the patches of `grid`. Where all edges are alike there is nothing to cut: the box is the
+    image, the eigenvector 0.
+    """
+    weights = graph_weights(cosines, tau)
+    num_patches = len(weights)
+    if int((weights == 1).sum()) in (num_patches, num_patches**2):
+        return np.array([0.0, 0.0, 1.0, 1.0]), np.zeros(grid)
+    vector = second_eigenvector(weights).reshape(grid)
+    inside = main_component(vector)
+    rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
+    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / (grid[1], grid[0], grid[1], grid[0])
+    vector = vector - vector.mean()
+    return box, vector * np.sign(vector[inside][0])
+
+
+def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes [N,4] and [M,4] (x0, y0, x1, y1), none of them empty; returns [N,M]."""
+    sides = np.minimum(boxes[:, None, 2:], others[None, :, 2:]) - np.maximum(boxes[:, None, :2], others[None, :, :2])
+    both = sides.clip(min=0).prod(2)
+    areas = [(of[:, 2:] - of[:, :2]).prod(1) for of in (boxes, others)]
+    return both / (areas[0][:, None] + areas[1][None] - both)
+
+
+def mask_boxes(mask: torch.Tensor, ignore_index: int | None = None) -> np.ndarray:
+    """Box [K,4] (x0, y0, x1, y1 in 0..1 of the sides) of each value of a mask [H,W], 0 and `ignore_index` left out."""
+    height, width = mask.shape
+    boxes = []
+    for value in mask.unique().tolist():
+        if value not in (0, ignore_index):
+            rows, columns = (mask == value).nonzero().unbind(1)
+            box = (columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height)
+            boxes.append([side.item() for side in box])
+    return np.array(boxes).reshape(-1, 4)
+
+
+def read_boxes(values: list, sizes: list[tuple[int, int] | None]) -> list[np.ndarray]:
+    """Return boxes in pixels, [x0, y0, x1, y1] or a list of them a row, as [K,4] in 0..1 of images of `sizes` (H, W).
+
+    Raises ValueError for what is no such box, and for empty ones.
+    """
+    found = []
+    for row, (value, size) in enumerate(zip(values, sizes, strict=True)):
+        try:
+            boxes = np.array(value if value is not None else [], dtype=float).reshape(-1, 4)
+        except (TypeError, ValueError):
+            boxes = np.zeros((1, 4))
+        if not (boxes[:, 2:] > boxes[:, :2]).all():
+            accepted = "a list of [x0, y0, x1, y1] in pixels, x0 < x1 and y0 < y1"
+            raise ValueError(f"box_column: row {row} has {str(value)[:60]}, accepted: {accepted}")
+        height, width = size or (1, 1)
+        found.append(boxes / (width, height, width, height))
+    return found
+
+
+def choose_elsewhere(hits: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Of settings whose `hits` [N,S] (bool) are known give each image [N] the one that is best on the other half.
+
+    `half` [N] is 0 or 1. Returns the hits [N] under the setting given to each, and the settings given to half 0 and 1;
+    of equal settings the first.
+    """
+    chosen = [int(hits[half != part].sum(0).argmax()) for part in (0, 1)]
+    return np.where(half == 0, hits[:, chosen[0]], hits[:, chosen[1]]), chosen
+
+
+def evaluate_discovery(
+    bench: Bench,
+    test,
+    image_column: str = "image",
+    mask_column: str = "instances",
+    box_column: str | None = None,
+    taus: Sequence[float] = (0.1, 0.15, 0.2, 0.25, 0.3),
+    ignore_index: int | None = None,
+) -> dict:
+    """Measure in how many images of a `datasets.Dataset` the box found without labels is that of an object (CorLoc).
+
+    True boxes are those of `box_column` (see `read_boxes`), else of the values of `mask_column`, one object each; an image
+    without one is left out and counted. Images are seen whole, shorter side to `image_size`. No image takes part in the
+    choice of the tau that it is measured with: each half of the images, drawn by seed, takes the one best on the other.
+    Returns a JSON-ready dictionary as `evaluate_knn` does; "pictures" holds some images with their boxes.
+    """
+    check_image_size(bench.preprocessing.image_size, bench.patch_size)
+    check_column(test, image_column, "image_column")
+    taus = sorted(set(taus))
+    if not taus or not -1 <= taus[0] <= taus[-1] < 1:
+        raise ValueError(f"taus: got {taus}, accepted: cosines of at least -1, below 1")
+    sizes = image_sizes(test, image_column)
+    _check_grids(bench, sizes)
+    boxes = None
+    if box_column is None:
+        check_mask_column(test, mask_column)
+    else:
+        check_column(test, box_column, "box_column")
+        boxes = read_boxes(test[box_column], sizes)
+    features = bench.extract(test, image_column, "patches", "discovery: images", whole=True)
+    kept, grids = features["model"].kept, features["model"].grids
+    truth = dict(_true_boxes(test, kept, image_column, mask_column, boxes, ignore_index))
+    places = [place for place, found in truth.items() if len(found)]
+    if not places:
+        named = (
+            f"mask_column: none of the {len(test)} rows has a value in {mask_column!r} other than 0 and {ignore_index}"
+        )
+        raise ValueError(named if boxes is None else f"box_column: none of the {len(test)} rows has a box in it")
+    found = {name: np.zeros((len(places), len(taus), 4)) for name in features}
+    bar = tqdm(places, desc="discovery: graphs", unit="image", disable=not bench.progress, dynamic_ncols=True)
+    for index, place in enumerate(bar):
+        for name in features:
+            cosines = patch_cosines(features[name][place].to(bench.device))
+            for number, tau in enumerate(taus):
+                found[name][index, number] = find_object(cosines, grids[place], tau)[0]
+    centre = np.array([[(1 - side) / 2] * 2 + [(1 + side) / 2] * 2 for side in CENTRE_SIDES])
+    found["chance"] = np.broadcast_to(centre, (len(places), *centre.shape))
+    hits = {
+        name: np.stack([(box_iou(of, truth[place]) >= MIN_IOU).any(1) for of, place in zip(some, places, strict=True)])
+        for name, some in found.items()
+    }
+    half = torch.randperm(len(places), generator=torch.Generator().manual_seed(bench.seed)).numpy() % 2
+    chosen = {name: choose_elsewhere(some, half) for name, some in hits.items()}
+    figures = {name: float(of.mean()) for name, (of, _) in chosen.items()}
+    measures = [{"measure": "CorLoc", **figures}]
+    for number, tau in enumerate(taus):
+        at_tau = {name: float(hits[name][:, number].mean()) for name in features}
+        measures.append({"measure": "CorLoc", "tau": tau, **at_tau, "chance": figures["chance"]})
+    drawn = sorted({index * len(places) // NUM_DRAWN for index in range(NUM_DRAWN)})
+    examples = []
+    for index in drawn:
+        place, number = places[index], chosen["model"][1][half[index]]
+        cosines = patch_cosines(features["model"][place].to(bench.device))
+        box, vector = find_object(cosines, grids[place], taus[number])
+        examples.append((kept[place], truth[place], box, vector, bool(hits["model"][index, number])))
+    return {
+        "task": "discovery",
+        "protocol": {
+            "features": "final-normed patch tokens, cosine",
+            "graph": f"edges of weight 1 where the cosine is above tau, else {NO_EDGE:g}; all edges alike: no cut, the "
+            "box is the image",
+            "cut": "second smallest generalised eigenvector of the normalised cut, parted at its mean; the 4-connected "
+            "component of its largest absolute entry, in the part that holds it",
+            "CorLoc": f"share of images whose box has an IoU of at least {MIN_IOU:g} with the box of any object",
+            "tau": "each half of the images, drawn by seed, takes the tau that is best on the other half",
+            "taus": taus,
+            "chosen_taus": {name: [taus[number] for number in chosen[name][1]] for name in features},
+            "grid": f"whole images, shorter side {bench.preprocessing.image_size} px of {bench.patch_size} px patches",
+            "true_boxes": f"column {box_column}" if box_column else f"values of column {mask_column}, one object each",
+            "ignore_index": ignore_index,
+            "num_test": len(places),
+            "num_objects": sum(len(truth[place]) for place in places),
+            "preprocessing": asdict(bench.whole),
+            "seed": bench.seed,
+            "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
+            "chance": "always the same box around the centre, its sides a share of the image's, chosen as tau is from "
+            f"{', '.join(map(str, CENTRE_SIDES))}: {', '.join(str(CENTRE_SIDES[n]) for n in chosen['chance'][1])}",
+        },
+        "skipped_images": {"test": len(test) - len(kept)},
+        "skipped_rows": {"without an object": len(kept) - len(places)},
+        "measures": measures,
+        "pictures": {"discovery": discovery_picture(test, image_column, examples)},
+    }
+
+
+def patch_cosines(tokens: torch.Tensor) -> torch.Tensor:
+    """Cosines [P,P] of patch tokens [P,D], fp32."""
+    tokens = F.normalize(tokens.float(), dim=1)
+    return tokens @ tokens.T
+
+
+def _check_grids(bench: Bench, sizes: list[tuple[int, int] | None]) -> None:
+    """Raise ValueError where an image has too many patches for a graph, or too few for a cut."""
+    image_size, patch = bench.preprocessing.image_size, bench.patch_size
+    if image_size < 2 * patch:
+        raise ValueError(f"image_size: got {image_size}, accepted for discovery: at least two patches ({2 * patch})")
+    counts = [height * width // patch**2 for height, width in (bench.whole.size(*size) for size in sizes if size)]
+    if max(counts, default=0) > MAX_PATCHES:
+        raise ValueError(
+            f"image_size: got {image_size}, {max(counts)} patches an image, accepted for discovery: at most {MAX_PATCHES}"
+        )
+
+
+def _true_boxes(
+    test, kept: list[int], image_column: str, mask_column: str, boxes: list | None, ignore_index: int | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the place in `kept` and the true boxes [K,4] of every row that says something of them."""
+    if boxes is not None:
+        yield from ((place, boxes[row]) for place, row in enumerate(kept))
+        return
+    for place, mask in read_masks(test, kept, image_column, mask_column, lambda mask: mask):
+        yield place, mask_boxes(mask, ignore_index)
+
+
+def discovery_picture(
+    rows, image_column: str, examples: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray, bool]]
+) -> Image.Image:
+    """Draw images with true and found boxes, each beside its eigenvector (red inside, blue outside), two to a line.
+
+    An example is a row, true boxes [K,4] and the found one [4] in 0..1, the eigenvector [h,w], and whether it is a hit.
+    """
+    # Drawn at twice the size, because Pillow's lines have jagged edges.
+    unit, rows = 2, undecoded(rows)
+    font = ImageFont.load_default(13 * unit)
+    gap, top, height, panels = 4 * unit, 22 * unit, DRAWN_HEIGHT * unit, []
+    for row, truth, box, vector, is_hit in examples:
+        image = Image.fromarray(decode_image(rows[row][image_column]).permute(1, 2, 0).numpy())
+        width = max(1, round(height * image.width / image.height))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        # The root, because a few patches' entries are often many times all others.
+        strength = np.sqrt(np.abs(vector) / max(np.abs(vector).max(), 1e-12))[..., None]
+        colours = np.where(vector[..., None] > 0, (214, 47, 39), (49, 104, 190))
+        shades = Image.fromarray((255 + strength * (colours - 255.0)).round().astype(np.uint8))
+        panel = Image.new("RGB", (2 * width + gap, top + height), "white")
+        panel.paste(image, (0, top))
+        panel.paste(shades.resize((width, height), Image.Resampling.NEAREST), (width + gap, top))
+        draw = ImageDraw.Draw(panel)
+        for some, colour in ((truth, TRUE), (box[None], FOUND)):
+            for x0, y0, x1, y1 in some * (width, height, width, height) + (0, top, 0, top):
+                for line, ink in ((4 * unit, "white"), (3 * unit, colour)):
+                    draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ink, width=line)
+        draw.text((0, 3 * unit), f"true green, found orange: {'a hit' if is_hit else 'no hit'}", fill=INK, font=font)
+        panels.append(panel)
+    margin = 12 * unit
+    lines = [panels[start : start + 2] for start in range(0, len(panels), 2)]
+    width = max(sum(panel.width + margin for panel in line) for line in lines)
+    picture = Image.new("RGB", (margin + width, margin + len(lines) * (top + height + margin)), "white")
+    for number, line in enumerate(lines):
+        left = margin
+        for panel in line:
+            picture.paste(panel, (left, margin + number * (top + height + margin)))
+            left += panel.width + margin
+    return picture.reduce(unit)

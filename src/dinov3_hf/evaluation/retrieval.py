@@ -1,0 +1,289 @@
+"""Instance retrieval by class tokens: mAP, GAP and recall@k (DINOv3, section 6.2.2)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..data.decoding import decode_image
+from .bench import Bench
+from .feature_store import Features
+from .features import RAW_PIXELS_SIDE, check_column, check_image_size, undecoded
+from .image_text_retrieval import best_ranks, chance_recall
+
+
+# Similarities held at once: with their ranking half a gigabyte.
+MAX_SIMILARITIES = 2**23
+NUM_DRAWN, NUM_ANSWERS, CELL = 6, 5, 112
+RIGHT, WRONG, INK = "#16a34a", "#e0382b", "#1b1f24"
+
+
+def precision_sums(scores: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
+    """Sum over the relevant items of each row of the precision among all that score as high; returns fp64 [Q].
+
+    Scores and relevant (bool) [Q,N]. Divided by the number of relevant items it is the average precision as
+    scikit-learn defines it: items of equal score come all at once, so that a constant score earns nothing.
+    """
+    scores, order = scores.sort(dim=1, descending=True)
+    relevant = relevant.gather(1, order)
+    num_items = scores.shape[1]
+    places = torch.arange(num_items, device=scores.device)
+    ends = torch.full_like(order, num_items - 1)
+    ends[:, :-1] = torch.where(scores[:, 1:] != scores[:, :-1], places[:-1], num_items - 1)
+    # Each place takes the end of its group of equal scores: the nearest end from there on.
+    ends = ends.flip(1).cummin(1).values.flip(1)
+    precisions = relevant.cumsum(1).gather(1, ends).double() / (ends + 1)
+    return (precisions * relevant).sum(1)
+
+
+def expected_average_precision(num_relevant: torch.Tensor, num_items: int) -> torch.Tensor:
+    """Average precision [Q] of a random order of `num_items`, of which `num_relevant` [Q] are relevant, in expectation."""
+    harmonic = (1 / torch.arange(1, num_items + 1, dtype=torch.float64)).sum()
+    # An item before a relevant one is relevant as often as any of the others.
+    others = (num_relevant - 1).double() / max(num_items - 1, 1)
+    return (harmonic + others * (num_items - harmonic)) / num_items
+
+
+def expected_gap(chances: torch.Tensor, num_answerable: int) -> float:
+    """GAP of first answers that are right with chances [Q], in random order, in expectation."""
+    chances, count = chances.double(), len(chances)
+    harmonic = (1 / torch.arange(1, count + 1, dtype=torch.float64)).sum().item()
+    both = ((chances.sum() ** 2 - chances.square().sum()) / max(count * (count - 1), 1)).item()
+    return (harmonic * chances.mean().item() + (count - harmonic) * both) / num_answerable
+
+
+class Relevance:
+    """Which rows of a gallery are relevant for each query: those it names, or those of an equal value."""
+
+    def __init__(self, gallery, query, positives_column: str | None, instance_column: str):
+        self.num_gallery = len(gallery)
+        if positives_column is not None:
+            check_column(query, positives_column, "positives_column")
+            self.rows = [_gallery_rows(value, row, len(gallery)) for row, value in enumerate(query[positives_column])]
+            return
+        items, values = (_instances(rows, instance_column) for rows in (gallery, query))
+        rows_of = {}
+        for row, value in enumerate(items):
+            rows_of.setdefault(value, []).append(row)
+        rows_of.pop(None, None)
+        self.rows = [rows_of.get(value, []) for value in values]
+
+    def matrix(self, queries: Sequence[int], kept: torch.Tensor) -> torch.Tensor:
+        """Relevance (bool) [Q,N] of the gallery's rows `kept` [N] for the rows `queries` of the query."""
+        relevant = torch.zeros(len(queries), self.num_gallery, dtype=torch.bool)
+        for place, row in enumerate(queries):
+            relevant[place, self.rows[row]] = True
+        return relevant[:, kept]
+
+
+def _gallery_rows(value, row: int, num_gallery: int) -> list[int]:
+    named = value if value is not None else []
+    if not isinstance(named, list) or not all(type(item) is int and 0 <= item < num_gallery for item in named):
+        accepted = f"a list of rows of the gallery, 0 to {num_gallery - 1}"
+        raise ValueError(f"positives_column: row {row} has {str(value)[:60]}, accepted: {accepted}")
+    return named
+
+
+def _instances(rows, column: str) -> list:
+    """Return each row's instance: the name of a declared class, another column's value, or None without one."""
+    from datasets import ClassLabel, Value
+
+    check_column(rows, column, "instance_column")
+    feature, values = rows.features[column], rows[column]
+    if isinstance(feature, ClassLabel):
+        return [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    if not isinstance(feature, Value) or not all(isinstance(value, int | str | None) for value in values):
+        raise ValueError(f"instance_column: got {column!r}, accepted: a column with one number or text a row")
+    return values
+
+
+class Gallery:
+    """Features [N,D] that queries are compared with; similarities are minus half the squared distance, cosine - 1.
+
+    As they are, without the 1, they keep their digits where all cosines are close to one.
+    """
+
+    def __init__(self, features: torch.Tensor):
+        features = F.normalize(features.float(), dim=1)
+        # Shifting both sides leaves every distance as it is, |a-b|^2 = 2 - 2 cos(a,b).
+        self.centre = features.mean(0, dtype=torch.float64).float()
+        self.features = features - self.centre
+        self.half_norms = self.features.square().sum(1) / 2
+
+    def similarities(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return those of queries [Q,D] to all items [Q,N]."""
+        queries = F.normalize(queries.float(), dim=1) - self.centre
+        return queries @ self.features.T - self.half_norms - queries.square().sum(1, keepdim=True) / 2
+
+
+def evaluate_instance_retrieval(
+    bench: Bench,
+    gallery,
+    query,
+    image_column: str = "image",
+    positives_column: str | None = None,
+    instance_column: str = "label",
+    ks: Sequence[int] = (1, 5, 10),
+    exclude_same: bool = False,
+    whole: bool = False,
+) -> dict:
+    """Measure how early the images of a query's instance come when a gallery is sorted by cosine, on `datasets.Dataset`s.
+
+    Relevant are the gallery's rows that the query's `positives_column` lists, else those of equal `instance_column` (a
+    missing value, or -1 of a declared class, equals none). Queries without a relevant image are distractors, which only
+    GAP counts. `exclude_same` leaves a query's own row out, for a gallery that is its own queries. `whole` sees images
+    uncropped, shorter side to `image_size`, in place of square crops. Returns a JSON-ready dictionary as `evaluate_knn`
+    does; "hits" says of every query with a relevant image whether its first answer is one, "pictures" holds answers.
+    """
+    check_image_size(bench.preprocessing.image_size, bench.patch_size)
+    for rows in (gallery, query):
+        check_column(rows, image_column, "image_column")
+    ks = sorted(set(ks))
+    if min(ks, default=0) < 1:
+        raise ValueError(f"ks: got {ks}, accepted: whole numbers of at least 1")
+    if not exclude_same and gallery._fingerprint == query._fingerprint:
+        raise ValueError("query: got the gallery's own rows, accepted: others, or exclude_same")
+    if exclude_same and len(gallery) != len(query):
+        raise ValueError(f"exclude_same: got {len(query)} queries, accepted: as many as the gallery ({len(gallery)})")
+    relevance = Relevance(gallery, query, positives_column, instance_column)
+    items = bench.extract(gallery, image_column, "cls", "retrieval: gallery images", whole=whole)
+    queries = bench.extract(query, image_column, "cls", "retrieval: query images", whole=whole)
+    search = _Search(relevance, items["model"].kept, queries["model"].kept, exclude_same)
+    if not search.num_relevant.any():
+        column = (
+            f"positives_column: {positives_column!r}" if positives_column else f"instance_column: {instance_column!r}"
+        )
+        raise ValueError(f"{column} gives none of the {len(query)} queries a relevant image in the gallery")
+    found = {}
+    for name in items:
+        bank = Gallery(items[name].stack().to(bench.device))
+        found[name] = search.run(bank, queries[name], bench, f"retrieval: {name.replace('_', ' ')}")
+    answerable = search.num_relevant > 0
+    num_relevant, num_items = search.num_relevant[answerable], search.num_items
+    chances = {
+        "mAP": expected_average_precision(num_relevant, num_items).mean().item(),
+        "GAP": expected_gap(search.num_relevant / num_items, len(num_relevant)),
+    }
+    values = {name: {"mAP": of["average_precision"].mean().item(), "GAP": of["gap"]} for name, of in found.items()}
+    measures = [
+        {"measure": title, **{name: of[title] for name, of in values.items()}, "chance": chances[title]}
+        for title in ("mAP", "GAP")
+    ]
+    for k in ks:
+        shares = {name: (of["rank"] < k).double().mean().item() for name, of in found.items()}
+        measures.append({"measure": "recall", "k": k, **shares, "chance": chance_recall(num_relevant, num_items, k)})
+    rows = torch.tensor(search.queries)[answerable].tolist()
+    return {
+        "task": "retrieval",
+        "protocol": {
+            "features": "final-normed class token, L2-normalised, cosine, exact search of the whole gallery",
+            "relevant": f"the gallery's rows in column {positives_column}"
+            if positives_column
+            else f"equal values of column {instance_column}",
+            "mAP": "mean over queries of the precision at each relevant image, over the whole ranking",
+            "GAP": "first answers of all queries by cosine: precision at each right one, summed, over the queries that "
+            "have a relevant image",
+            "recall": "share of queries with a relevant image among the first k",
+            "ties": "count against the relevant image",
+            "ks": ks,
+            "num_train": len(items["model"]),
+            "num_test": len(rows),
+            "queries_without_relevant_image": len(search.queries) - len(rows),
+            "relevant_images_per_query": num_relevant.double().mean().item(),
+            "own_row_left_out": exclude_same,
+            "preprocessing": asdict(bench.whole if whole else bench.preprocessing),
+            "untrained_seed": bench.seed,
+            "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
+            "chance": "a random order, in expectation",
+        },
+        "skipped_images": {"train": len(gallery) - len(items["model"]), "test": len(query) - len(search.queries)},
+        "measures": measures,
+        "hits": {"rows": rows, **{name: of["rank"] < 1 for name, of in found.items()}},
+        "pictures": {"retrieved": retrieved_picture(gallery, query, image_column, found["model"]["answers"])},
+    }
+
+
+class _Search:
+    """The comparison of queries with a gallery, the same for every contestant."""
+
+    def __init__(self, relevance: Relevance, items: list[int], queries: list[int], exclude_same: bool):
+        self.relevance, self.items, self.queries = relevance, torch.tensor(items), queries
+        self.exclude_same = exclude_same
+        self.at_once = max(1, MAX_SIMILARITIES // len(items))
+        self.num_relevant = torch.cat([relevant.sum(1) for _, relevant, _ in self.parts()])
+        self.num_items = len(items) - exclude_same
+        with_answers = self.num_relevant.nonzero()[:, 0].tolist()
+        self.drawn = {
+            with_answers[index * len(with_answers) // NUM_DRAWN] for index in range(NUM_DRAWN) if with_answers
+        }
+
+    def parts(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Yield queries' places, the relevance [q,N] of the items for them and what is a query's own row [q,N]."""
+        for start in range(0, len(self.queries), self.at_once):
+            rows = self.queries[start : start + self.at_once]
+            own = (torch.tensor(rows)[:, None] == self.items) & self.exclude_same
+            yield slice(start, start + len(rows)), self.relevance.matrix(rows, self.items) & ~own, own
+
+    def run(self, bank: Gallery, queries: Features, bench: Bench, description: str) -> dict:
+        """Return "average_precision" and "rank" (of the best relevant item) of answerable queries, "gap", "answers"."""
+        average_precision, ranks, confidence, right, answers = [], [], [], [], []
+        bar = tqdm(
+            total=len(self.queries), desc=description, unit="query", disable=not bench.progress, dynamic_ncols=True
+        )
+        with bar:
+            for part, relevant, own in self.parts():
+                tokens = torch.cat([queries[index] for index in range(part.start, part.stop)])
+                similarities = bank.similarities(tokens.to(bench.device)).masked_fill_(
+                    own.to(bench.device), -torch.inf
+                )
+                relevant = relevant.to(bench.device)
+                has = relevant.any(1)
+                best, first = similarities.max(1).values, torch.zeros_like(has)
+                rank = best_ranks(similarities[has], relevant[has])
+                first[has] = rank < 1
+                average_precision.append(precision_sums(similarities[has], relevant[has]) / relevant[has].sum(1))
+                ranks.append(rank)
+                confidence.append(best)
+                right.append(first)
+                for index in sorted(self.drawn & set(range(part.start, part.stop))):
+                    place = index - part.start
+                    nearest = similarities[place].topk(min(NUM_ANSWERS, self.num_items)).indices
+                    flags = relevant[place, nearest].tolist()
+                    answers.append((self.queries[index], self.items[nearest.cpu()].tolist(), flags))
+                bar.update(part.stop - part.start)
+        total = precision_sums(torch.cat(confidence)[None], torch.cat(right)[None]).item()
+        return {
+            "average_precision": torch.cat(average_precision).cpu(),
+            "rank": torch.cat(ranks).cpu(),
+            "gap": total / int((self.num_relevant > 0).sum()),
+            "answers": answers,
+        }
+
+
+def retrieved_picture(
+    gallery, query, image_column: str, answers: Sequence[tuple[int, list[int], list[bool]]]
+) -> Image.Image:
+    """Draw queries, each a row with its first answers (rows of the gallery) framed green where relevant, else red."""
+    gap, top, frame = 8, 26, 4
+    step, font = CELL + 2 * frame + gap, ImageFont.load_default(13)
+    width = max(len(rows) for _, rows, _ in answers)
+    picture = Image.new("RGB", (gap + (1 + width) * step + 2 * gap, top + len(answers) * step), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((gap + frame, 5), "query", fill=INK, font=font)
+    draw.text((3 * gap + step, 5), "first answers: green right, red wrong", fill=INK, font=font)
+
+    def paste(rows, row: int, left: int, above: int, colour: str) -> None:
+        image = Image.fromarray(decode_image(rows[row][image_column]).permute(1, 2, 0).numpy())
+        image = ImageOps.pad(image, (CELL, CELL), Image.Resampling.BICUBIC, color="white")
+        picture.paste(ImageOps.expand(image, frame, colour), (left, above))
+
+    gallery, query = undecoded(gallery), undecoded(query)
+    for line, (row, rows, flags) in enumerate(answers):
+        above = top + line * step
+        paste(query, row, gap, above, "white")
+        for column, (item, is_right) in enumerate(zip(rows, flags, strict=True)):
+            paste(gallery, item, 3 * gap + (1 + column) * step, above, RIGHT if is_right else WRONG)
+    return picture
