@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dinov3_hf.data.streams import RowStream, load_source
+from dinov3_hf.data.streams import RowStream, load_source, load_table
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +77,16 @@ def test_image_folder_of_any_nesting(tmp_path, labelled):
         (tmp_path / place).write_bytes(picture(1))
     rows = load_source(str(tmp_path), streaming=False)
     assert len(rows) == 2 and ("label" in rows.column_names) == labelled
+
+
+def test_pairs_of_rows_are_a_split_of_their_own(tmp_path):
+    write_parquet(tmp_path, [6], "test")
+    pairs = datasets.Dataset.from_dict({"src": [0, 2], "trg": [1, 5]})
+    pairs.to_parquet(tmp_path / "pairs-0.parquet")
+    assert load_table(str(tmp_path), "pairs").to_list() == [{"src": 0, "trg": 1}, {"src": 2, "trg": 5}]
+    assert len(load_source(str(tmp_path), "test", streaming=False)) == 6
+    with pytest.raises(ValueError, match="split: got 'train', accepted: pairs, test"):
+        load_table(str(tmp_path), "train")
 
 
 def test_image_folder_with_splits(tmp_path):

@@ -83,9 +83,11 @@ def join_processes() -> dict:
     """Return rank, number and barrier of the processes that a launcher started together; nothing for one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return {}
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    # Unless it is told so, Accelerate takes processes without a GPU for strangers.
+    state = PartialState(cpu=not torch.cuda.is_available())
     return {"rank": state.process_index, "num_processes": state.num_processes, "wait": state.wait_for_everyone}
 
 

@@ -79,7 +79,9 @@ class EvaluateArguments:
     mask_column: str | None = _option(
         "column of the masks, images of class indices [default: mask; of scenes, instances for discovery and tracking]"
     )
-    ignore_index: int = _option("mask value that does not count", 255, int)
+    ignore_index: int | None = _option(
+        "mask value that does not count [default: 255; for discovery and tracking none]", None, int
+    )
     depth_column: str = _option("column of the depth maps, images where 0 is unknown", "depth")
     depth_unit: float = _option("metres of a stored unit of depth", 0.001, float)
     max_depth: float = _option("metres beyond which depth does not count (KITTI: 80)", 10.0, float)
@@ -111,6 +113,7 @@ class EvaluateArguments:
     resize_size: int | None = _option(
         "shorter side in pixels before the centre crop [default: 256/224 of image-size; scenes: image-size]", None, int
     )
+    whole_images: bool = _option("retrieval on whole images instead of centre crops (Met)", False, bool)
     window: int | None = _option(
         "largest side in pixels that the network sees at once; larger images in windows [default: no limit]", None, int
     )
@@ -126,6 +129,12 @@ class EvaluateArguments:
         None,
         int,
     )
+    lr: float | None = _option(
+        "learning rate of the heads of segmentation and depth [default: the paper's 1e-3 and 3e-4; ten times that for "
+        "less than a quarter of its steps]",
+        None,
+        float,
+    )
     augment: bool = _option(
         "train heads on random crops, scales and flips as the paper does, the network run at every step, not on "
         "features computed once",
@@ -134,7 +143,7 @@ class EvaluateArguments:
     )
     batch_norm: bool = _option("batch norm before the linear layer of segmentation and depth", True, bool)
     thresholds: list[float] = _option(
-        "distances that count as found, in sides of the object, for correspondence",
+        "distances that count as found, in sides of the target's box or image, for correspondence",
         [0.05, 0.1, 0.15],
         float,
         many=True,
@@ -177,9 +186,9 @@ class EvaluateArguments:
             self._check_positive(name, getattr(self, name) or [0])
         if self.layers:
             self._check_positive("layers", self.layers)
-        for name in ("depth_unit", "max_depth"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, accepted: metres above 0")
+        for name in ("depth_unit", "max_depth", "lr"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepted: a number above 0")
         if not self.thresholds or not all(0 < value <= 1 for value in self.thresholds):
             raise ValueError(f"thresholds: got {self.thresholds}, accepted: shares above 0, up to 1")
         check_names("dtype", [self.dtype], DTYPES)
@@ -189,7 +198,7 @@ class EvaluateArguments:
             raise ValueError("group_column: missing, accepted for fairness: a column of groups")
         if self.has_text:
             check_settings(self)
-        elif self.train_split == self.test_split:
+        elif self.train_split == self.test_split and self.task != ["retrieval"]:
             raise ValueError(
                 f"test_split: got {self.test_split!r} as for train_split, where every image finds itself; accepted: another split"
             )

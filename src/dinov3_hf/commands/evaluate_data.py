@@ -37,6 +37,12 @@ def load_splits(task: str, settings) -> tuple:
     source = source_of(task, settings.data)
     if task == "retrieval" and is_rendered(settings.data):
         return rendered_views(source, settings)
+    if task == "retrieval" and settings.train_split == settings.test_split:
+        # Every image asks for the others.
+        rows = draw(
+            task, load_rows(source, settings.test_split, settings.num_test, settings), settings.num_test, settings
+        )
+        return rows, rows
     counts = {settings.train_split: settings.num_train, settings.test_split: settings.num_test}
     if task in TEST_ONLY:
         counts.pop(settings.train_split)
@@ -115,6 +121,13 @@ def mask_column(task: str, settings) -> str:
     if settings.mask_column is not None:
         return settings.mask_column
     return "instances" if is_rendered(settings.data) and task in ("discovery", "tracking") else "mask"
+
+
+def ignored_class(settings) -> int:
+    """Return the value of class masks that does not count; masks of objects have none unless it is given."""
+    from dinov3_hf.evaluation.masks import IGNORE_INDEX
+
+    return IGNORE_INDEX if settings.ignore_index is None else settings.ignore_index
 
 
 def describe_rows(split: str, rows) -> dict:

@@ -103,6 +103,8 @@ def measure_text(task: str, model, processor, rows, settings) -> dict:
     from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
     from dinov3_hf.evaluation.zero_shot_segmentation import evaluate_zero_shot_segmentation
 
+    from .evaluate_data import ignored_class
+
     image_column = find_image_column(rows, settings.image_column)
     if task == "image-text-retrieval":
         return evaluate_retrieval(
@@ -125,7 +127,7 @@ def measure_text(task: str, model, processor, rows, settings) -> dict:
         background=names.index(BACKGROUND) if BACKGROUND in names else None,
         background_threshold=settings.background_threshold,
         whole_windows=settings.whole_windows,
-        ignore_index=settings.ignore_index,
+        ignore_index=ignored_class(settings),
         scales=settings.scales,
     )
 

@@ -60,6 +60,11 @@ def load_source(
     return rows
 
 
+def load_table(source: str, split: str):
+    """Open a split without images, such as pairs of rows of another, as a `datasets.Dataset`; errors as `load_source`."""
+    return _open(source, split, False, 0)
+
+
 def _open(source: str, split: str, streaming: bool, num_images: int, **options):
     """Open any source; `options` are those of its `datasets` builder."""
     from datasets import load_dataset
@@ -140,7 +145,7 @@ def _files(builder: str, files: list[str], source: str, split: str, streaming: b
     named = {}
     for file in files:
         # "val" last: it begins "validation" too.
-        for name in ("train", "validation", "test", "gallery", "query", "val"):
+        for name in ("train", "validation", "test", "gallery", "query", "pairs", "val"):
             if Path(file).name.startswith(name):
                 named.setdefault(name, []).append(file)
                 break

@@ -80,7 +80,9 @@ class Bench:
         if self.controls and raw_pixels:
             side = min(self.preprocessing.image_size, RAW_PIXELS_SIDE)
             function, width = (raw_patch_features(patch), 3 * patch**2) if patch else (raw_image_features, 3 * side**2)
-            found["raw_pixels"] = Extractor(function, width, f"raw pixels, patch {patch}", patch)
+            found["raw_pixels"] = Extractor(
+                function, width, f"raw pixels, patch {patch}, side {None if patch else side}", patch
+            )
         return found
 
     def extract(

@@ -134,7 +134,7 @@ class FeatureStore:
                 initial=num_done,
                 desc=description,
                 unit="image",
-                disable=not progress,
+                disable=not progress or not open_batches,
                 dynamic_ncols=True,
             ) as bar,
             ThreadPoolExecutor(os.cpu_count()) as pool,

@@ -164,9 +164,8 @@ def _frozen(model: nn.Module, pick: Callable) -> Callable[[torch.Tensor], torch.
     return features
 
 
-def raw_image_features(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Flatten normalised images [B,3,S,S], averaged down to at most 32 pixels a side, to [B,3*side*side]."""
-    side = min(pixel_values.shape[-1], RAW_PIXELS_SIDE)
+def raw_image_features(pixel_values: torch.Tensor, side: int = RAW_PIXELS_SIDE) -> torch.Tensor:
+    """Flatten normalised images [B,3,H,W], averaged down to `side` pixels a side, to [B,3*side*side]."""
     return nn.functional.adaptive_avg_pool2d(pixel_values, side).flatten(1)
 
 
