@@ -1,6 +1,7 @@
 """`dinov3 evaluate` from a checkpoint on disk to results.json."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.cli import main
 from dinov3_hf.commands.evaluate import EvaluateArguments, load_model
+from dinov3_hf.commands.evaluate_arguments import TASKS
 from dinov3_hf.commands.evaluate_data import load_splits
-from dinov3_hf.commands.evaluate_text import load_aligned
+from dinov3_hf.commands.evaluate_text import TEXT_TASKS, load_aligned
 from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.image_text_retrieval import evaluate_retrieval
@@ -97,6 +99,87 @@ def test_two_tasks_in_one_call(checkpoint, tmp_path, capsys):
         assert values == pytest.approx(expected, abs=1e-4) and all(0 <= value <= 1 for value in values)
 
 
+ALL_VISION_TASKS = [task for task in TASKS if task not in TEXT_TASKS]
+
+
+def test_every_task_runs_on_the_scenes_and_leaves_figures_and_pictures(checkpoint, tmp_path, capsys):
+    flags = ["--num-train", "40", "--num-test", "24", "--k", "3", "--steps", "3", "--sizes", "32", "64"]
+    argv = ["evaluate", str(checkpoint), "--task", *ALL_VISION_TASKS, *flags, "--group-column", "label"]
+    assert main([*argv, "--output-dir", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    repeated = ["layers of knn", "layers of patch-knn", "resolution of knn", "resolution of patch-knn", "fairness"]
+    assert [result["task"] for result in results] == [*ALL_VISION_TASKS[:12], *repeated]
+    for result in results:
+        assert result["measures"] and result["protocol"] and result["data"]["test"]["images"] > 0
+        assert all({"model", "untrained"} <= set(measure) for measure in result["measures"])
+        for name in result["pictures"].values():
+            assert (tmp_path / name).stat().st_size > 500 and f"]({name})" in (tmp_path / "results.md").read_text()
+    assert sum(bool(result["pictures"]) for result in results) >= 15
+    shown = capsys.readouterr().out
+    assert all(f"\n{result['task']} " in shown for result in results)
+    # Everything is there: with the features kept, a run over gives the same figures.
+    assert main([*argv, "--output-dir", str(tmp_path), "--overwrite"]) == 0
+    again = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [result["measures"] for result in again] == [result["measures"] for result in results]
+
+
+def test_windows_bound_what_the_network_sees(checkpoint, tmp_path, monkeypatch):
+    seen, forward = set(), Dinov3Model.forward
+
+    def watched(self, pixel_values, *arguments, **keywords):
+        seen.add(tuple(pixel_values.shape[-2:]))
+        return forward(self, pixel_values, *arguments, **keywords)
+
+    monkeypatch.setattr(Dinov3Model, "forward", watched)
+    flags = ["--task", "resolution", "--of", "patch-knn", "--sizes", "64", "128", "--window", "32"]
+    argv = ["evaluate", str(checkpoint), *flags, *SMALL, "--output-dir", str(tmp_path)]
+    assert main(argv) == 0 and seen == {(32, 32)}
+    result = json.loads((tmp_path / "results.json").read_text())["results"][0]
+    assert [line["image_size"] for line in result["measures"]] == [64, 64, 128, 128]
+    assert "windows of 32 px" in result["protocol"]["repeated"]
+
+
+def test_half_precision_is_close(checkpoint, tmp_path):
+    figures = []
+    for dtype in ("float32", "bfloat16"):
+        settings = EvaluateArguments(model=str(checkpoint), dtype=dtype)
+        model, _, preprocessing = load_model(settings)
+        bench = Bench(model, preprocessing, progress=False, controls=False)
+        figures.append(bench.extract(load_scenes("test", 4), "image", "cls", "images")["model"].stack())
+    assert model.dtype == torch.bfloat16 and not torch.equal(*figures)
+    torch.testing.assert_close(*figures, rtol=0, atol=0.1)
+
+
+def test_model_card_of_a_local_model_grows(checkpoint, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    (model / "README.md").write_text("# Mine\n")
+    argv = ["evaluate", str(model), *SMALL, "--no-controls", "--output-dir"]
+    assert main([*argv, str(tmp_path / "a"), "--no-update-card"]) == 0
+    assert (model / "README.md").read_text() == "# Mine\n"
+    assert main([*argv, str(tmp_path / "b")]) == 0 and "model card:" in capsys.readouterr().out
+    assert "| knn | top-1, k=3 | scenes:single test (12 images) |" in (model / "README.md").read_text()
+
+
+def test_parquet_splits_pairs_and_out_of_distribution_sets(checkpoint, tmp_path):
+    folder = tmp_path / "birds"
+    folder.mkdir()
+    for split, seed in (("train", 0), ("test", 1)):
+        load_scenes(split, 30, seed=seed).to_parquet(folder / f"{split}-0.parquet")
+    (tmp_path / "far").mkdir()
+    load_scenes("test", 20, subset="crowded").to_parquet(tmp_path / "far" / "test-0.parquet")
+    argv = ["evaluate", str(checkpoint), "--task", "linear", "--data", str(folder), "--no-controls", *SMALL]
+    assert main([*argv, "--ood-data", str(tmp_path / "far"), "--output-dir", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]
+    assert {"top-1", "top-1 (far)"} <= {line["measure"] for line in result["measures"]}
+    # The same rows as gallery and queries, each without itself.
+    argv = ["evaluate", str(checkpoint), "--task", "retrieval", "--data", str(folder), "--no-controls", *SMALL]
+    flags = ["--train-split", "test", "--instance-column", "label", "--output-dir", str(tmp_path / "own")]
+    assert main([*argv, *flags]) == 0
+    result = json.loads((tmp_path / "own" / "results.json").read_text())["results"][0]
+    assert result["protocol"]["own_row_left_out"] is True
+
+
 def test_command_measures_what_the_function_does(checkpoint, tmp_path):
     settings = EvaluateArguments(model=str(checkpoint), num_train=24, num_test=12, k=[3], controls=False)
     model, _, preprocessing = load_model(settings)
@@ -162,6 +245,25 @@ def test_table_is_aligned_and_leaves_out_missing_controls():
         (["--task", "knn", "zero-shot"], "task: got knn, zero-shot, accepted: in one call either tasks of a text"),
         (["--task", "zero-shot"], "is of type 'dinov3_vit', accepted for tasks with text: a dinotxt directory"),
         (["--label-column", "class"], "label_column: got 'class', accepted: a column of the data set (image, label"),
+        (
+            ["--task", "fairness"],
+            "group_column: missing, accepted for fairness: a column of groups",
+        ),
+        (
+            ["--task", "fairness", "--group-column", "country"],
+            "group_column: got 'country', accepted: a column of the data set (image, label",
+        ),
+        (
+            ["--task", "layers", "--of", "fairness"],
+            "of: got 'fairness', accepted: knn, linear, linear-sgd, patch-knn",
+        ),
+        (["--task", "layers", "--layers", "3"], "layers: got 3, accepted: 1 to the model's number of layers (2)"),
+        (["--task", "depth", "--depth-column", "z"], "depth_column: got 'z', accepted: a column of the data set"),
+        (["--task", "video", "--sequence-column", "film"], "sequence_column: got 'film', accepted: a column"),
+        (["--window", "20"], "window: got 20, accepted: a multiple of the model's patch size (8)"),
+        (["--dtype", "float8"], "dtype: got 'float8', accepted: float32, bfloat16, float16"),
+        (["--thresholds", "0"], "thresholds: got [0.0], accepted: shares above 0, up to 1"),
+        (["--steps", "0"], "steps: got 0, accepted: a whole number of at least 1"),
         (
             ["--task", "patch-knn", "--mask-column", "masks"],
             "mask_column: got 'masks', accepted: a column of the data",

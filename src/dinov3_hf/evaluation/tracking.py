@@ -1,0 +1,375 @@
+"""Masks of a first frame carried through a video by the similarity of patches (DINOv3, section 6.1.5)."""
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..data.decoding import decode_image, read_size
+from .bench import Bench
+from .clips import Video, read_videos
+from .feature_store import Features
+from .features import check_column, check_image_size, undecoded
+from .masks import check_mask_column, check_mask_fits, read_mask, resize_mask
+from .pictures import overlay
+
+
+# Share of the image's diagonal by which boundaries may lie apart and still match (DAVIS).
+BOUNDARY_TOLERANCE = 0.008
+# Side in patches of the square whose neighbourhood is searched at once: small ones waste little outside the circle.
+TILE = 8
+PICTURE_FRAMES, PANEL_WIDTH = 48, 288
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """What decides from which patches a patch takes its label; `radius` in patches, context without the first frame."""
+
+    context_frames: int
+    radius: float
+    top_k: int
+    temperature: float
+
+    def __post_init__(self):
+        for name, least in (("context_frames", 0), ("radius", 0), ("top_k", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepted: at least {least}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: got {self.temperature}, accepted: above 0")
+
+
+class LabelPropagation:
+    """Carries the soft labels [P,C] of a first frame's patches through the frames that follow.
+
+    A patch takes the mean label of the `top_k` patches most similar to it, weighted by softmax(cosine / temperature),
+    among those of the first frame and of the last `context_frames` frames that lie within `radius` patches of its place.
+    Memory is that of these frames and of one tile's similarities.
+    """
+
+    def __init__(self, tokens: torch.Tensor, labels: torch.Tensor, grid: tuple[int, int], settings: Propagation):
+        self.grid, self.settings = grid, settings
+        # Shifted, for the digits where all cosines are close to one: distances stay, |a-b|^2 = 2 - 2 cos(a,b).
+        self.centre = F.normalize(tokens.float(), dim=1).mean(0)
+        self.first = (self._shift(tokens), labels)
+        self.recent = deque(maxlen=settings.context_frames)
+
+    def _shift(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.normalize(tokens.float(), dim=1) - self.centre
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the soft labels [P,C] of the next frame's tokens [P,D], which become part of the context."""
+        queries, context = self._shift(tokens), [self.first, *self.recent]
+        features, labels = (torch.stack(parts).unflatten(1, self.grid) for parts in zip(*context, strict=True))
+        half_norms = features.square().sum(3) / 2
+        found = torch.empty_like(labels[0])
+        for top in range(0, self.grid[0], TILE):
+            for left in range(0, self.grid[1], TILE):
+                tile = (slice(top, top + TILE), slice(left, left + TILE))
+                found[tile] = self._step_tile(queries.unflatten(0, self.grid), features, half_norms, labels, tile)
+        found = found.flatten(0, 1)
+        self.recent.append((queries, found))
+        return found
+
+    def _step_tile(
+        self,
+        queries: torch.Tensor,
+        features: torch.Tensor,
+        half_norms: torch.Tensor,
+        labels: torch.Tensor,
+        tile: tuple[slice, slice],
+    ) -> torch.Tensor:
+        """Return the labels [a,b,C] of a tile of queries [h,w,D], from a context [T,h,w,D] with labels [T,h,w,C]."""
+        settings = self.settings
+        reach = int(min(settings.radius, max(self.grid)))
+        near = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in tile)
+        places = [torch.arange(length, device=queries.device) for length in self.grid]
+        down, across = (
+            (place[inner, None] - place[outer]).square()
+            for place, inner, outer in zip(places, tile, near, strict=True)
+        )
+        far = down[:, None, :, None] + across[None, :, None, :] > settings.radius**2
+        queries, bank = queries[tile], features[:, *near].flatten(0, 2)
+        # Up to a constant of each query, which softmax drops, this is the cosine.
+        scores = (queries.flatten(0, 1) @ bank.T).sub_(half_norms[:, *near].flatten())
+        scores.unflatten(1, (len(features), -1)).masked_fill_(far.flatten(2).flatten(0, 1)[:, None], -torch.inf)
+        scores, indices = scores.topk(min(settings.top_k, scores.shape[1]), dim=1)
+        weights = (scores / settings.temperature).softmax(1)
+        mixed = weights[:, None] @ labels[:, *near].flatten(0, 2)[indices]
+        return mixed.view(*queries.shape[:2], -1)
+
+
+def soft_labels(indices: torch.Tensor, num_classes: int, grid: tuple[int, int]) -> torch.Tensor:
+    """Return the share [P,C] of each class in the area of every patch, for a mask [H,W] of class indices."""
+    down, across = (_area_matrix(*lengths) for lengths in zip(indices.shape, grid, strict=True))
+    shares = [down @ (indices == index).double() @ across.T for index in range(num_classes)]
+    return torch.stack(shares, dim=-1).flatten(0, 1).float()
+
+
+def _area_matrix(length: int, cells: int) -> torch.Tensor:
+    """Return the share [cells,length] that each pixel along a side has in each cell."""
+    edges = torch.arange(cells + 1, dtype=torch.float64) * length / cells
+    pixels = torch.arange(length, dtype=torch.float64)
+    shared = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    return shared.clamp(min=0) * cells / length
+
+
+def region_similarity(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Return J, the intersection over union of two masks [H,W] (bool); 1 where both are empty."""
+    union = (prediction | truth).sum()
+    return float((prediction & truth).sum() / union) if union else 1.0
+
+
+def object_boundary(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of a mask [H,W] (bool) beside one that is not in it; the image's edge is no boundary."""
+    from scipy.ndimage import binary_erosion
+
+    return mask & ~binary_erosion(mask, border_value=1)
+
+
+def boundary_measure(prediction: np.ndarray, truth: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE) -> float:
+    """Return F, the harmonic mean of precision and recall of the boundaries of two masks [H,W] (bool).
+
+    A boundary pixel is matched by one of the other mask at most `tolerance` image diagonals away, rounded up to whole
+    pixels: as by dilation with a disc (Perazzi et al., CVPR 2016). 1 where both have no boundary, 0 where one has none.
+    """
+    from scipy.spatial import KDTree
+
+    points = [np.argwhere(object_boundary(mask)) for mask in (prediction, truth)]
+    if not all(map(len, points)):
+        return float(not any(map(len, points)))
+    radius = math.ceil(tolerance * math.hypot(*truth.shape))
+    precision, recall = (
+        (KDTree(there).query(here, distance_upper_bound=radius + 1)[0] <= radius).mean()
+        for here, there in (points, points[::-1])
+    )
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def evaluate_tracking(
+    bench: Bench,
+    test,
+    image_column: str = "image",
+    mask_column: str = "mask",
+    sequence_column: str = "sequence",
+    frame_column: str = "frame",
+    context_frames: int = 7,
+    radius: float = 12,
+    top_k: int = 5,
+    temperature: float = 0.2,
+    ignore_index: int | None = None,
+) -> dict:
+    """Measure how well masks given in the first frames of videos follow the objects: J, F and their mean, as DAVIS.
+
+    Mask values other than 0 are objects. Those of the first frame count in every frame between the first and the last,
+    also where they are hidden and should have no pixel; those that come later are background. Beside the untrained twin
+    and raw pixels stands the first frame's mask kept still, as "chance". Returns a JSON-ready dictionary; "pictures"
+    (not for JSON) follows the first video. Raises ValueError for bad settings, masks or columns, for videos of fewer
+    than three frames or of frames that differ in size, and where no video can be measured.
+    """
+    settings = Propagation(context_frames, radius, top_k, temperature)
+    check_image_size(bench.preprocessing.image_size, bench.patch_size)
+    check_column(test, image_column, "image_column")
+    check_mask_column(test, mask_column)
+    videos = read_videos(test, sequence_column, frame_column, least=3)
+    _check_sizes(bench.whole.sizes(test, image_column), videos)
+    features = bench.extract(test, image_column, "patches", "tracking: images", whole=True)
+    frames = _Frames(undecoded(test), image_column, mask_column, features)
+    measured, skipped, pictures, done = [], Counter(), [], 0
+    with tqdm(
+        total=len(test), desc="tracking: frames", unit="frame", disable=not bench.progress, dynamic_ncols=True
+    ) as bar:
+        for video in videos:
+            first, *others = video.rows
+            given = frames.mask(first)
+            values = [] if given is None else sorted(set(given.unique().tolist()) - {0, ignore_index})
+            # DAVIS measures neither the first frame nor the last.
+            others = [row for row in others[:-1] if row in frames.places] if values else []
+            found, shown = [], others[:: math.ceil(len(video.rows) / PICTURE_FRAMES)] if not measured else []
+            if not values:
+                reason = "first frame cannot be read" if given is None else "first frame without an object"
+                skipped[f"test: {reason}"] += len(video.rows)
+            elif not measured:
+                truth = _number_objects(given, values)
+                pictures = [frames.draw(video, first, truth, dict.fromkeys(bench.networks, truth))]
+            for row, truth, predictions in _follow(bench, frames, first, others, values, settings):
+                bar.update()
+                if truth is None:
+                    skipped["test: mask cannot be read"] += 1
+                    continue
+                if ignore_index is not None:
+                    predictions = {name: maps * (truth != ignore_index) for name, maps in predictions.items()}
+                truth = _number_objects(truth, values)
+                found.append({name: _score(maps, truth, len(values)) for name, maps in predictions.items()})
+                if row in shown:
+                    pictures.append(
+                        frames.draw(video, row, truth, {name: predictions[name] for name in bench.networks})
+                    )
+            if found:
+                # [objects, J and F]
+                means = {name: np.mean([frame[name] for frame in found], axis=0) for name in found[0]}
+                measured.append((video.name, values, len(found), means))
+            done += len(video.rows)
+            bar.update(done - bar.n)
+    if not measured:
+        reasons = "; ".join(skipped) or "test: no frame can be read"
+        raise ValueError(f"data: none of the {len(videos)} videos can be measured ({reasons}), accepted: at least one")
+    return _result(bench, settings, ignore_index, len(test) - len(frames.places), measured, skipped, pictures)
+
+
+def _check_sizes(sizes: list[tuple[int, int] | None], videos: list[Video]) -> None:
+    for video in videos:
+        of_video = sorted({sizes[row] for row in video.rows} - {None})
+        if len(of_video) > 1:
+            listed = ", ".join(f"{width}x{height}" for height, width in of_video)
+            raise ValueError(
+                f"image_column: the network sees sequence {video.name!r} at {listed}, accepted: frames of one size"
+            )
+
+
+class _Frames:
+    """The images, masks and features of a data set's rows; `places` maps the rows that were decoded to their features."""
+
+    def __init__(self, rows, image_column: str, mask_column: str, features: dict[str, Features]):
+        self.rows, self.image_column, self.mask_column = rows, image_column, mask_column
+        self.features = features
+        self.places = {row: place for place, row in enumerate(features["model"].kept)}
+
+    def mask(self, row: int) -> torch.Tensor | None:
+        """Return a row's mask [H,W], None where it or the image cannot be read; ValueError where they do not fit."""
+        if row not in self.places:
+            return None
+        values = self.rows[row]
+        try:
+            mask = read_mask(values[self.mask_column] or {"path": ""})
+        except (OSError, ValueError):
+            return None
+        check_mask_fits(mask, read_size(values[self.image_column]), row)
+        return mask
+
+    def tokens(self, name: str, row: int) -> torch.Tensor:
+        return self.features[name][self.places[row]]
+
+    def draw(self, video: Video, row: int, truth: torch.Tensor, predictions: dict[str, torch.Tensor]) -> Image.Image:
+        image = decode_image(self.rows[row][self.image_column]).permute(1, 2, 0).numpy()
+        title = f"{video.name}, frame {video.rows.index(row) + 1} of {len(video.rows)}"
+        return _picture(image, truth, predictions, title)
+
+
+def _number_objects(mask: torch.Tensor, values: list[int]) -> torch.Tensor:
+    """Number the objects of a mask [H,W] from 1, in the order of `values`; all else is 0."""
+    indices = torch.zeros_like(mask)
+    for index, value in enumerate(values, start=1):
+        indices[mask == value] = index
+    return indices
+
+
+@torch.inference_mode()
+def _follow(
+    bench: Bench, frames: _Frames, first: int, others: list[int], values: list[int], settings: Propagation
+) -> Iterator[tuple[int, torch.Tensor | None, dict[str, torch.Tensor]]]:
+    """Yield each of the rows `others`, its mask as stored, and each contestant's map [H,W] of object numbers."""
+    if not others:
+        return
+    given = _number_objects(frames.mask(first), values)
+    grid = frames.features["model"].grids[frames.places[first]]
+    labels = soft_labels(given, len(values) + 1, grid).to(bench.device)
+    carried = {
+        name: LabelPropagation(frames.tokens(name, first).to(bench.device), labels, grid, settings)
+        for name in frames.features
+    }
+    for row in others:
+        found = {name: one.step(frames.tokens(name, row).to(bench.device)) for name, one in carried.items()}
+        if (truth := frames.mask(row)) is None:
+            yield row, None, {}
+            continue
+        predictions = {
+            name: F.interpolate(soft.T.unflatten(1, grid)[None], truth.shape, mode="bilinear")[0].argmax(0).cpu()
+            for name, soft in found.items()
+        }
+        yield row, truth, predictions | {"chance": resize_mask(given, truth.shape)}
+
+
+def _score(prediction: torch.Tensor, truth: torch.Tensor, num_objects: int) -> list[tuple[float, float]]:
+    """Return J and F of each object, from maps [H,W] of object numbers."""
+    prediction, truth = prediction.numpy(), truth.numpy()
+    pairs = ((prediction == number, truth == number) for number in range(1, num_objects + 1))
+    return [(region_similarity(*pair), boundary_measure(*pair)) for pair in pairs]
+
+
+def _result(
+    bench: Bench,
+    settings: Propagation,
+    ignore_index: int | None,
+    skipped_images: int,
+    measured: list[tuple],
+    skipped: Counter,
+    pictures: list[Image.Image],
+) -> dict:
+    names = list(measured[0][3])
+    by_object = {name: np.concatenate([means[name] for *_, means in measured]) for name in names}
+    region, boundary = ({name: float(by_object[name][:, part].mean()) for name in names} for part in (0, 1))
+    both = {name: (region[name] + boundary[name]) / 2 for name in names}
+    return {
+        "task": "tracking",
+        "protocol": {
+            "features": "final-normed patch tokens, L2-normalised, cosine",
+            "labels": "mean of the nearest patches' labels, weighted by softmax(cosine / temperature)",
+            "context": f"the first frame, whose mask is given, and the last {settings.context_frames} frames as labelled",
+            **asdict(settings),
+            "prediction": "labels upsampled bilinearly to the mask's own size, the largest wins",
+            "measured_frames": "all but the first and the last of each video, as DAVIS; mean over the frames of an object, "
+            "then over objects",
+            "objects": "values of the first frame's mask but 0; without a pixel of both prediction and truth J and F are 1",
+            "boundary": f"matched within {BOUNDARY_TOLERANCE} of the diagonal, rounded up to pixels",
+            "ignore_index": ignore_index,
+            "ignored_pixels": "background in the first frame, in the truth and in what is predicted",
+            "test_images": "whole, shorter side resized to image_size, both sides to whole patches",
+            "num_test": len(measured),
+            "num_objects": len(by_object["model"]),
+            "num_frames": sum(frames for _, _, frames, _ in measured),
+            "preprocessing": asdict(bench.preprocessing),
+            "untrained_seed": bench.seed,
+            "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
+            "chance": "the first frame's mask kept still",
+        },
+        "skipped_images": {"test": skipped_images},
+        "skipped_rows": dict(skipped),
+        "measures": [
+            {"measure": title, **values} for title, values in (("J&F", both), ("J", region), ("F", boundary))
+        ],
+        "per_object": [
+            {"sequence": name, "object": value, "frames": frames}
+            | {contestant: float(means[contestant][index].mean()) for contestant in names}
+            for name, values, frames, means in measured
+            for index, value in enumerate(values)
+        ],
+        "pictures": {"tracked": pictures},
+    }
+
+
+def _picture(image: np.ndarray, truth: torch.Tensor, predictions: dict[str, torch.Tensor], title: str) -> Image.Image:
+    """Draw a frame [H,W,3] once for each prediction [H,W], laid over it in colour; true objects are outlined in white."""
+    size = (round(image.shape[0] * PANEL_WIDTH / image.shape[1]), PANEL_WIDTH)
+    image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+    truth = resize_mask(truth, size).numpy()
+    outline = np.zeros(size, bool)
+    for number in set(truth.flat) - {0}:
+        outline |= object_boundary(truth == number)
+    margin, top, bottom = 8, 28, 26
+    width = margin + len(predictions) * (PANEL_WIDTH + margin)
+    picture = Image.new("RGB", (width, top + size[0] + bottom), "white")
+    ink, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    for column, (name, labels) in enumerate(predictions.items()):
+        left = margin + column * (PANEL_WIDTH + margin)
+        panel = overlay(image, resize_mask(labels, size).numpy())
+        panel[outline] = 255
+        picture.paste(Image.fromarray(panel), (left, top))
+        ink.text((left + PANEL_WIDTH // 2, top // 2), name, "#1b1f24", font, anchor="mm")
+    ink.text((margin, top + size[0] + bottom // 2), title, "#5b6570", font, anchor="lm")
+    return picture
