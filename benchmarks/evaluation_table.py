@@ -80,7 +80,7 @@ RUNS = {
     "video, davis2016_small": (
         {"task": "video", "data": "davis_clips", "image_size": 48, "resize_size": 48, "steps": 150},
         "top-1",
-        3,
+        1,
     ),
     "layers of patch-knn, camvid": ({"task": "layers", "of": ["patch-knn"], **CAMVID, "k": [10]}, "mIoU", 1),
     "resolution of patch-knn, camvid": (
