@@ -59,11 +59,10 @@ def tensors_held(model: Dinov3Model, layout: str, folder: Path) -> tuple[int, st
     ours = model.state_dict()
     if layout == "int8":
         return sum(tensor.ndim != 2 for tensor in ours.values()), "linear weights are rounded"
-    if layout == "onnx":
-        lost = left_out(ours)
-    else:
+    lost = left_out(ours) if layout in ("timm", "onnx") else []
+    if layout in READ_BACK:
         theirs = READ_BACK[layout](folder).state_dict()
-        lost = [name for name, tensor in ours.items() if not torch.equal(theirs.get(name, torch.empty(0)), tensor)]
+        lost += [name for name in set(ours) - set(lost) if not torch.equal(theirs[name], ours[name])]
     return len(ours) - len(lost), summarise(lost) or "-"
 
 

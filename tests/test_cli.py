@@ -24,8 +24,8 @@ def test_every_verb_has_help(verb, capsys):
         main([verb, "--help"])
     shown = capsys.readouterr().out
     assert stop.value.code == 0 and "--output-dir" in shown
-    # Comparing takes files and nothing to set.
-    assert "--config" in shown or verb == "compare"
+    # Two verbs take files and have nothing to set.
+    assert "--config" in shown or verb in ("compare", "export")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_every_verb_has_help(verb, capsys):
     [
         (
             ["pretrian"],
-            "verb: got 'pretrian', accepted: quickstart, pretrain, align, evaluate, compare; did you mean pretrain?",
+            "verb: got 'pretrian', accepted: quickstart, pretrain, align, evaluate, export, compare; did you mean pretrain?",
         ),
         (["pretrain", "--momentun", "1"], "unknown flag --momentun; did you mean --momentum?"),
     ],

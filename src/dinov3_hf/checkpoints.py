@@ -22,7 +22,7 @@ from .whole_weights import gather, merge_adapters
 
 logger = logging.get_logger(__name__)
 
-LAYOUTS = ("transformers", "meta")
+LAYOUTS = ("transformers", "meta", "timm", "onnx")
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 _HEADS_FILE = "heads.safetensors"
 _HEADS = ("dino_head", "ibot_head")
@@ -100,6 +100,10 @@ def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ForPreTra
         raise FileNotFoundError(
             f"{field}: {name!r} is no directory here and the hub gave no configuration: {str(error).splitlines()[0]}"
         ) from None
+    if found.get("model_type") == "timm_wrapper":
+        from .export_timm import load_timm
+
+        return load_timm(name).float()
     if found.get("model_type") != Dinov3Config.model_type:
         raise ValueError(
             f"{field}: {name!r} is of type {found.get('model_type')!r}, accepted: {Dinov3Config.model_type} or dinov3_vit"
@@ -131,7 +135,8 @@ def export(model: Dinov3PreTrainedModel, directory: str | os.PathLike, layout: s
 
     "transformers" writes a `dinov3_vit` directory with its image processor, which plain `AutoModel` reads where this
     package is absent; heads and local norm, which it has no place for, go to heads.safetensors beside it. "meta"
-    writes model.pth with Meta's names.
+    writes model.pth with Meta's names, "timm" a directory for `timm.create_model`, "onnx" model.onnx; these two leave out
+    mask token, local norm and heads.
 
     A sharded model is gathered: call it on every process, the first one writes.
 
@@ -149,10 +154,12 @@ def export(model: Dinov3PreTrainedModel, directory: str | os.PathLike, layout: s
     directory = Path(directory)
     if dist.is_initialized() and dist.get_rank() > 0:
         return directory
-    if layout == "transformers":
-        _export_transformers(backbone.config, tensors, beside, directory)
-    else:
-        _export_meta(backbone.config, tensors, beside, directory)
+    write = {"transformers": _export_transformers, "meta": _export_meta}.get(layout)
+    if layout == "timm":
+        from .export_timm import export_timm as write
+    elif layout == "onnx":
+        from .export_onnx import export_onnx as write
+    write(backbone.config, tensors, beside, directory)
     return directory
 
 

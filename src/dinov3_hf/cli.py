@@ -14,6 +14,7 @@ VERBS = {
     "pretrain": "train a DINOv3 on your images",
     "align": "train a text tower beside a frozen backbone, for zero-shot use",
     "evaluate": "measure a checkpoint: frozen features beside their controls, zero-shot tasks beside chance",
+    "export": "write a checkpoint in another layout: transformers, Meta, timm or ONNX",
     "compare": "lay the figures of several evaluations side by side",
 }
 

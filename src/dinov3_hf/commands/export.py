@@ -1,0 +1,172 @@
+"""`dinov3 export`: write a checkpoint in another layout and check what was written."""
+
+import argparse
+import json
+from pathlib import Path
+
+from dinov3_hf.checkpoints import LAYOUTS
+
+
+# Largest difference that is rounding, relative to the largest output where that is above one.
+TOLERANCE = 1e-4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="directory, hub id, or a .pth or .safetensors file in Meta's layout")
+    parser.add_argument(
+        "--layout",
+        default="transformers",
+        metavar="NAME",
+        help=f"{', '.join(LAYOUTS)} [default transformers, which needs this package no more]",
+    )
+    parser.add_argument("--output-dir", help="folder to write to")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files already")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    layout, output = arguments.layout, check_arguments(arguments)
+    from dinov3_hf.checkpoints import export, load_model
+
+    model, processor = load_model(arguments.model).eval(), find_processor(arguments.model)
+    export(model, output, layout)
+    preprocessing = carry_preprocessing(processor, output, layout)
+    for file in sorted(path for path in output.iterdir() if path.is_file()):
+        print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)")
+    print(f"left out: {describe_left_out(model, layout) or 'nothing'}")
+    print(f"preprocessing: {preprocessing}")
+    difference, reader = agreement(model, output, layout)
+    if difference is None:
+        print(f"not checked: {reader} is not installed")
+        return 0
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"layout: what {reader} reads from {output} differs by {difference:.2g}, accepted: at most {TOLERANCE:g}"
+        )
+    print(f"checked: {reader} gives the same tokens (largest difference {difference:.1e}, square and other images)")
+    return 0
+
+
+def check_arguments(arguments: argparse.Namespace) -> Path:
+    """Return the folder to write to."""
+    if arguments.model is None:
+        raise ValueError("model: missing, accepted: a directory, a hub id, or a .pth or .safetensors file")
+    if arguments.layout not in LAYOUTS:
+        raise ValueError(f"layout: got {arguments.layout!r}, accepted: {', '.join(LAYOUTS)}")
+    if arguments.output_dir is None:
+        raise ValueError("output_dir: missing, accepted: a folder to write to")
+    output, source = Path(arguments.output_dir), Path(arguments.model)
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"output_dir: {output} is a file, accepted: a folder")
+    if output.exists() and output.resolve() in (source.resolve(), source.resolve().parent):
+        raise ValueError(f"output_dir: got the folder of the model itself, {output}, accepted: another one")
+    if output.exists() and any(output.iterdir()) and not arguments.overwrite:
+        raise FileExistsError(f"output_dir: {output} is not empty, accepted: another folder, or --overwrite")
+    return output
+
+
+def find_processor(name: str):
+    """Return the image processor beside a model, if there is one, as a stock one where it can be."""
+    from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
+
+    from dinov3_hf import Dinov3ImageProcessor
+
+    try:
+        processor = None if Path(name).is_file() else AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError, ImportError):
+        return None
+    if timm := getattr(processor, "data_config", None):
+        size = {"height": timm["input_size"][1], "width": timm["input_size"][2]}
+        statistics = {"image_mean": list(timm["mean"]), "image_std": list(timm["std"])}
+        return DINOv3ViTImageProcessor(size=size, **statistics, do_convert_rgb=True)
+    if isinstance(processor, Dinov3ImageProcessor) and not processor.do_center_crop:
+        # Ours would need its code to travel along.
+        same = (
+            "size",
+            "resample",
+            "image_mean",
+            "image_std",
+            "do_resize",
+            "do_rescale",
+            "do_normalize",
+            "rescale_factor",
+        )
+        return DINOv3ViTImageProcessor(do_convert_rgb=True, **{name: getattr(processor, name) for name in same})
+    return processor
+
+
+def carry_preprocessing(processor, directory: Path, layout: str) -> str:
+    """Write the source's preprocessing where the layout has a place for it, and say what the result holds."""
+    if layout == "meta":
+        return "none: Meta's layout has no place for it"
+    if processor is None:
+        return "none beside the model" + (": ImageNet statistics written" if layout != "onnx" else "")
+    if layout == "timm":
+        file = directory / "config.json"
+        config = json.loads(file.read_text())
+        found, size = config["pretrained_cfg"], dict(processor.size)
+        found |= {"mean": list(processor.image_mean), "std": list(processor.image_std)}
+        if {"height", "width"} <= set(size):
+            found["input_size"][1:] = [size["height"], size["width"]]
+        file.write_text(json.dumps(config, indent=2) + "\n")
+        return "size and statistics of the model's own processor, in config.json"
+    processor.save_pretrained(directory)
+    return "the model's own processor"
+
+
+def describe_left_out(model, layout: str) -> str:
+    from dinov3_hf.export_timm import left_out, summarise
+
+    return summarise(left_out(model.state_dict())) if layout in ("timm", "onnx") else ""
+
+
+def agreement(model, directory: Path, layout: str) -> tuple[float | None, str]:
+    """Largest difference from `model` of what the layout's own reader gives, and the reader's name.
+
+    Relative to the largest output where that is above one. `None` where the reader is not installed.
+    """
+    import torch
+
+    network = getattr(model, "dinov3", model)
+    patch, channels = network.config.patch_size, network.config.num_channels
+    generator = torch.Generator().manual_seed(0)
+    difference = 0.0
+    try:
+        read, name = reader(directory, layout)
+    except ModuleNotFoundError as error:
+        return None, error.name
+    for batch, rows, columns in ((1, 4, 4), (2, 3, 5)):
+        images = torch.randn(batch, channels, rows * patch, columns * patch, generator=generator)
+        with torch.inference_mode():
+            expected, found = network(images).last_hidden_state, read(images)
+        scale = max(1.0, expected.abs().max().item())
+        difference = max(difference, (found - expected).abs().max().item() / scale)
+    return difference, name
+
+
+def reader(directory: Path, layout: str):
+    """Return a function from images [B,C,H,W] to tokens [B,1+R+P,D], and whose code it runs."""
+    import torch
+
+    if layout == "transformers":
+        from transformers import AutoModel
+
+        stock = AutoModel.from_pretrained(directory)
+        return lambda images: stock(images).last_hidden_state, f"transformers' {type(stock).__name__}"
+    if layout == "meta":
+        from dinov3_hf.checkpoints import load_meta
+
+        again = load_meta(directory / "model.pth")
+        again = getattr(again, "dinov3", again)
+        return lambda images: again(images).last_hidden_state, "load_meta"
+    if layout == "timm":
+        import timm
+
+        model = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+        return model.forward_features, "timm"
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(directory / "model.onnx"), providers=["CPUExecutionProvider"])
+    return (
+        lambda images: torch.from_numpy(session.run(["last_hidden_state"], {"pixel_values": images.numpy()})[0]),
+        "onnxruntime",
+    )

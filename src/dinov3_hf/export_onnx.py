@@ -1,0 +1,82 @@
+"""A graph of a backbone for images of any number and size: as a `torch.export` program, and from it as ONNX."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from transformers.utils import logging
+
+from .configuration_dinov3 import Dinov3Config
+from .export_timm import summarise
+from .modeling_dinov3 import Dinov3Model
+
+
+logger = logging.get_logger(__name__)
+
+OUTPUTS = ("last_hidden_state", "pooler_output", "patch_tokens")
+# A protobuf file ends at two gibibytes: larger weights go to a file beside the graph.
+_MAX_BYTES_IN_GRAPH = 2**31 - 2**24
+
+
+class _Outputs(nn.Module):
+    """Positional outputs: a graph has no named ones."""
+
+    def __init__(self, model: Dinov3Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = self.model(pixel_values=pixel_values)
+        return tuple(getattr(output, name) for name in OUTPUTS)
+
+
+@torch.no_grad()
+def trace(model: Dinov3Model) -> ExportedProgram:
+    """Program of `model`, put into eval mode, for images [B,C,H,W] of any batch, at least two whole patches a side.
+
+    It returns `last_hidden_state` [B,1+R+P,D], `pooler_output` [B,D] and `patch_tokens` [B,P,D];
+    `torch.export.save` and `load` keep it.
+    """
+    patch = model.config.patch_size
+    # Sizes that differ: equal ones could be taken for the same symbol.
+    example = torch.zeros(2, model.config.num_channels, 2 * patch, 3 * patch, device=model.device, dtype=model.dtype)
+    shapes = {"pixel_values": {0: Dim("batch"), 2: patch * Dim("rows"), 3: patch * Dim("columns")}}
+    return torch.export.export(_Outputs(model).eval(), (example,), dynamic_shapes=shapes)
+
+
+def export_onnx(
+    config: Dinov3Config, tensors: dict[str, torch.Tensor], beside: dict[str, torch.Tensor], directory: Path
+) -> None:
+    """Writes model.onnx of a backbone's `tensors` in fp32: input `pixel_values` [B,C,H,W], outputs as those of `trace`.
+
+    Weights of 2 GiB or more go to model.onnx.data beside it. What is in `beside` (heads) is named in a warning.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(f"layout onnx needs {error.name}: pip install 'dinov3-hf[onnx]'") from None
+    with torch.device("meta"):
+        model = Dinov3Model(config)
+    model.load_state_dict(tensors, assign=True)
+    model = model.float().eval()
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(
+        trace(model),
+        (),
+        str(directory / "model.onnx"),
+        input_names=["pixel_values"],
+        output_names=list(OUTPUTS),
+        # Of a traced program this only names the axes.
+        dynamic_shapes={"pixel_values": {0: "batch", 2: "height", 3: "width"}},
+        external_data=size > _MAX_BYTES_IN_GRAPH,
+        dynamo=True,
+        verbose=False,
+    )
+    if beside:
+        logger.warning_once(f"The graph of a backbone has no place for {summarise(beside)}.")
