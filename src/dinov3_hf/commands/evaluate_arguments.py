@@ -124,7 +124,7 @@ class EvaluateArguments:
     recall_at: list[int] = _option("first answers that count in retrieval", [1, 5, 10], int, many=True)
     max_bank_patches: int = _option("patches kept as neighbours, for patch-knn", 50_000, int)
     steps: int | None = _option(
-        "steps of a trained head [default: 2000; with --augment the paper's 12500 (linear-sgd), 40000 (segmentation), "
+        "steps of a trained head [default: 2000, of video 300; with --augment the paper's 12500 (linear-sgd), 40000 (segmentation), "
         "38400 (depth)]",
         None,
         int,

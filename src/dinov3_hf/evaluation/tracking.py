@@ -325,7 +325,7 @@ def _result(
             "prediction": "labels upsampled bilinearly to the mask's own size, the largest wins",
             "measured_frames": "all but the first and the last of each video, as DAVIS; mean over the frames of an object, "
             "then over objects",
-            "objects": "values of the first frame's mask but 0; without a pixel of both prediction and truth J and F are 1",
+            "objects": "values of the first frame's mask but 0; J and F are 1 where one has no pixel, predicted or true",
             "boundary": f"matched within {BOUNDARY_TOLERANCE} of the diagonal, rounded up to pixels",
             "ignore_index": ignore_index,
             "ignored_pixels": "background in the first frame, in the truth and in what is predicted",

@@ -164,13 +164,13 @@ def evaluate_video(
     A clip is `num_frames` frames, every `frame_stride`-th of a video (of a shorter video all, evenly spaced), each a
     square crop. The probe learns from clips at random times and is tested on the middle clip and on the mean probability
     of `num_clips` evenly spaced ones. A video has the class that most of its rows have. Returns a JSON-ready dictionary:
-    "measures" holds top-1 (0..1) by clips, where chance is the class most frequent in `train`; "per_class" and the
-    confusion matrix in "pictures" (not for JSON) are of the middle clip. Raises ValueError for bad settings or columns.
+    "measures" holds top-1 (0..1) by clips, where chance is the class most frequent in `train`; "per_class" and, not for
+    JSON, "hits" (by the videos' first rows) and the confusion matrix in "pictures" are of the middle clip. Raises
+    ValueError for bad settings or columns.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
-    settings = {"num_frames": num_frames, "frame_stride": frame_stride, "num_clips": num_clips}
-    settings |= {"steps": steps, "batch_size": batch_size}
-    for name, value in settings.items():
+    settings = {"num_frames": num_frames, "frame_stride": frame_stride, "steps": steps, "batch_size": batch_size}
+    for name, value in (*settings.items(), ("num_clips", num_clips)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, accepted: a whole number of at least 1")
     if not lr > 0:
@@ -234,6 +234,7 @@ def evaluate_video(
             "which a learnt query attends to them, linear to classes",
             "optimizer": f"AdamW, one-cycle to lr {lr:g}, weight decay {weight_decay:g}",
             **settings,
+            "num_clips": num_clips,
             "clips": "num_frames frames of a video, every frame_stride-th; of a shorter video all, evenly spaced; in "
             "training at random times; in testing the middle one, or num_clips evenly spaced whose probabilities are averaged",
             "label": "the class that most of a video's frames have",
