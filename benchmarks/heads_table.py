@@ -1,8 +1,8 @@
 """Does every dense head of transformers work on a pretrained backbone of this package?
 
-Builds each head at tiny size around one backbone and checks that the features it sees are the backbone's, that its loss
-on rendered scenes (the sum of its outputs where transformers has no loss) reaches the patch embedding, and that what it
-saves loads to equal outputs. Prints one Markdown table; with --docs it goes between the marks of that file.
+Builds each head at tiny size around one backbone and checks that the features it sees are the backbone's, that its
+loss on rendered scenes (the sum of its outputs where transformers has no loss) reaches the patch embedding, and that
+what it saves loads to equal outputs. Prints one Markdown table; with --docs it goes between the marks of that file.
 
     python benchmarks/heads_table.py --docs docs/heads.md
 """
@@ -160,7 +160,8 @@ def seen_features(model, pixel_values: torch.Tensor) -> tuple[tuple[int, ...], l
         backbone = next(module for module in model.modules() if isinstance(module, Dinov3Backbone))
         handle = backbone.register_forward_hook(lambda _, __, output: seen.extend(output.feature_maps))
         stages = tuple(backbone.out_indices)
-    model(pixel_values)
+    # Asked for besides, hidden states must not change what the head sees.
+    model(pixel_values, output_hidden_states=True)
     handle.remove()
     return stages, seen
 
@@ -238,7 +239,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     rows = [table_row(check(name, task)) for name, task in CASES]
-    table = markdown(rows)
+    table = markdown([tuple(rows[0]), *(tuple(row.values()) for row in rows)])
     print(table)
     if arguments.docs:
         start, end = map(re.escape, MARKS)
