@@ -34,6 +34,18 @@ def assert_close(ours, theirs, atol=2e-5):
     torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
 
 
+def test_hidden_states_of_a_model_inside_another_come_once():
+    images = torch.randn(1, 3, 16, 16)
+    model = make(Dinov3ForImageClassification, num_labels=3)
+    expected = model.dinov3(images, output_hidden_states=True).hidden_states
+    states = model(images, output_hidden_states=True).hidden_states
+    assert len(states) == len(expected) == SMALL["num_hidden_layers"] + 1
+    for ours, theirs in zip(states, expected, strict=True):
+        assert_close(ours, theirs, atol=0)
+    network = make(Dinov3ForPreTraining, **HEADS)
+    assert len(network.dinov3(images, output_hidden_states=True).hidden_states) == SMALL["num_hidden_layers"] + 1
+
+
 def test_backbone_outputs():
     fields = {"out_features": ["stage1", "stage2"], "return_class_token": True}
     maps, images = make(Dinov3Backbone, **fields), torch.randn(2, 3, 16, 24)

@@ -113,6 +113,9 @@ class Dinov3PreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
+        # A model inside has its hooks already, and a second set would record every block twice.
+        if any(getattr(inner, "_output_capturing_hooks_installed", False) for inner in self.modules()):
+            self._output_capturing_hooks_installed = True
         # Installed at the first request otherwise, under a lock that torch.compile cannot enter.
         maybe_install_capturing_hooks(self)
 
