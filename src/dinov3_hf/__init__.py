@@ -14,10 +14,13 @@ from transformers import (
 from ._version import __version__
 from .configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
 from .configuration_dinov3 import Dinov3Config
+from .configuration_dinov3_pyramid import Dinov3PyramidConfig
+from .dense_features import dense_features
 from .embedded import tiny_checkpoint
 from .image_processing_dinov3 import Dinov3ImageProcessor
 from .modeling_dinotxt import DinoTxtModel
 from .modeling_dinov3 import Dinov3Backbone, Dinov3ForImageClassification, Dinov3ForPreTraining, Dinov3Model
+from .modeling_dinov3_pyramid import Dinov3PyramidBackbone
 from .processing_dinotxt import DinoTxtProcessor
 from .tokenization_dinotxt import DinoTxtTokenizer
 
@@ -48,6 +51,9 @@ __all__ = [
     "Dinov3ForPreTraining",
     "Dinov3ImageProcessor",
     "Dinov3Model",
+    "Dinov3PyramidBackbone",
+    "Dinov3PyramidConfig",
     "__version__",
+    "dense_features",
     "tiny_checkpoint",
 ]

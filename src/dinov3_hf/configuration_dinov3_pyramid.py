@@ -1,0 +1,71 @@
+"""Configuration of the pyramid of feature maps around a DINOv3 vision transformer."""
+
+import difflib
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Internals of transformers 5 that its own composite backbones are written with.
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_dinov3 import _TRANSFORMERS_KEYS, Dinov3Config
+
+
+@strict
+class Dinov3PyramidConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Strides of the maps a `Dinov3PyramidBackbone` makes, and the vision transformer it makes them from.
+
+    Args:
+        vit_config: its `out_indices` name one stage, of which every map is made, or one for each stride, finest first.
+        strides: pixels between neighbours in each map, ascending; the patch size times or over a power of two.
+
+    Raises:
+        ValueError: strides or stages that give no such maps.
+        TypeError: an unknown field.
+    """
+
+    model_type = "dinov3_hf_pyramid"
+    sub_configs_defaults = {"vit_config": SubConfigSpec(config_class=Dinov3Config)}
+
+    vit_config: dict | PreTrainedConfig | None = None
+    strides: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    initializer_range: float = 0.02
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        known = [field.name for field in fields(type(self)) if not field.name.startswith("_")]
+        for name in kwargs:
+            if name not in _TRANSFORMERS_KEYS:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise TypeError(f"{type(self).__name__} has no field {name!r} (did you mean {nearest!r}?)")
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        super().__post_init__(**kwargs)
+        self._check()
+        self.stage_names = [f"stride{stride}" for stride in self.strides]
+        if out_features is None and out_indices is None:
+            out_indices = list(range(len(self.strides)))
+        self.set_output_features_output_indices(out_indices=out_indices, out_features=out_features)
+
+    def _check(self) -> None:
+        vit, strides = self.vit_config, list(self.strides)
+        steps = [max(vit.patch_size, stride) / min(vit.patch_size, stride) for stride in strides if stride > 0]
+        if (
+            not strides
+            or strides != sorted(set(strides))
+            or len(steps) < len(strides)
+            or any(step != int(step) or int(step).bit_count() != 1 for step in steps)
+        ):
+            raise ValueError(
+                f"strides: got {strides}, accepted: ascending, the patch size {vit.patch_size} times or over a power "
+                "of two"
+            )
+        if len(vit.out_indices) not in (1, len(strides)):
+            raise ValueError(f"vit_config.out_indices: got {vit.out_indices}, accepted: one stage or {len(strides)}")
+        if not vit.reshape_hidden_states:
+            raise ValueError("vit_config.reshape_hidden_states: got False, accepted: True")
+
+
+__all__ = ["Dinov3PyramidConfig"]
