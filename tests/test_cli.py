@@ -33,7 +33,7 @@ def test_every_verb_has_help(verb, capsys):
     [
         (
             ["pretrian"],
-            "verb: got 'pretrian', accepted: quickstart, pretrain, align, evaluate, export, compare; did you mean pretrain?",
+            "verb: got 'pretrian', accepted: quickstart, pretrain, align, evaluate, finetune, export, compare; did you mean pretrain?",
         ),
         (["pretrain", "--momentun", "1"], "unknown flag --momentun; did you mean --momentum?"),
     ],

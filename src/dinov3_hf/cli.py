@@ -14,6 +14,7 @@ VERBS = {
     "pretrain": "train a DINOv3 on your images",
     "align": "train a text tower beside a frozen backbone, for zero-shot use",
     "evaluate": "measure a checkpoint: frozen features beside their controls, zero-shot tasks beside chance",
+    "finetune": "adapt a checkpoint to your labels: head alone, LoRA, DoRA or all of it",
     "export": "write a checkpoint in another layout: transformers, Meta, timm or ONNX",
     "compare": "lay the figures of several evaluations side by side",
 }
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.name and error.name.startswith("dinov3_hf"):
             raise
         print(
-            f"dinov3 {verb}: error: {error.name} is not installed: pip install 'dinov3-hf[train,eval]'",
+            f"dinov3 {verb}: error: {error.name} is not installed: pip install 'dinov3-hf[train,eval,finetune]'",
             file=sys.stderr,
         )
         return 2

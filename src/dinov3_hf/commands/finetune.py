@@ -1,0 +1,147 @@
+"""`dinov3 finetune`: a head, adapters or a whole backbone, trained on labelled images."""
+
+import argparse
+import datetime
+from pathlib import Path
+
+from .evaluate import provenance_of, versions
+
+
+# What a task reads of the scenes, and how many where nothing is said.
+SCENES = {"classification": "single", "segmentation": "crowded", "depth": "crowded", "detection": "crowded"}
+NUM_SCENES = {"train": 2000, "test": 500}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from dinov3_hf.finetuning_recipe import FinetuneRecipe
+    from dinov3_hf.training.recipe import add_recipe_flags
+
+    # Of another name than the field: argparse would let the absent one overwrite the other.
+    parser.add_argument("model_name", nargs="?", metavar="MODEL", help="as --model")
+    add_recipe_flags(parser, FinetuneRecipe)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from dinov3_hf.evaluation.results import format_table, write_results
+    from dinov3_hf.finetuning import finetune
+    from dinov3_hf.finetuning_adapters import load_backbone
+    from dinov3_hf.finetuning_recipe import FinetuneRecipe
+    from dinov3_hf.training.recipe import recipe_from_flags
+
+    if arguments.model_name is not None:
+        arguments.model = arguments.model_name
+    recipe = recipe_from_flags(arguments, FinetuneRecipe)
+    train, test = load_splits(recipe)
+    result = finetune(recipe, train, test)
+    if is_first_process():
+        result["data"] = {
+            "source": recipe.data.data,
+            "train": {"split": recipe.data.train_split, "images": len(train), "fingerprint": train._fingerprint},
+            "test": {"split": recipe.data.test_split, "images": len(test), "fingerprint": test._fingerprint},
+        }
+        record = {
+            "results": [result],
+            "model": provenance_of(recipe.task.model, load_backbone(recipe.task.model)),
+            "settings": recipe.as_flat_dict(),
+            "versions": versions(),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        output = Path(recipe.output.output_dir)
+        write_results(record, output)
+        if result["folder"]:
+            write_card(record, Path(result["folder"]))
+        print(format_table(record["results"]))
+        print(
+            f"{result['trainable_parameters']:,} trainable parameters beside a backbone of {result['parameters']:,}, "
+            f"{result['seconds']:.0f} s"
+        )
+        if skipped := result["skipped_images"]["test"]:
+            print(f"{skipped} test images could not be decoded and were left out")
+        print(f"{result['folder'] or 'a control: no weights are kept'}, results: {output / 'results.json'}")
+    return 0
+
+
+def is_first_process() -> bool:
+    import os
+
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def load_splits(recipe) -> tuple:
+    """Return the train and test rows, drawn by seed because folders and many data sets are sorted by class.
+
+    Of a source without splits, which reads the same for both, a fifth becomes the test rows.
+    """
+    from dinov3_hf.data.streams import load_source
+
+    data, seed = recipe.data, recipe.optimization.seed
+    rendered = data.data == "scenes"
+    source = f"scenes:{SCENES[recipe.task.task]}" if rendered else data.data
+    counts = {"train": data.num_train, "test": data.num_test}
+    splits = {}
+    for name, split in (("train", data.train_split), ("test", data.test_split)):
+        options = {"streaming": False, "image_column": data.image_column}
+        splits[name] = load_source(source, split, num_images=counts[name] or NUM_SCENES[name], **options)
+    if splits["train"]._fingerprint == splits["test"]._fingerprint:
+        splits = splits["train"].train_test_split(test_size=0.2, seed=seed)
+        print(f"{data.data} has no splits: a fifth of it is held out as {data.test_split}")
+    drawn = []
+    for name, count in counts.items():
+        rows = splits[name]
+        drawn.append(rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count)))
+    return tuple(drawn)
+
+
+CARD = """---
+library_name: {library}
+{base}tags:
+- dinov3
+- {task}
+---
+
+# {title}
+
+{summary}
+
+```python
+{snippet}
+```
+"""
+LOAD_ADAPTER = """from dinov3_hf.finetuning_adapters import load_adapter
+
+model = load_adapter("{folder}")  # a PeftModel; base="..." where the base lies elsewhere"""
+LOAD_MODEL = """from {module} import {name}
+
+model = {name}.from_pretrained("{folder}")"""
+
+
+def write_card(record: dict, folder: Path) -> None:
+    """Write the model card of a result: what it is, how it loads, what was measured."""
+    import json
+
+    from dinov3_hf.evaluation.results import update_model_card
+
+    settings, result = record["settings"], record["results"][0]
+    base, method = settings["model"], settings["method"]
+    is_hub_id = base.count("/") == 1 and not Path(base).exists()
+    has_adapter = method in ("lora", "dora")
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    module = "dinov3_hf" if architecture.startswith("Dinov3") else "transformers"
+    snippet = LOAD_ADAPTER if has_adapter else LOAD_MODEL
+    if not has_adapter and module == "transformers":
+        # Its backbone is found by name once the package is imported.
+        snippet = "import dinov3_hf  # noqa: F401\n" + snippet
+    text = CARD.format(
+        library="peft" if has_adapter else "dinov3-hf",
+        base=f"base_model: {base}\n" if is_hub_id else "",
+        task=result["task"],
+        title=f"{result['task'].capitalize()} with DINOv3, {method}",
+        summary=(
+            f"`{architecture}` on {'random weights shaped as ' if settings['untrained'] else ''}`{base if is_hub_id else Path(base).name}`, "
+            f"method `{method}`, {result['trainable_parameters']:,} trained parameters, by `dinov3 finetune`. No licence is "
+            "set: it follows those of the base and of the training images."
+        ),
+        snippet=snippet.format(folder=folder.name, module=module, name=architecture),
+    )
+    (folder / "README.md").write_text(text)
+    update_model_card(folder / "README.md", record)

@@ -1,0 +1,276 @@
+"""Fine-tuning of a head, adapters or everything with `transformers.Trainer`."""
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .data.streams import find_image_column
+from .evaluation.features import check_image_size, undecoded, untrained_twin
+from .finetuning_adapters import (
+    TOKENS,
+    add_adapters,
+    backbone_of,
+    export_merged,
+    export_stock_adapter,
+    freeze_patch_embedding,
+    load_backbone,
+    mark_trainable,
+    merge,
+    save_adapter,
+)
+from .finetuning_dense import Depth, Segmentation
+from .finetuning_detection import Detection
+from .finetuning_recipe import FinetuneRecipe
+from .finetuning_tasks import Classification, Examples, View, collate
+
+
+# Fields that may differ between a run and the one that resumes it.
+_NOT_THE_RUN = ("output_dir", "resume", "overwrite", "export", "num_workers")
+
+
+def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = None) -> dict:
+    """Fine-tune on a `datasets.Dataset`, save the result, and measure it on another; returns a JSON-ready result.
+
+    output_dir gets `adapter` (lora, dora) or `model`, which `load_adapter` and the model class read, and checkpoints, one
+    an epoch, from which `resume` goes on to the same figures. `head_config` are fields of a dense head's configuration
+    (`d_model`). Raises ValueError in one line for what cannot be.
+    """
+    from transformers import set_seed
+
+    recipe.validate()
+    output = Path(recipe.output.output_dir)
+    settings = recipe.task
+    checkpoint = find_checkpoint(recipe, output)
+    backbone = load_backbone(settings.model)
+    processor, view = preprocessing_of(recipe, backbone)
+    check_image_size(view.size, backbone.config.patch_size)
+    train, test = undecoded(train), undecoded(test)
+    task = make_task(recipe, train, test, view)
+    if settings.untrained:
+        backbone = untrained_twin(backbone, recipe.optimization.seed)
+    set_seed(recipe.optimization.seed)
+    model = task.build(backbone, settings.model, head_config or {})
+    has_adapters = settings.method in ("lora", "dora")
+    if has_adapters:
+        model = add_adapters(
+            model,
+            settings.rank,
+            settings.alpha,
+            settings.target_modules,
+            settings.method == "dora",
+            settings.train_tokens,
+        )
+    else:
+        mark_trainable(model, settings.method == "full", settings.train_tokens)
+    start_folder(recipe, output, checkpoint)
+    trainer = make_trainer(recipe, model, task, train, test)
+    # Read now: the checkpoint makes room for the next one.
+    begun, started = resumed_epoch(checkpoint), time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - started
+    figures = trainer.measure()
+    folder = output / ("adapter" if has_adapters else "model")
+    # A control is measured, not kept: its adapters belong to weights that nothing else has.
+    if trainer.is_world_process_zero() and not settings.untrained:
+        save_adapter(model, folder) if has_adapters else model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        export_as_asked(recipe, model, folder, processor)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    skipped = figures.isnan().any(1)
+    measures = task.measures(figures[~skipped])
+    for measure in measures:
+        measure["method"] = settings.method
+        if settings.untrained:
+            measure["untrained"] = measure.pop("model")
+    return {
+        "task": settings.task,
+        "protocol": {
+            "training": recipe.as_flat_dict(),
+            "measured_on": "the last weights; no epoch is chosen by the test rows",
+            "preprocessing": asdict(view),
+        },
+        "trainable_parameters": trainable,
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "seconds": round(seconds, 1),
+        "resumed_from_epoch": begun,
+        "skipped_images": {"test": int(skipped.sum())},
+        "measures": measures,
+        "folder": None if settings.untrained else str(folder),
+    }
+
+
+def make_task(recipe: FinetuneRecipe, train, test, view: View):
+    """Return the task, its rows checked."""
+    for name, rows in (("train", train), ("test", test)):
+        if not len(rows):
+            raise ValueError(f"data: {name} has no rows, accepted: at least one image")
+    if recipe.task.task != "classification":
+        from .dense_heads import check_head
+
+        # Now, not when the head is built: every mask or box is read in between.
+        check_head(recipe.task.task, recipe.task.head)
+    task = {"segmentation": Segmentation, "depth": Depth, "detection": Detection}.get(recipe.task.task, Classification)
+    return task(recipe, train, test, view, find_image_column(train, recipe.data.image_column))
+
+
+def preprocessing_of(recipe: FinetuneRecipe, backbone) -> tuple:
+    """Return the image processor to save with the result, and what the network sees in training and tests."""
+    from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
+
+    name, size = recipe.task.model, backbone.config.image_size
+    processor = DINOv3ViTImageProcessor()
+    if not Path(name).is_file():
+        try:
+            processor = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError):
+            pass
+        else:
+            asked = dict(processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size)
+            size = asked.get("height") or asked.get("shortest_edge") or size
+    size = recipe.data.image_size or (size if isinstance(size, int) else size[0])
+    kwargs = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+    saved = DINOv3ViTImageProcessor(size={"height": size, "width": size}, **kwargs)
+    return saved, View(size, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def find_checkpoint(recipe: FinetuneRecipe, output: Path) -> str | None:
+    """Return the checkpoint to resume from, None for a new run.
+
+    Raises FileExistsError where a run is there and neither `resume` nor `overwrite` is asked, ValueError where the run to
+    resume was another.
+    """
+    import yaml
+    from transformers.trainer_utils import get_last_checkpoint
+
+    file = output / "recipe.yaml"
+    if not file.is_file() or recipe.output.overwrite:
+        return None
+    if not recipe.output.resume:
+        raise FileExistsError(f"output_dir: {output} holds a run, accepted: another folder, --resume or --overwrite")
+    before = yaml.safe_load(file.read_text())
+    for name, value in recipe.as_flat_dict().items():
+        if name not in _NOT_THE_RUN and before.get(name) != value:
+            raise ValueError(f"{name}: got {value!r}, accepted: {before.get(name)!r}, as in the run to resume")
+    checkpoints = output / "checkpoints"
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+
+def start_folder(recipe: FinetuneRecipe, output: Path, checkpoint: str | None) -> None:
+    """Make the folder of a run, with its recipe and without what an earlier run left."""
+    import yaml
+
+    if checkpoint is None and (output / "checkpoints").is_dir():
+        shutil.rmtree(output / "checkpoints")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_flat_dict(), sort_keys=False))
+
+
+def resumed_epoch(checkpoint: str | None) -> float | None:
+    """Return the epoch at which a checkpoint was written."""
+    if checkpoint is None:
+        return None
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["epoch"]
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layerwise_decay: float) -> list[dict]:
+    """Group trainable parameters by learning rate and weight decay (BEiT, appendix).
+
+    Block i of n learns at `layerwise_decay ** (n - i)` of the rate, the embeddings one power further down, the final
+    norm and the head at the full rate. Vectors and tokens are not decayed.
+    """
+    prefix, backbone = backbone_of(model)
+    blocks, inside, groups = len(backbone.layer), f"{prefix}." if prefix else "", {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth, parts = blocks + 1, name.removeprefix(inside).split(".")
+        if name.startswith(inside) and parts[0] == "layer":
+            depth = int(parts[1]) + 1
+        elif name.startswith(inside) and parts[0] == "embeddings":
+            depth = 0
+        is_decayed = parameter.ndim > 1 and parts[-1] not in TOKENS
+        rate = lr * layerwise_decay ** (blocks + 1 - depth)
+        decay = weight_decay if is_decayed else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def make_trainer(recipe: FinetuneRecipe, model: nn.Module, task, train, test):
+    """Return a `Trainer` with our parameter groups and losses, and a method `measure` that gives figures [N,F]."""
+    from transformers import Trainer, TrainingArguments
+
+    class FinetuneTrainer(Trainer):
+        def create_optimizer(self, model=None):
+            # A checkpoint that PEFT loaded made all of the embeddings trainable again.
+            freeze_patch_embedding(self.model)
+            if self.optimizer is None:
+                decay = optimization.layerwise_decay if recipe.task.method == "full" else 1.0
+                groups = parameter_groups(self.model, self.args.learning_rate, optimization.weight_decay, decay)
+                self.optimizer = torch.optim.AdamW(groups)
+            return self.optimizer
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs, labels = self.predict_batch(model, inputs)
+            loss = outputs.loss if task.loss is None else task.loss(outputs, labels)
+            return (loss, outputs) if return_outputs else loss
+
+        def predict_batch(self, model, inputs):
+            inputs = {name: value for name, value in inputs.items() if name != "valid"}
+            labels = inputs["labels"] if task.loss is None else inputs.pop("labels")
+            return model(**inputs), labels
+
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            inputs = self._prepare_inputs(inputs)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                figures = task.figures(*self.predict_batch(model, inputs)).float()
+            figures[~inputs["valid"]] = torch.nan
+            return None, figures, None
+
+        def measure(self) -> torch.Tensor:
+            return torch.from_numpy(self.predict(self.eval_dataset).predictions)
+
+    optimization = recipe.optimization
+    arguments = TrainingArguments(
+        output_dir=str(Path(recipe.output.output_dir) / "checkpoints"),
+        num_train_epochs=optimization.epochs,
+        per_device_train_batch_size=optimization.batch_size,
+        per_device_eval_batch_size=optimization.batch_size,
+        learning_rate=optimization.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=optimization.warmup,
+        bf16=optimization.precision == "bfloat16",
+        seed=optimization.seed,
+        dataloader_num_workers=optimization.num_workers,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="epoch",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+    )
+    trainer = FinetuneTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collate,
+        train_dataset=Examples(train, task.read, train=True),
+        eval_dataset=Examples(test, task.read, train=False),
+    )
+    # Our losses are means: Trainer must scale them itself.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
+
+
+def export_as_asked(recipe: FinetuneRecipe, model, folder: Path, processor) -> None:
+    """Write what `export` names, beside the result."""
+    has_adapters = recipe.task.method in ("lora", "dora")
+    if "merged" in recipe.output.export:
+        export_merged(merge(model) if has_adapters else model, folder.parent / "merged", processor)
+    if "stock-adapter" in recipe.output.export:
+        export_stock_adapter(folder, folder.parent / "stock-adapter")
+        processor.save_pretrained(folder.parent / "stock-adapter")

@@ -1,0 +1,115 @@
+"""What fine-tuning learns of whole images, and how rows of a data set become examples."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from .data.decoding import BadImage, decode_image
+from .evaluation.features import standardize
+from .evaluation.labels import read_vocabulary
+from .modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
+
+
+# Share of an image's area that a random crop shows at least.
+SMALLEST_CROP = 0.5
+
+
+@dataclass(frozen=True)
+class View:
+    """How a network sees images: whole, as squares of `size` pixels, standardised; as a stock image processor does it."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def image(self, image: torch.Tensor) -> torch.Tensor:
+        """Resize (bilinear, antialiased) and standardise a uint8 image [3,H,W]; returns [3,S,S]."""
+        # In float, as the processor does it, so that nothing is rounded twice.
+        return F.resize(standardize(image[None], self.mean, self.std)[0], [self.size, self.size], antialias=True)
+
+
+class Examples(Dataset):
+    """Examples of a `datasets.Dataset`; a row that cannot be read is replaced by the next one and marked `valid` False."""
+
+    def __init__(self, rows, read: Callable[[dict, bool], dict], train: bool):
+        self.rows, self.read, self.train = rows, read, train
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        for offset in range(len(self)):
+            try:
+                example = self.read(self.rows[(index + offset) % len(self)], self.train)
+            except (BadImage, OSError):
+                continue
+            return {**example, "valid": offset == 0}
+        raise ValueError("data: no image can be decoded, accepted: at least one that can")
+
+
+def collate(examples: list[dict]) -> dict:
+    """Stack what has one shape; `labels` that are dictionaries stay a list."""
+    batch = {}
+    for name in examples[0]:
+        values = [example[name] for example in examples]
+        if isinstance(values[0], torch.Tensor):
+            batch[name] = torch.stack(values)
+        else:
+            batch[name] = values if isinstance(values[0], dict) else torch.tensor(values)
+    return batch
+
+
+class Classification:
+    """Classes of whole images by a linear layer on class token and mean patch token; top-1."""
+
+    loss = None
+
+    def __init__(self, recipe, train, test, view: View, image_column: str):
+        self.view, self.image_column, self.label_column = view, image_column, recipe.data.label_column
+        self.names, self.index_of = read_vocabulary(train, train, self.label_column)[:2]
+        names, of_test, _ = read_vocabulary(test, test, self.label_column)
+        tested = {value: names[index] for value, index in of_test.items()}
+        beyond = sorted({tested[value] for value in test.unique(self.label_column)} - set(self.names))
+        if beyond:
+            raise ValueError(
+                f"label_column: test has the class{'es' if len(beyond) > 1 else ''} {', '.join(beyond[:5])}, accepted: "
+                f"the {len(self.names)} classes of train"
+            )
+        # Splits may number their classes differently.
+        self.test_index_of = {value: self.names.index(name) for value, name in tested.items() if name in self.names}
+        counts = torch.bincount(torch.tensor([self.index_of[value] for value in train[self.label_column]]))
+        truth = torch.tensor([self.test_index_of[value] for value in test[self.label_column]])
+        self.chance = (truth == counts.argmax()).double().mean().item()
+        crop = v2.RandomResizedCrop(view.size, (SMALLEST_CROP, 1.0), antialias=True)
+        self.crop = v2.Compose([crop, v2.RandomHorizontalFlip()])
+        self.augment = recipe.data.augment
+
+    def build(self, backbone: Dinov3Model, name: str, fields: dict) -> Dinov3ForImageClassification:
+        """Return the backbone's weights with a new linear layer, which has no fields of its own."""
+        config = copy.deepcopy(backbone.config)
+        config.id2label = dict(enumerate(self.names))
+        config.label2id = {label: index for index, label in enumerate(self.names)}
+        config.problem_type, config.name_or_path = "single_label_classification", name
+        model = Dinov3ForImageClassification(config)
+        model.dinov3.load_state_dict(backbone.state_dict())
+        return model
+
+    def read(self, row: dict, train: bool) -> dict:
+        """Return pixel values [3,S,S] and the class of a row; raises BadImage."""
+        image = decode_image(row[self.image_column])
+        image = self.crop(image) if train and self.augment else image
+        index_of = self.index_of if train else self.test_index_of
+        return {"pixel_values": self.view.image(image), "labels": index_of[row[self.label_column]]}
+
+    def figures(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """Return [B,1]: 1 where the class is found."""
+        return (outputs.logits.argmax(-1) == labels).float()[:, None]
+
+    def measures(self, figures: torch.Tensor) -> list[dict]:
+        """Return the measures of figures [N,1]."""
+        return [{"measure": "top-1", "model": figures.mean().item(), "chance": self.chance}]
