@@ -439,3 +439,16 @@ def test_wrong_models_for_text_are_refused(tmp_path, capsys):
         assert main(["evaluate", str(name), "--task", "zero-shot", "--num-test", "4"]) == 2
         shown = capsys.readouterr().err
         assert message in shown and shown.count("\n") == 1
+
+
+def test_a_timm_directory_is_measured_as_what_it_was_exported_from(checkpoint, tmp_path, capsys):
+    pytest.importorskip("timm")
+    assert main(["export", str(checkpoint), "--layout", "timm", "--output-dir", str(tmp_path / "timm")]) == 0
+    figures = []
+    for model in (checkpoint, tmp_path / "timm"):
+        output = tmp_path / f"of_{model.name}"
+        assert main(["evaluate", str(model), "--task", "knn", *SMALL, "--output-dir", str(output)]) == 0
+        result = json.loads((output / "results.json").read_text())["results"][0]
+        assert result["protocol"]["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
+        figures.append(result["measures"])
+    assert figures[0] == figures[1]

@@ -4,12 +4,11 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
-
 from dinov3_hf import DinoTxtModel, Dinov3ForPreTraining, tiny_checkpoint
 from dinov3_hf.checkpoints import load_model
 from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.decoding import BadImage
+from dinov3_hf.preprocessing import processor_for
 
 from .arguments import TowerArguments
 
@@ -19,15 +18,7 @@ def load_backbone(towers: TowerArguments):
     name = towers.backbone or tiny_checkpoint()
     model = load_model(name, "backbone")
     model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
-    side = model.config.image_size
-    size = side if isinstance(side, int) else side[0]
-    processor = DINOv3ViTImageProcessor(size={"height": size, "width": size})
-    if not Path(name).is_file():
-        try:
-            processor = AutoImageProcessor.from_pretrained(name)
-        except OSError:
-            pass
-    return model.eval(), processor
+    return model.eval(), processor_for(name, model.config.image_size)
 
 
 def build_tokenizer(towers: TowerArguments, sources: list, caption_columns: list[str]):

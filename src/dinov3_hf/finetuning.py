@@ -27,6 +27,7 @@ from .finetuning_dense import Depth, Segmentation
 from .finetuning_detection import Detection
 from .finetuning_recipe import FinetuneRecipe
 from .finetuning_tasks import Classification, Examples, View, collate
+from .preprocessing import image_side, processor_for
 
 
 # Fields that may differ between a run and the one that resumes it.
@@ -120,19 +121,10 @@ def make_task(recipe: FinetuneRecipe, train, test, view: View):
 
 def preprocessing_of(recipe: FinetuneRecipe, backbone) -> tuple:
     """Return the image processor to save with the result, and what the network sees in training and tests."""
-    from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
+    from transformers import DINOv3ViTImageProcessor
 
-    name, size = recipe.task.model, backbone.config.image_size
-    processor = DINOv3ViTImageProcessor()
-    if not Path(name).is_file():
-        try:
-            processor = AutoImageProcessor.from_pretrained(name)
-        except (OSError, ValueError):
-            pass
-        else:
-            asked = dict(processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size)
-            size = asked.get("height") or asked.get("shortest_edge") or size
-    size = recipe.data.image_size or (size if isinstance(size, int) else size[0])
+    processor = processor_for(recipe.task.model, backbone.config.image_size)
+    size = recipe.data.image_size or image_side(processor)
     kwargs = {"image_mean": processor.image_mean, "image_std": processor.image_std}
     saved = DINOv3ViTImageProcessor(size={"height": size, "width": size}, **kwargs)
     return saved, View(size, tuple(processor.image_mean), tuple(processor.image_std))

@@ -129,30 +129,20 @@ def evaluate_vision(settings: EvaluateArguments, processes: dict) -> tuple[list[
 def load_model(settings: EvaluateArguments):
     """Return the model in the asked type, where it came from, and the preprocessing its processor asks for."""
     import torch
-    from transformers import AutoImageProcessor
 
     from dinov3_hf import Dinov3ForPreTraining
     from dinov3_hf.checkpoints import load_model as load_any
     from dinov3_hf.evaluation.features import Preprocessing
     from dinov3_hf.evaluation.windows import Windowed
+    from dinov3_hf.preprocessing import image_side, processor_for
 
-    name, path = settings.model, Path(settings.model)
-    model, processor = load_any(name), None
+    name = settings.model
+    model = load_any(name)
     model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
-    provenance = provenance_of(name, model)
-    if not path.is_file():
-        try:
-            processor = AutoImageProcessor.from_pretrained(name)
-        except (OSError, ValueError):
-            pass
-    statistics, size = {}, model.config.image_size
-    if processor is not None:
-        statistics = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
-        asked = dict(processor.crop_size if processor.do_center_crop else processor.size)
-        size = asked.get("height") or asked.get("shortest_edge") or size
-    size = size if isinstance(size, int) else size[0]
-    image_size = settings.image_size or size
+    provenance, processor = provenance_of(name, model), processor_for(name, model.config.image_size)
+    image_size = settings.image_size or image_side(processor)
     resize_size = settings.resize_size or (image_size if is_rendered(settings.data) else round(image_size * 256 / 224))
+    statistics = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     model = model.to(device, getattr(torch, settings.dtype)).eval()
     if settings.window is not None:

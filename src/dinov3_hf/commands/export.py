@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     layout, output = arguments.layout, check_arguments(arguments)
     from dinov3_hf.checkpoints import export, load_model
+    from dinov3_hf.preprocessing import find_processor
 
     model, processor = load_model(arguments.model).eval(), find_processor(arguments.model)
     export(model, output, layout)
@@ -62,36 +63,6 @@ def check_arguments(arguments: argparse.Namespace) -> Path:
     if output.exists() and any(output.iterdir()) and not arguments.overwrite:
         raise FileExistsError(f"output_dir: {output} is not empty, accepted: another folder, or --overwrite")
     return output
-
-
-def find_processor(name: str):
-    """Return the image processor beside a model, if there is one, as a stock one where it can be."""
-    from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
-
-    from dinov3_hf import Dinov3ImageProcessor
-
-    try:
-        processor = None if Path(name).is_file() else AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError, ImportError):
-        return None
-    if timm := getattr(processor, "data_config", None):
-        size = {"height": timm["input_size"][1], "width": timm["input_size"][2]}
-        statistics = {"image_mean": list(timm["mean"]), "image_std": list(timm["std"])}
-        return DINOv3ViTImageProcessor(size=size, **statistics, do_convert_rgb=True)
-    if isinstance(processor, Dinov3ImageProcessor) and not processor.do_center_crop:
-        # Ours would need its code to travel along.
-        same = (
-            "size",
-            "resample",
-            "image_mean",
-            "image_std",
-            "do_resize",
-            "do_rescale",
-            "do_normalize",
-            "rescale_factor",
-        )
-        return DINOv3ViTImageProcessor(do_convert_rgb=True, **{name: getattr(processor, name) for name in same})
-    return processor
 
 
 def carry_preprocessing(processor, directory: Path, layout: str) -> str:
