@@ -9,6 +9,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
+from dinov3_hf.evaluation.results import markdown
+
 
 TAGS = ["dinov3", "self-supervised", "dinov3-hf"]
 # Of no use to a reader, or the paths of one machine.
@@ -93,11 +95,11 @@ def write_model_card(
         LOADING.format(width=config["hidden_size"], prefix=1 + config["num_register_tokens"]),
         *_heads(heads),
         "## Architecture",
-        _table(("", ""), _architecture(config, parameters)),
+        markdown([("", ""), *_architecture(config, parameters)]),
         "## Training",
         _training(recipe, state),
         f"<details><summary>Recipe</summary>\n\n```yaml\n{_recipe(recipe)}```\n\n</details>",
-        f"<details><summary>Versions</summary>\n\n{_table(('', ''), _versions(versions))}\n\n</details>",
+        f"<details><summary>Versions</summary>\n\n{markdown([('', ''), *_versions(versions)])}\n\n</details>",
         "## Last metrics",
         _metrics(metrics, heads),
         "## Limits",
@@ -216,12 +218,7 @@ def _metrics(metrics: dict | None, heads: dict[str, list[int]]) -> str:
         for name, text in MEASURES.items()
         if metrics and name in metrics
     ]
-    return _table(("measure", "value", ""), rows) if rows else "Nothing was measured."
-
-
-def _table(header: tuple, rows: list[tuple]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return markdown([("measure", "value", ""), *rows]) if rows else "Nothing was measured."
 
 
 def _limits(recipe: dict, state: dict, metrics: dict | None) -> list[str]:

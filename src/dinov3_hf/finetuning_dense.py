@@ -1,5 +1,7 @@
 """What fine-tuning learns of pixels: classes and depths."""
 
+import math
+
 import torch
 from torch import nn
 from torchvision import tv_tensors
@@ -7,7 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from .data.decoding import BadImage, decode_image, read_size
-from .evaluation.depth import check_depth_column, in_metres, read_depth, sigma_loss
+from .evaluation.depth import check_depth_column, depth_errors, in_metres, read_depth, sigma_loss
 from .evaluation.masks import (
     check_mask_column,
     check_mask_fits,
@@ -217,15 +219,10 @@ class Depth:
 
 def _depth_errors(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Return RMSE, mean absolute relative error and delta1 of each depth map [B,S,S] over its known pixels: [B,3]."""
-    valid = truth > 0
-    safe = truth.where(valid, 1)
-    difference = (predicted - truth).abs()
-    within = torch.maximum(predicted / safe, safe / predicted) < 1.25
-    sums = [
-        torch.where(valid, part, 0).float().sum((1, 2)) for part in (difference.square(), difference / safe, within)
-    ]
-    square, relative, share = (part / valid.sum((1, 2)) for part in sums)
-    return torch.stack([square.sqrt(), relative, share], dim=1)
+    pairs = zip(predicted.float().cpu(), truth.float().cpu(), strict=True)
+    known = [(one[of > 0].numpy(), of[of > 0].numpy()) for one, of in pairs]
+    errors = [depth_errors(*pair) if pair[1].size else (math.nan,) * 3 for pair in known]
+    return torch.tensor(errors, dtype=torch.float32, device=predicted.device)
 
 
 def _upsample(maps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,6 @@ def is_rendered(data: str) -> bool:
 def load_splits(task: str, settings) -> tuple:
     """Return a task's train (None where it needs none) and test rows, drawn by seed.
 
-    A source without splits (a plain folder of images) is read the same for both: a fifth of it becomes the test rows.
     Raises ValueError for a split without rows.
     """
     source = source_of(task, settings.data)
@@ -47,11 +46,23 @@ def load_splits(task: str, settings) -> tuple:
     if task in TEST_ONLY:
         counts.pop(settings.train_split)
     splits = [load_rows(source, split, count, settings) for split, count in counts.items()]
-    if len(splits) == 2 and splits[0]._fingerprint == splits[1]._fingerprint:
-        splits = list(splits[0].train_test_split(test_size=0.2, seed=settings.seed).values())
-        print(f"{task}: {settings.data} has no splits: a fifth of it is held out as {settings.test_split}")
+    if len(splits) == 2:
+        splits = hold_out(*splits, settings.seed, f"{task}: {settings.data}", settings.test_split)
     drawn = [draw(task, rows, count, settings) for rows, count in zip(splits, counts.values(), strict=True)]
     return (None, *drawn) if len(drawn) == 1 else tuple(drawn)
+
+
+def hold_out(train, test, seed: int, title: str, test_split: str) -> tuple:
+    """Return train and test rows; of a source without splits, which reads the same for both, a fifth becomes the test rows."""
+    if train._fingerprint != test._fingerprint:
+        return train, test
+    print(f"{title} has no splits: a fifth of it is held out as {test_split}")
+    return tuple(train.train_test_split(test_size=0.2, seed=seed).values())
+
+
+def draw_rows(rows, count: int | None, seed: int):
+    """Return `count` rows (all where None or there are no more), drawn by seed because many sources are sorted by class."""
+    return rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count))
 
 
 def load_rows(source: str, split: str, count: int, settings):
@@ -72,10 +83,7 @@ def rendered_views(source: str, settings) -> tuple:
 
 
 def draw(task: str, rows, count: int, settings):
-    """Return about `count` rows, drawn by seed because folders and many data sets are sorted by class.
-
-    Of videos whole ones are drawn; of pairs the first ones, as rows are numbered by others.
-    """
+    """Return about `count` rows: of videos whole ones are drawn; of pairs the first ones, as rows are numbered by others."""
     if len(rows) <= count or (task == "correspondence" and settings.pairs_split):
         return rows
     if task == "correspondence":
@@ -85,7 +93,7 @@ def draw(task: str, rows, count: int, settings):
         return rows
     if task in SEQUENCES:
         return draw_sequences(rows, count, settings)
-    return rows.shuffle(seed=settings.seed).select(range(count))
+    return draw_rows(rows, count, settings.seed)
 
 
 def draw_sequences(rows, count: int, settings):

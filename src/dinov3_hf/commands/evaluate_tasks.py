@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .evaluate_data import (
     describe_rows,
+    draw_rows,
     ignored_class,
     is_rendered,
     load_rows,
@@ -240,9 +241,7 @@ def load_others(settings) -> dict:
         if title in found:
             raise ValueError(f"ood_data: got two sources called {title!r}, accepted: different names")
         rows = load_rows(source, settings.test_split, settings.num_test, settings)
-        if len(rows) > settings.num_test:
-            rows = rows.shuffle(seed=settings.seed).select(range(settings.num_test))
-        found[title] = rows
+        found[title] = draw_rows(rows, settings.num_test, settings.seed)
     return found
 
 

@@ -5,6 +5,7 @@ import datetime
 from pathlib import Path
 
 from .evaluate import provenance_of, versions
+from .evaluate_data import draw_rows, hold_out
 
 
 # What a task reads of the scenes, and how many where nothing is said.
@@ -68,28 +69,20 @@ def is_first_process() -> bool:
 
 
 def load_splits(recipe) -> tuple:
-    """Return the train and test rows, drawn by seed because folders and many data sets are sorted by class.
-
-    Of a source without splits, which reads the same for both, a fifth becomes the test rows.
-    """
+    """Return the train and test rows, drawn by seed."""
     from dinov3_hf.data.streams import load_source
 
     data, seed = recipe.data, recipe.optimization.seed
-    rendered = data.data == "scenes"
-    source = f"scenes:{SCENES[recipe.task.task]}" if rendered else data.data
-    counts = {"train": data.num_train, "test": data.num_test}
-    splits = {}
-    for name, split in (("train", data.train_split), ("test", data.test_split)):
-        options = {"streaming": False, "image_column": data.image_column}
-        splits[name] = load_source(source, split, num_images=counts[name] or NUM_SCENES[name], **options)
-    if splits["train"]._fingerprint == splits["test"]._fingerprint:
-        splits = splits["train"].train_test_split(test_size=0.2, seed=seed)
-        print(f"{data.data} has no splits: a fifth of it is held out as {data.test_split}")
-    drawn = []
-    for name, count in counts.items():
-        rows = splits[name]
-        drawn.append(rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count)))
-    return tuple(drawn)
+    source = f"scenes:{SCENES[recipe.task.task]}" if data.data == "scenes" else data.data
+    asked = ((data.train_split, data.num_train), (data.test_split, data.num_test))
+    train, test = (
+        load_source(
+            source, split, streaming=False, image_column=data.image_column, num_images=count or NUM_SCENES[name]
+        )
+        for name, (split, count) in zip(NUM_SCENES, asked, strict=True)
+    )
+    train, test = hold_out(train, test, seed, data.data, data.test_split)
+    return draw_rows(train, data.num_train, seed), draw_rows(test, data.num_test, seed)
 
 
 CARD = """---
