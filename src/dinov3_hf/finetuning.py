@@ -111,10 +111,12 @@ def make_task(recipe: FinetuneRecipe, train, test, view: View):
         if not len(rows):
             raise ValueError(f"data: {name} has no rows, accepted: at least one image")
     if recipe.task.task != "classification":
-        from .dense_heads import check_head
+        from .dense_heads import HEADS, check_head
 
         # Now, not when the head is built: every mask or box is read in between.
-        check_head(recipe.task.task, recipe.task.head)
+        head = check_head(recipe.task.task, recipe.task.head)
+        if HEADS[head].strides and view.size % 32:
+            raise ValueError(f"image_size: got {view.size}, accepted for {head}: multiples of 32")
     task = {"segmentation": Segmentation, "depth": Depth, "detection": Detection}.get(recipe.task.task, Classification)
     return task(recipe, train, test, view, find_image_column(train, recipe.data.image_column))
 
@@ -208,13 +210,13 @@ def make_trainer(recipe: FinetuneRecipe, model: nn.Module, task, train, test):
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             outputs, labels = self.predict_batch(model, inputs)
-            loss = outputs.loss if task.loss is None else task.loss(outputs, labels)
+            loss = task.loss(outputs, labels)
             return (loss, outputs) if return_outputs else loss
 
         def predict_batch(self, model, inputs):
             inputs = {name: value for name, value in inputs.items() if name != "valid"}
-            labels = inputs["labels"] if task.loss is None else inputs.pop("labels")
-            return model(**inputs), labels
+            labels = inputs.pop("labels")
+            return model(**inputs, **task.targets(labels)), labels
 
         def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
             inputs = self._prepare_inputs(inputs)

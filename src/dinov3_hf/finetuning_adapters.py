@@ -117,7 +117,9 @@ def head_modules(model: nn.Module, prefix: str) -> list[str]:
         if name == prefix or not any(True for _ in module.parameters()):
             return []
         is_around = prefix.startswith(f"{name}.") or not name
-        if not is_around and sum(other.endswith(name) for other in every) == 1:
+        # PEFT takes no lists of modules, only what they hold.
+        is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        if not is_around and not is_list and sum(other.endswith(name) for other in every) == 1:
             return [name]
         bare = [own for own, _ in module.named_parameters(recurse=False)]
         if bare:

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from .data.decoding import BadImage, decode_image, read_size
+from .dense_heads import build_head, class_scores, mask_targets
 from .evaluation.depth import check_depth_column, depth_errors, in_metres, read_depth, sigma_loss
 from .evaluation.masks import (
     check_mask_column,
@@ -35,8 +36,6 @@ def progress(items, text: str):
 
 def build_dense(task: str, backbone: Dinov3Model, name: str, head: str | None, names: list[str] | None, fields: dict):
     """Return a head of transformers on the backbone's weights; `fields` are its own configuration's."""
-    from .dense_heads import build_head
-
     model = build_head(backbone, task, head, None if names is None else len(names), **fields)
     if names is not None:
         model.config.id2label = dict(enumerate(names))
@@ -52,9 +51,9 @@ class Segmentation:
         data = recipe.data
         self.view, self.image_column, self.mask_column = view, image_column, data.mask_column
         self.head, self.ignore_index, self.augment = recipe.task.head, data.ignore_index, data.augment
-        if self.head not in (None, "upernet"):
-            # Heads of queries and masks learn from other targets, and need post-processing to give classes of pixels.
-            raise ValueError(f"head: got {self.head!r}, accepted for segmentation here: upernet")
+        if self.head not in (None, "upernet", "mask2former"):
+            # EoMT has blocks of its own: nothing to freeze, adapt or save apart.
+            raise ValueError(f"head: got {self.head!r}, accepted for segmentation here: upernet, mask2former")
         largest, counts = 0, torch.zeros(1, dtype=torch.long)
         for name, rows in (("train", train), ("test", test)):
             check_mask_column(rows, data.mask_column)
@@ -99,9 +98,18 @@ class Segmentation:
             return None
 
     def build(self, backbone: Dinov3Model, name: str, fields: dict):
-        # Without the auxiliary head: `loss` below sees the main logits only.
-        fields = {"use_auxiliary_head": False, "loss_ignore_index": self.ignore_index} | fields
+        if self.head != "mask2former":
+            # Without the auxiliary head: `loss` below sees the main logits only.
+            fields = {"use_auxiliary_head": False, "loss_ignore_index": self.ignore_index} | fields
         return build_dense("segmentation", backbone, name, self.head, self.names, fields)
+
+    def targets(self, labels: torch.Tensor) -> dict:
+        """Return what the head's own loss takes, if it has one: Mask2Former's takes the mask of each class."""
+        return mask_targets(labels, self.ignore_index) if self.head == "mask2former" else {}
+
+    def _scores(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """Return the scores [B,K,S,S] of pixels for classes."""
+        return _upsample(class_scores(outputs) if self.head == "mask2former" else outputs.logits, labels)
 
     def read(self, row: dict, train: bool) -> dict:
         """Return pixel values [3,S,S] and classes [S,S] of a row; raises BadImage."""
@@ -115,14 +123,16 @@ class Segmentation:
         return {"pixel_values": self.view.image(image), "labels": labels}
 
     def loss(self, outputs, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of logits [B,K,h,w], upsampled to the labels [B,S,S], over the pixels that count."""
-        logits = _upsample(outputs.logits, labels)
+        """Mask2Former's own; else cross-entropy of logits, upsampled to the labels [B,S,S], over the pixels that count."""
+        if self.head == "mask2former":
+            return outputs.loss
+        logits = self._scores(outputs, labels)
         counted = (labels != self.ignore_index).sum().clamp(min=1)
         return nn.functional.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum") / counted
 
     def figures(self, outputs, labels: torch.Tensor) -> torch.Tensor:
         """Return the confusion of each image [B,K*K], rows are labels."""
-        predicted, found = _upsample(outputs.logits, labels).argmax(1), []
+        predicted, found = self._scores(outputs, labels).argmax(1), []
         for guess, truth in zip(predicted, labels, strict=True):
             counted = truth != self.ignore_index
             found.append(confusion_matrix(guess[counted], truth[counted], len(self.names)).flatten())
@@ -192,6 +202,10 @@ class Depth:
 
     def _predicted(self, outputs, labels: torch.Tensor) -> torch.Tensor:
         return _upsample(outputs.predicted_depth[:, None], labels)[:, 0].clamp(MIN_DEPTH)
+
+    def targets(self, labels: torch.Tensor) -> dict:
+        """Return nothing: transformers' depth heads have no loss of their own."""
+        return {}
 
     def loss(self, outputs, labels: torch.Tensor) -> torch.Tensor:
         """Sigma loss of the linear probe and, so that depths that start at 0 move too, mean absolute error in metres."""

@@ -20,9 +20,6 @@ MIN_IOU = 0.5
 class Detection:
     """Boxes of objects and their classes by a set-prediction head (DETR); average precision at an IoU of 0.5."""
 
-    # The head's own: bipartite matching, then classes, boxes and generalised IoU.
-    loss = None
-
     def __init__(self, recipe, train, test, view: View, image_column: str):
         data = recipe.data
         self.view, self.image_column, self.column, self.head = (
@@ -99,6 +96,14 @@ class Detection:
         centred = box_convert(torch.as_tensor(boxes), "xywh", "cxcywh") / torch.tensor([width, height] * 2)
         labels = {"class_labels": torch.tensor(classes, dtype=torch.long), "boxes": centred.clamp(0, 1)}
         return {"pixel_values": self.view.image(image), "labels": labels}
+
+    def targets(self, labels: list[dict]) -> dict:
+        """Return what the head's own loss takes."""
+        return {"labels": labels}
+
+    def loss(self, outputs, labels: list[dict]) -> torch.Tensor:
+        """The head's own: bipartite matching, then classes, boxes and generalised IoU."""
+        return outputs.loss
 
     def figures(self, outputs, labels: list[dict]) -> torch.Tensor:
         """Return score, class and correctness of each query and the objects of each class, an image a row [B,3Q+K]."""

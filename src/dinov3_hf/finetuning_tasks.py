@@ -67,8 +67,6 @@ def collate(examples: list[dict]) -> dict:
 class Classification:
     """Classes of whole images by a linear layer on class token and mean patch token; top-1."""
 
-    loss = None
-
     def __init__(self, recipe, train, test, view: View, image_column: str):
         self.view, self.image_column, self.label_column = view, image_column, recipe.data.label_column
         self.names, self.index_of = read_vocabulary(train, train, self.label_column)[:2]
@@ -105,6 +103,14 @@ class Classification:
         image = self.crop(image) if train and self.augment else image
         index_of = self.index_of if train else self.test_index_of
         return {"pixel_values": self.view.image(image), "labels": index_of[row[self.label_column]]}
+
+    def targets(self, labels: torch.Tensor) -> dict:
+        """Return what the head's own loss takes."""
+        return {"labels": labels}
+
+    def loss(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """The head's own: cross-entropy."""
+        return outputs.loss
 
     def figures(self, outputs, labels: torch.Tensor) -> torch.Tensor:
         """Return [B,1]: 1 where the class is found."""
