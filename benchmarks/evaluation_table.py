@@ -19,11 +19,10 @@ from PIL import ImageFilter
 
 from dinov3_hf import tiny_checkpoint
 from dinov3_hf.commands.evaluate import EvaluateArguments, evaluate
-from dinov3_hf.evaluation.results import markdown, measure_title, write_results
+from dinov3_hf.evaluation.results import markdown, measure_title, replace_table, write_results
 
 
 ALSO = ("top-1 (corrupted)", "top-1 difference (corrupted - test)")
-MARKS = ("<!-- table: benchmarks/evaluation_table.py -->", "<!-- end of table -->")
 CAMVID = {"data": "camvid", "mask_column": "label", "ignore_index": 11, "image_size": 128, "resize_size": 128}
 # Name of a run: the task and its settings, the measure to show, the number of seeds.
 RUNS = {
@@ -232,9 +231,7 @@ def main() -> None:
     text = markdown(table)
     print(text)
     if arguments.docs:
-        page = arguments.docs.read_text()
-        before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
-        arguments.docs.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
+        replace_table(arguments.docs, "benchmarks/evaluation_table.py", text)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ where the layout keeps them, and by tokens for a square and another size. All re
 rounds, so that a busy machine slows each alike. "int8" is torchao's dynamic quantisation of the transformers layout.
 
     python benchmarks/exports_table.py
-    python benchmarks/exports_table.py --size vits16 --image-size 224
+    python benchmarks/exports_table.py --size vits16 --image-size 224 --docs docs/heads.md
 """
 
 import argparse
@@ -22,7 +22,7 @@ from transformers.utils import logging
 from dinov3_hf import Dinov3Config, Dinov3Model, tiny_checkpoint
 from dinov3_hf.checkpoints import LAYOUTS, export, load_meta
 from dinov3_hf.commands.export import reader
-from dinov3_hf.evaluation.results import markdown
+from dinov3_hf.evaluation.results import markdown, replace_table
 from dinov3_hf.export_timm import left_out, load_timm, summarise
 
 
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96, help="pixels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--docs", type=Path, help="file whose table is replaced")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -128,7 +129,10 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; speed: images/s of its reader / of this package"
     )
-    print(markdown([[*header, "speed"], *table]))
+    text = markdown([[*header, "speed"], *table])
+    print(text)
+    if arguments.docs:
+        replace_table(arguments.docs, "benchmarks/exports_table.py", text)
 
 
 if __name__ == "__main__":

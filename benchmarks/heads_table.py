@@ -9,7 +9,6 @@ what it saves loads to equal outputs. Prints one Markdown table; with --docs it 
 
 import argparse
 import copy
-import re
 import tempfile
 from pathlib import Path
 
@@ -22,11 +21,10 @@ from dinov3_hf.data.decoding import decode_image
 from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
 from dinov3_hf.dense_heads import HEADS, build_head, mask_targets
 from dinov3_hf.evaluation.masks import read_mask
-from dinov3_hf.evaluation.results import markdown
+from dinov3_hf.evaluation.results import markdown, replace_table
 from dinov3_hf.finetuning_detection import boxes_of_masks
 
 
-MARKS = ("<!-- table: benchmarks/heads_table.py -->", "<!-- end of table -->")
 IMAGE_SIZE = 64
 _DETR = {"d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 12, "dropout": 0.0}
 _DETR |= {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
@@ -242,13 +240,7 @@ def main() -> None:
     table = markdown([tuple(rows[0]), *(tuple(row.values()) for row in rows)])
     print(table)
     if arguments.docs:
-        start, end = map(re.escape, MARKS)
-        text = arguments.docs.read_text()
-        block = f"{MARKS[0]}\n{table.strip()}\n{MARKS[1]}"
-        replaced, count = re.subn(f"{start}.*?{end}", lambda _: block, text, flags=re.S)
-        if not count:
-            parser.error(f"--docs: got {arguments.docs} without {MARKS[0]}, accepted: a file with both marks")
-        arguments.docs.write_text(replaced)
+        replace_table(arguments.docs, "benchmarks/heads_table.py", table)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from dinov3_hf.checkpoints import export
 from dinov3_hf.commands import finetune
 from dinov3_hf.evaluation.results import format_table, read_results
 from dinov3_hf.finetuning_adapters import load_adapter
+from dinov3_hf.finetuning_recipe import FinetuneRecipe
+from dinov3_hf.training.recipe import build_recipe, folder_of
 
 
 SIZES = {
@@ -101,3 +103,9 @@ def test_wrong_flags_are_refused_in_one_line(checkpoint, tmp_path, flags, messag
 def test_no_model_is_refused():
     with pytest.raises(ValueError, match="model: got None, accepted: a model folder"):
         run()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in folder_of(FinetuneRecipe).glob("*.yaml")))
+def test_every_recipe_is_one(name):
+    recipe = build_recipe(name, FinetuneRecipe, model="a/model").validate()
+    assert recipe.task.model == "a/model" and name.startswith((recipe.task.task, "canopy_height"))

@@ -65,6 +65,20 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
+def replace_table(page: Path, script: str, table: str) -> None:
+    """Put a table between the marks `<!-- table: SCRIPT -->` and `<!-- end of table -->` of a page.
+
+    Raises ValueError for a page without them.
+    """
+    start, end = f"<!-- table: {script} -->", "<!-- end of table -->"
+    text, count = re.subn(
+        f"{re.escape(start)}.*?{end}", lambda _: f"{start}\n{table.strip()}\n{end}", page.read_text(), flags=re.S
+    )
+    if not count:
+        raise ValueError(f"docs: got {page} without {start}, accepted: a page with it and {end}")
+    page.write_text(text)
+
+
 def card_lines(record: dict) -> list[tuple[str, ...]]:
     """Return the lines of a record in the table of results.md and of model cards."""
     lines = []

@@ -1,0 +1,112 @@
+"""What does pretraining bring to a fine-tuned classifier, segmenter and depth estimator?
+
+Every row is `finetune` on real images, once on a pretrained backbone and once on the same backbone with random weights
+(the control), both with the same head, steps and seed. Runs that a folder already holds are not repeated. Prints a
+Markdown table; with --docs it goes between the marks of that file.
+
+    python benchmarks/finetuning_table.py --data FOLDER --output-dir outputs/finetuning --docs docs/results.md
+
+FOLDER holds uc_merced, camvid and rgbd7scenes as Parquet files.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from dinov3_hf import tiny_checkpoint
+from dinov3_hf.cli import OneLineParser
+from dinov3_hf.commands.finetune import load_splits
+from dinov3_hf.evaluation.results import markdown, replace_table
+from dinov3_hf.finetuning import finetune
+from dinov3_hf.finetuning_recipe import FinetuneRecipe
+
+
+METHODS = ("frozen", "lora", "full")
+# Of each row its recipe's fields, and those of a head narrower than transformers' own, which were made for GPUs.
+CASES = {
+    "uc_merced": ({"task": "classification", "data": "uc_merced", "image_size": 64, "batch_size": 32}, {}),
+    "camvid": (
+        {
+            "task": "segmentation",
+            "data": "camvid",
+            "mask_column": "label",
+            "ignore_index": 11,
+            "image_size": 128,
+            "batch_size": 16,
+        },
+        {"hidden_size": 64},
+    ),
+    "rgbd7scenes": (
+        {"task": "depth", "data": "rgbd7scenes", "image_size": 96, "batch_size": 16},
+        {"neck_hidden_sizes": [32, 32, 64, 64], "fusion_hidden_size": 32},
+    ),
+}
+
+
+def recipe_of(fields: dict) -> FinetuneRecipe:
+    recipe = FinetuneRecipe()
+    for group in (recipe.task, recipe.data, recipe.optimization, recipe.output):
+        for name in set(vars(group)) & set(fields):
+            setattr(group, name, fields[name])
+    return recipe.validate()
+
+
+def run(case: str, method: str, untrained: bool, arguments: argparse.Namespace) -> dict:
+    """Return the result of one run, from its folder if it is there."""
+    folder = arguments.output_dir / f"{case}-{method}{'-untrained' if untrained else ''}"
+    file = folder / "result.json"
+    if not file.exists():
+        fields, head = CASES[case]
+        fields = fields | {
+            "data": str(arguments.data / fields["data"]),
+            "model": arguments.model,
+            "method": method,
+            "untrained": untrained,
+            "epochs": arguments.epochs,
+            "num_workers": 0,
+            # A whole backbone wants smaller steps than a head or adapters.
+            "lr": 5e-4 if method == "full" else 1e-3,
+            "output_dir": str(folder),
+            "overwrite": True,
+        }
+        recipe = recipe_of(fields)
+        file.write_text(json.dumps(finetune(recipe, *load_splits(recipe), head), indent=2) + "\n")
+    return json.loads(file.read_text())
+
+
+def main() -> None:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--model", default=tiny_checkpoint(), help="[default: the package's checkpoint]")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/finetuning"))
+    parser.add_argument("--docs", type=Path, help="file whose table is replaced")
+    arguments = parser.parse_args()
+    lines = [("data", "method", "measure", "pretrained", "untrained", "constant", "trained parameters", "seconds")]
+    for case in arguments.cases:
+        for method in arguments.methods:
+            trained, control = (run(case, method, untrained, arguments) for untrained in (False, True))
+            measure, other = trained["measures"][0], control["measures"][0]
+            found = (measure["model"], other["untrained"], measure["chance"])
+            shown = (f"{value:.3f}" for value in found)
+            title = measure["measure"] + (" (m), lower is better" if measure.get("lower_is_better") else "")
+            lines.append(
+                (
+                    case,
+                    method,
+                    title,
+                    *shown,
+                    f"{trained['trainable_parameters']:,}",
+                    f"{trained['seconds']:.0f}",
+                )
+            )
+    table = markdown(lines)
+    print(table)
+    if arguments.docs:
+        replace_table(arguments.docs, "benchmarks/finetuning_table.py", table)
+
+
+if __name__ == "__main__":
+    main()
