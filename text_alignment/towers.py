@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from dinov3_hf import DinoTxtModel, Dinov3ForPreTraining, tiny_checkpoint
-from dinov3_hf.checkpoints import load_model
+from dinov3_hf import DinoTxtModel, tiny_checkpoint
+from dinov3_hf.checkpoints import load_backbone as load_vit
 from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.decoding import BadImage
 from dinov3_hf.preprocessing import processor_for
@@ -16,8 +16,7 @@ from .arguments import TowerArguments
 def load_backbone(towers: TowerArguments):
     """Return the frozen backbone and the image processor beside it (a stock one where there is none)."""
     name = towers.backbone or tiny_checkpoint()
-    model = load_model(name, "backbone")
-    model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
+    model = load_vit(name, "backbone")
     return model.eval(), processor_for(name, model.config.image_size)
 
 

@@ -2,8 +2,8 @@
 
 import copy
 
-from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
-from dinov3_hf.checkpoints import load_model
+from dinov3_hf import Dinov3Config, Dinov3ConvNextModel, Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.checkpoints import load_backbone, load_model
 from dinov3_hf.rope_dinov3 import RopeAugmentation
 
 from .arguments import CropArguments, GramArguments, ModelArguments
@@ -47,6 +47,8 @@ def build_student(model: ModelArguments, crops: CropArguments) -> tuple[Dinov3Fo
     loaded = load_model(model.init_from, "init_from") if model.init_from else None
     if loaded is None:
         student, heads_are_new = Dinov3ForPreTraining(build_config(model, crops)), True
+    elif isinstance(loaded, Dinov3ConvNextModel):
+        raise ValueError(f"init_from: got the ConvNeXt {model.init_from!r}, accepted: a vision transformer")
     else:
         backbone = loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded
         heads_are_new = backbone is loaded or not model.init_heads
@@ -93,8 +95,7 @@ def _fields(config: Dinov3Config) -> dict:
 def build_gram_teacher(gram: GramArguments, student: Dinov3ForPreTraining) -> Dinov3Model | None:
     """Build the Gram teacher's network, None where there is none of its own (`none`, `ema`)."""
     if gram.gram_teacher == "checkpoint":
-        loaded = load_model(gram.gram_checkpoint, "gram_checkpoint")
-        return loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded
+        return load_backbone(gram.gram_checkpoint, "gram_checkpoint")
     if gram.gram_teacher == "ema_copy":
         # Its weights are overwritten at gram_start_step. A copy also has the student's adapters, if any.
         return copy.deepcopy(student.dinov3)

@@ -14,12 +14,18 @@ from transformers import (
 from ._version import __version__
 from .configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
 from .configuration_dinov3 import Dinov3Config
+from .configuration_dinov3_convnext import Dinov3ConvNextConfig
 from .configuration_dinov3_pyramid import Dinov3PyramidConfig
 from .dense_features import dense_features
 from .embedded import tiny_checkpoint
 from .image_processing_dinov3 import Dinov3ImageProcessor
 from .modeling_dinotxt import DinoTxtModel
 from .modeling_dinov3 import Dinov3Backbone, Dinov3ForImageClassification, Dinov3ForPreTraining, Dinov3Model
+from .modeling_dinov3_convnext import (
+    Dinov3ConvNextBackbone,
+    Dinov3ConvNextForImageClassification,
+    Dinov3ConvNextModel,
+)
 from .modeling_dinov3_pyramid import Dinov3PyramidBackbone
 from .processing_dinotxt import DinoTxtProcessor
 from .tokenization_dinotxt import DinoTxtTokenizer
@@ -30,6 +36,11 @@ AutoModel.register(Dinov3Config, Dinov3Model)
 AutoBackbone.register(Dinov3Config, Dinov3Backbone)
 AutoModelForImageClassification.register(Dinov3Config, Dinov3ForImageClassification)
 AutoImageProcessor.register(Dinov3Config, image_processor_classes={"torchvision": Dinov3ImageProcessor})
+AutoConfig.register(Dinov3ConvNextConfig.model_type, Dinov3ConvNextConfig)
+AutoModel.register(Dinov3ConvNextConfig, Dinov3ConvNextModel)
+AutoBackbone.register(Dinov3ConvNextConfig, Dinov3ConvNextBackbone)
+AutoModelForImageClassification.register(Dinov3ConvNextConfig, Dinov3ConvNextForImageClassification)
+AutoImageProcessor.register(Dinov3ConvNextConfig, image_processor_classes={"torchvision": Dinov3ImageProcessor})
 AutoConfig.register(DinoTxtConfig.model_type, DinoTxtConfig)
 AutoConfig.register(DinoTxtTextConfig.model_type, DinoTxtTextConfig)
 AutoModel.register(DinoTxtConfig, DinoTxtModel)
@@ -47,6 +58,10 @@ __all__ = [
     "DinoTxtProcessor",
     "Dinov3Backbone",
     "Dinov3Config",
+    "Dinov3ConvNextBackbone",
+    "Dinov3ConvNextConfig",
+    "Dinov3ConvNextForImageClassification",
+    "Dinov3ConvNextModel",
     "Dinov3ForImageClassification",
     "Dinov3ForPreTraining",
     "Dinov3ImageProcessor",

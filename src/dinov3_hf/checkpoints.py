@@ -9,24 +9,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
-from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor
+from transformers import DINOv3ViTConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_dinov3 import SIZES, Dinov3Config
 from .modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model, Dinov3PreTrainedModel
+from .modeling_dinov3_convnext import Dinov3ConvNextForImageClassification, Dinov3ConvNextModel
 from .rope_dinov3 import rope_periods
-from .whole_weights import gather, merge_adapters
+from .whole_weights import HEADS_FILE, gather, merge_adapters, read_state_dict, write_stock
 
 
 logger = logging.get_logger(__name__)
 
 LAYOUTS = ("transformers", "meta", "timm", "onnx")
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
-_HEADS_FILE = "heads.safetensors"
 _HEADS = ("dino_head", "ibot_head")
 _QKV = ("query", "key", "value")
+_CONVNEXT_TYPES = ("dinov3_hf_convnext", "dinov3_convnext")
 
 # Ours to Meta's. The fused qkv and the differently shaped mask token are handled apart.
 _RENAMES = {
@@ -46,7 +47,7 @@ _MLP_RENAMES = {
 
 def load_meta(
     path_or_state_dict: str | os.PathLike | Mapping[str, torch.Tensor], **config_overrides
-) -> Dinov3Model | Dinov3ForPreTraining:
+) -> Dinov3Model | Dinov3ConvNextModel | Dinov3ForPreTraining:
     """Model of a checkpoint in Meta's layout: a file (.pth or .safetensors) or its state dict.
 
     Sizes and options are read off the tensors. The number of heads comes from the RoPE periods if the checkpoint holds
@@ -57,7 +58,11 @@ def load_meta(
         FileNotFoundError: no such file.
         ValueError: another architecture, or an override that contradicts the tensors.
     """
-    source = _read_state_dict(path_or_state_dict)
+    source = read_state_dict(path_or_state_dict)
+    if "downsample_layers.0.0.weight" in source:
+        from .checkpoints_convnext import load_meta_convnext
+
+        return load_meta_convnext(source, config_overrides)
     if not any(name.startswith("backbone.") for name in source):
         tensors, fields = _vit_from_meta(source, config_overrides)
         return _build(Dinov3Model, tensors, fields, config_overrides)
@@ -73,7 +78,7 @@ def load_meta(
     return _build(Dinov3ForPreTraining, tensors, fields, config_overrides)
 
 
-def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ForPreTraining:
+def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ConvNextModel | Dinov3ForPreTraining:
     """Model of anyone's weights, in fp32: a directory of ours or of stock, a hub id, or a file in Meta's layout.
 
     A directory or training file that also holds heads gives a `Dinov3ForPreTraining`. `field` is what errors call `name`.
@@ -104,25 +109,34 @@ def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ForPreTra
         from .export_timm import load_timm
 
         return load_timm(name).float()
+    if found.get("model_type") in _CONVNEXT_TYPES:
+        return Dinov3ConvNextModel.from_pretrained(name, dtype=torch.float32)
     if found.get("model_type") != Dinov3Config.model_type:
-        raise ValueError(
-            f"{field}: {name!r} is of type {found.get('model_type')!r}, accepted: {Dinov3Config.model_type} or dinov3_vit"
-        )
-    if (path / _HEADS_FILE).is_file():
-        with safe_open(path / _HEADS_FILE, "pt") as beside:
+        accepted = ", ".join((Dinov3Config.model_type, "dinov3_vit", *_CONVNEXT_TYPES))
+        raise ValueError(f"{field}: {name!r} is of type {found.get('model_type')!r}, accepted: {accepted}")
+    if (path / HEADS_FILE).is_file():
+        with safe_open(path / HEADS_FILE, "pt") as beside:
             # A backbone alone may have its local norm there.
             if any(key.startswith(_HEADS) for key in beside.keys()):
                 return load_pretraining(path).float()
     return Dinov3Model.from_pretrained(name, dtype=torch.float32)
 
 
+def load_backbone(name: str, field: str = "model") -> Dinov3Model:
+    """Vision transformer of anyone's weights, without heads; errors as those of `load_model`."""
+    model = load_model(name, field)
+    if isinstance(model, Dinov3ConvNextModel):
+        raise ValueError(f"{field}: got the ConvNeXt {name!r}, accepted: a vision transformer")
+    return model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
+
+
 def load_pretraining(directory: str | os.PathLike) -> Dinov3ForPreTraining:
     """Pretraining network of a directory that `export` wrote from one: backbone, heads and local norm."""
     directory = Path(directory)
-    if not (directory / _HEADS_FILE).is_file():
-        raise FileNotFoundError(f"{directory} has no {_HEADS_FILE}: export a Dinov3ForPreTraining to get one")
+    if not (directory / HEADS_FILE).is_file():
+        raise FileNotFoundError(f"{directory} has no {HEADS_FILE}: export a Dinov3ForPreTraining to get one")
     tensors = {f"dinov3.{k}": v for k, v in load_file(directory / "model.safetensors").items()}
-    heads = load_file(directory / _HEADS_FILE)
+    heads = load_file(directory / HEADS_FILE)
     fields = {k: v for k, v in Dinov3Config.from_pretrained(directory).to_dict().items() if k in _config_fields()}
     fields["untie_global_and_local_cls_norm"] = "dinov3.local_cls_norm.weight" in heads
     for head in _HEADS:
@@ -130,13 +144,13 @@ def load_pretraining(directory: str | os.PathLike) -> Dinov3ForPreTraining:
     return _build(Dinov3ForPreTraining, {**tensors, **heads}, fields, {})
 
 
-def export(model: Dinov3PreTrainedModel, directory: str | os.PathLike, layout: str = "transformers") -> Path:
+def export(model: PreTrainedModel, directory: str | os.PathLike, layout: str = "transformers") -> Path:
     """Writes `model` for use elsewhere and returns the directory.
 
-    "transformers" writes a `dinov3_vit` directory with its image processor, which plain `AutoModel` reads where this
-    package is absent; heads and local norm, which it has no place for, go to heads.safetensors beside it. "meta"
-    writes model.pth with Meta's names, "timm" a directory for `timm.create_model`, "onnx" model.onnx; these two leave out
-    mask token, local norm and heads.
+    "transformers" writes a `dinov3_vit` or `dinov3_convnext` directory with its image processor, which plain `AutoModel`
+    reads where this package is absent; heads and local norm, which it has no place for, go to heads.safetensors beside
+    it. "meta" writes model.pth with Meta's names, "timm" a directory for `timm.create_model` (no ConvNeXt), "onnx"
+    model.onnx; these two leave out mask token, local norm and heads.
 
     A sharded model is gathered: call it on every process, the first one writes.
 
@@ -145,20 +159,26 @@ def export(model: Dinov3PreTrainedModel, directory: str | os.PathLike, layout: s
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
-    if not isinstance(model, Dinov3PreTrainedModel):
-        raise TypeError(f"export needs a Dinov3 model of this package, got {type(model).__name__}")
-    backbone = model if isinstance(model, Dinov3Model) else model.dinov3
+    convnext = isinstance(model, (Dinov3ConvNextModel, Dinov3ConvNextForImageClassification))
+    if not convnext and not isinstance(model, Dinov3PreTrainedModel):
+        raise TypeError(f"export needs a whole Dinov3 model of this package, got {type(model).__name__}")
+    backbone = getattr(model, "dinov3", model)
     everything, prefix = merge_adapters(model, gather(model)), "" if backbone is model else "dinov3."
     tensors = {name.removeprefix(prefix): value for name, value in everything.items() if name.startswith(prefix)}
     beside = {name: value for name, value in everything.items() if not name.startswith(prefix)}
     directory = Path(directory)
     if dist.is_initialized() and dist.get_rank() > 0:
         return directory
-    write = {"transformers": _export_transformers, "meta": _export_meta}.get(layout)
-    if layout == "timm":
-        from .export_timm import export_timm as write
-    elif layout == "onnx":
+    if layout == "onnx":
         from .export_onnx import export_onnx as write
+    elif convnext:
+        from .checkpoints_convnext import writer
+
+        write = writer(layout)
+    elif layout == "timm":
+        from .export_timm import export_timm as write
+    else:
+        write = {"transformers": _export_transformers, "meta": _export_meta}[layout]
     write(backbone.config, tensors, beside, directory)
     return directory
 
@@ -184,23 +204,7 @@ def _export_transformers(config: Dinov3Config, tensors: dict, beside: dict, dire
             tensors.update({f"layer.{index}.layer_scale{i}.lambda1": ones.clone() for i in (1, 2)})
     local_norm = [name for name in tensors if name.startswith("local_cls_norm.")]
     beside = beside | {f"dinov3.{name}": tensors.pop(name) for name in local_norm}
-    directory.mkdir(parents=True, exist_ok=True)
-    stock_config = DINOv3ViTConfig(
-        **fields, architectures=["DINOv3ViTModel"], dtype=str(tensors["norm.weight"].dtype).removeprefix("torch.")
-    )
-    stock_config.save_pretrained(directory)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
-    processor = DINOv3ViTImageProcessor(size={"height": size[0], "width": size[1]}, do_convert_rgb=True)
-    processor.save_pretrained(directory)
-    if beside:
-        save_file(beside, directory / _HEADS_FILE, metadata={"format": "pt"})
-        parts = sorted({name.removeprefix("dinov3.").split(".")[0] for name in beside})
-        logger.warning_once(
-            f"A dinov3_vit directory has no place for {', '.join(parts)}: see {_HEADS_FILE} beside it."
-        )
-    else:
-        (directory / _HEADS_FILE).unlink(missing_ok=True)
+    write_stock(DINOv3ViTConfig(**fields, architectures=["DINOv3ViTModel"]), tensors, beside, directory)
 
 
 def _export_meta(config: Dinov3Config, tensors: dict, beside: dict, directory: Path) -> None:
@@ -364,29 +368,12 @@ def _build(model_class: type, tensors: dict, fields: dict, overrides: dict) -> n
         if name in told and value != fields[name]:
             raise ValueError(f"{name}={value} contradicts the checkpoint, which has {fields[name]}")
     with torch.device("meta"):
-        model = model_class(Dinov3Config(**{**fields, **overrides}))
+        model = model_class(model_class.config_class(**{**fields, **overrides}))
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise ValueError(" ".join(str(error).split())) from None
     return model.eval()
-
-
-def _read_state_dict(source: str | os.PathLike | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    if not isinstance(source, Mapping):
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint file {path}")
-        if path.suffix == ".safetensors":
-            source = load_file(path)
-        else:
-            source = torch.load(path, map_location="cpu", weights_only=True)
-    for name in ("teacher", "model", "state_dict"):
-        if isinstance(source, Mapping) and isinstance(source.get(name), Mapping):
-            source = source[name]
-    if not isinstance(source, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in source.values()):
-        raise ValueError("a checkpoint in Meta's layout is a flat mapping of names to tensors")
-    return source
 
 
 def _strip(source: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from .evaluation.windows import Windowed
 from .modeling_dinov3 import Dinov3Backbone, Dinov3Model
+from .modeling_dinov3_convnext import Dinov3ConvNextModel
 
 
 @torch.no_grad()
@@ -32,8 +33,10 @@ def dense_features(
         ValueError: images, windows or sizes that do not fit.
     """
     network = getattr(model, "dinov3", model)
-    if not isinstance(network, Dinov3Model) or isinstance(network, Dinov3Backbone):
-        raise ValueError(f"model: got a {type(model).__name__}, accepted: a Dinov3Model or a model around one")
+    if not isinstance(network, (Dinov3Model, Dinov3ConvNextModel)) or isinstance(network, Dinov3Backbone):
+        raise ValueError(
+            f"model: got a {type(model).__name__}, accepted: a Dinov3Model, a Dinov3ConvNextModel or a model around one"
+        )
     patch = network.config.patch_size
     if upsample not in (None, "image") and (len(upsample) != 2 or min(upsample) < 1):
         raise ValueError(f"upsample: got {upsample!r}, accepted: None, 'image' or (height, width) in pixels")

@@ -8,8 +8,10 @@ from torch.export import Dim, ExportedProgram
 from transformers.utils import logging
 
 from .configuration_dinov3 import Dinov3Config
+from .configuration_dinov3_convnext import Dinov3ConvNextConfig
 from .export_timm import summarise
 from .modeling_dinov3 import Dinov3Model
+from .modeling_dinov3_convnext import Dinov3ConvNextModel
 
 
 logger = logging.get_logger(__name__)
@@ -22,7 +24,7 @@ _MAX_BYTES_IN_GRAPH = 2**31 - 2**24
 class _Outputs(nn.Module):
     """Positional outputs: a graph has no named ones."""
 
-    def __init__(self, model: Dinov3Model):
+    def __init__(self, model: Dinov3Model | Dinov3ConvNextModel):
         super().__init__()
         self.model = model
 
@@ -32,7 +34,7 @@ class _Outputs(nn.Module):
 
 
 @torch.no_grad()
-def trace(model: Dinov3Model) -> ExportedProgram:
+def trace(model: Dinov3Model | Dinov3ConvNextModel) -> ExportedProgram:
     """Program of `model`, put into eval mode, for images [B,C,H,W] of any batch, at least two whole patches a side.
 
     It returns `last_hidden_state` [B,1+R+P,D], `pooler_output` [B,D] and `patch_tokens` [B,P,D];
@@ -46,7 +48,10 @@ def trace(model: Dinov3Model) -> ExportedProgram:
 
 
 def export_onnx(
-    config: Dinov3Config, tensors: dict[str, torch.Tensor], beside: dict[str, torch.Tensor], directory: Path
+    config: Dinov3Config | Dinov3ConvNextConfig,
+    tensors: dict[str, torch.Tensor],
+    beside: dict[str, torch.Tensor],
+    directory: Path,
 ) -> None:
     """Writes model.onnx of a backbone's `tensors` in fp32: input `pixel_values` [B,C,H,W], outputs as those of `trace`.
 
@@ -61,7 +66,7 @@ def export_onnx(
     except ModuleNotFoundError as error:
         raise ImportError(f"layout onnx needs {error.name}: pip install 'dinov3-hf[onnx]'") from None
     with torch.device("meta"):
-        model = Dinov3Model(config)
+        model = (Dinov3Model if isinstance(config, Dinov3Config) else Dinov3ConvNextModel)(config)
     model.load_state_dict(tensors, assign=True)
     model = model.float().eval()
     size = sum(parameter.nbytes for parameter in model.parameters())

@@ -161,7 +161,8 @@ def load_timm(name: str | os.PathLike) -> Dinov3Model:
 
 def left_out(names: Iterable[str]) -> list[str]:
     """Names of parameters that a layout for inference alone has no place for: mask token, local norm, heads."""
-    return [name for name in names if not re.match(r"(dinov3\.)?(embeddings\.(?!mask_token)|layer\.|norm\.)", name)]
+    kept = r"(dinov3\.)?(embeddings\.(?!mask_token)|(layer|norm|stages|layer_norm)\.)"
+    return [name for name in names if not re.match(kept, name)]
 
 
 def summarise(names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .checkpoints import load_backbone
 from .data.streams import find_image_column
 from .evaluation.features import check_image_size, undecoded, untrained_twin
 from .finetuning_adapters import (
@@ -18,7 +19,6 @@ from .finetuning_adapters import (
     export_merged,
     export_stock_adapter,
     freeze_patch_embedding,
-    load_backbone,
     mark_trainable,
     merge,
     save_adapter,

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from .checkpoints import export, load_model
-from .modeling_dinov3 import Dinov3ForImageClassification, Dinov3ForPreTraining, Dinov3Model
+from .checkpoints import export, load_backbone
+from .modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
 
 
 # Every linear layer of a block.
@@ -31,12 +31,6 @@ _SHAPE = (
     "num_register_tokens",
     "use_gated_mlp",
 )
-
-
-def load_backbone(name: str, field: str = "model") -> Dinov3Model:
-    """Load the backbone of anyone's weights, fp32; errors as `checkpoints.load_model`."""
-    loaded = load_model(name, field)
-    return loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded
 
 
 def backbone_of(model: nn.Module) -> tuple[str, Dinov3Model]:

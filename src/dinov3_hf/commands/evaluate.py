@@ -117,6 +117,9 @@ def evaluate_vision(settings: EvaluateArguments, processes: dict) -> tuple[list[
     splits = needed_splits(settings)
     model, provenance, preprocessing = load_model(settings)
     check_image_size(preprocessing.image_size, model.config.patch_size)
+    by_layer = sorted({"layers", "outliers"} & set(settings.task))
+    if by_layer and not hasattr(model.config, "num_hidden_layers"):
+        raise ValueError(f"task: got {by_layer[0]}, accepted: another one; the stages of a ConvNeXt share no width")
     store = FeatureStore(settings.cache_dir or Path(settings.output_dir) / "features", **processes)
     is_main = store.rank == 0
     bench = Bench(model, preprocessing, store, settings.batch_size, settings.seed, settings.controls, is_main)

@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from dinov3_hf.checkpoints import load_backbone
     from dinov3_hf.evaluation.results import format_table, write_results
     from dinov3_hf.finetuning import finetune
-    from dinov3_hf.finetuning_adapters import load_backbone
     from dinov3_hf.finetuning_recipe import FinetuneRecipe
     from dinov3_hf.training.recipe import recipe_from_flags
 

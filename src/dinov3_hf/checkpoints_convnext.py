@@ -1,0 +1,98 @@
+"""Weights of a DINOv3 ConvNeXt in the layouts of transformers and of Meta."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DINOv3ConvNextConfig, PreTrainedConfig
+
+from .checkpoints import _build
+from .configuration_dinov3 import _field_names
+from .configuration_dinov3_convnext import Dinov3ConvNextConfig
+from .modeling_dinov3_convnext import Dinov3ConvNextModel
+from .whole_weights import write_stock
+
+
+# Ours to Meta's, one after the other.
+_RENAMES = {
+    r"^stages\.(\d+)\.downsample_layers\.": r"downsample_layers.\1.",
+    r"^stages\.(\d+)\.layers\.": r"stages.\1.",
+    r"depthwise_conv": "dwconv",
+    r"pointwise_conv": "pwconv",
+    r"layer_norm": "norm",
+}
+
+
+def load_meta_convnext(source: Mapping[str, torch.Tensor], overrides: dict[str, Any]) -> Dinov3ConvNextModel:
+    """Model of a state dict in Meta's layout, which has a stem; widths and depths are read off the tensors.
+
+    Raises:
+        ValueError: tensors of another architecture, or an override that contradicts them.
+    """
+    source, fields = dict(source), _fields(source)
+    for kind in ("weight", "bias"):
+        twin = source.pop(_norm_of_stage(kind, len(fields["depths"])), None)
+        if twin is not None and not torch.equal(twin, source.get(f"norm.{kind}", twin)):
+            raise ValueError(f"not a DINOv3 ConvNeXt in Meta's layout: its two final norms differ in {kind}")
+    with torch.device("meta"):
+        names = Dinov3ConvNextModel(Dinov3ConvNextConfig(**fields)).state_dict()
+    tensors = {}
+    for name in names:
+        if _to_meta(name) not in source:
+            raise ValueError(f"not a DINOv3 ConvNeXt in Meta's layout: no {_to_meta(name)!r}")
+        tensors[name] = source.pop(_to_meta(name))
+    if source:
+        raise ValueError(f"not a DINOv3 ConvNeXt in Meta's layout: it also holds {', '.join(sorted(source)[:3])}")
+    return _build(Dinov3ConvNextModel, tensors, fields, overrides)
+
+
+def writer(layout: str) -> Callable[[Dinov3ConvNextConfig, dict, dict, Path], None]:
+    """Function that writes a backbone's tensors, and heads beside them, to a directory; ValueError for another layout."""
+    if layout not in _WRITERS:
+        raise ValueError(f"layout: got {layout!r}, accepted: {', '.join(_WRITERS)} or onnx for a ConvNeXt")
+    return _WRITERS[layout]
+
+
+def _export_transformers(config: Dinov3ConvNextConfig, tensors: dict, beside: dict, directory: Path) -> None:
+    names = _field_names(DINOv3ConvNextConfig) - _field_names(PreTrainedConfig)
+    fields = {name: getattr(config, name) for name in names}
+    fields |= {"architectures": ["DINOv3ConvNextModel"], "drop_path_rate": 0.0}
+    write_stock(DINOv3ConvNextConfig(**fields), tensors, beside, directory)
+
+
+def _export_meta(config: Dinov3ConvNextConfig, tensors: dict, beside: dict, directory: Path) -> None:
+    if beside:
+        raise ValueError(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in beside})}")
+    renamed = {_to_meta(name): tensor for name, tensor in tensors.items()}
+    for kind in ("weight", "bias"):
+        renamed[_norm_of_stage(kind, len(config.depths))] = renamed[f"norm.{kind}"]
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.save(renamed, directory / "model.pth")
+
+
+def _fields(source: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    convolutions = [source["downsample_layers.0.0.weight"]]
+    while (name := f"downsample_layers.{len(convolutions)}.1.weight") in source:
+        convolutions.append(source[name])
+    blocks = {tuple(name.split(".")[1:3]) for name in source if name.startswith("stages.")}
+    return {
+        "num_channels": convolutions[0].shape[1],
+        "hidden_sizes": [convolution.shape[0] for convolution in convolutions],
+        "depths": [sum(stage == str(index) for stage, _ in blocks) for index in range(len(convolutions))],
+    }
+
+
+def _to_meta(name: str) -> str:
+    for pattern, replacement in _RENAMES.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _norm_of_stage(kind: str, num_stages: int) -> str:
+    """Second name under which Meta keeps the final norm: as that of the last stage."""
+    return f"norms.{num_stages - 1}.{kind}"
+
+
+_WRITERS = {"transformers": _export_transformers, "meta": _export_meta}
