@@ -9,7 +9,7 @@ import torch
 from transformers import DINOv3ConvNextConfig, PreTrainedConfig
 
 from .checkpoints import _build
-from .configuration_dinov3 import _field_names
+from .configuration_dinov3 import field_names
 from .configuration_dinov3_convnext import Dinov3ConvNextConfig
 from .modeling_dinov3_convnext import Dinov3ConvNextModel
 from .whole_weights import write_stock
@@ -56,7 +56,7 @@ def writer(layout: str) -> Callable[[Dinov3ConvNextConfig, dict, dict, Path], No
 
 
 def _export_transformers(config: Dinov3ConvNextConfig, tensors: dict, beside: dict, directory: Path) -> None:
-    names = _field_names(DINOv3ConvNextConfig) - _field_names(PreTrainedConfig)
+    names = field_names(DINOv3ConvNextConfig) - field_names(PreTrainedConfig)
     fields = {name: getattr(config, name) for name in names}
     fields |= {"architectures": ["DINOv3ConvNextModel"], "drop_path_rate": 0.0}
     write_stock(DINOv3ConvNextConfig(**fields), tensors, beside, directory)

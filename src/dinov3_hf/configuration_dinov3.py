@@ -148,10 +148,7 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
     head_initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
-        for name in kwargs:
-            if name not in _TRANSFORMERS_KEYS:
-                nearest = difflib.get_close_matches(name, _field_names(type(self)), n=1, cutoff=0.0)[0]
-                raise TypeError(f"{type(self).__name__} has no field {name!r} (did you mean {nearest!r}?)")
+        refuse_unknown_fields(type(self), kwargs)
         rope_parameters = kwargs.pop("rope_parameters", None) or {}
         if rope_parameters.get("rope_type", "default") != "default":
             raise ValueError(f"rope_parameters: rope_type {rope_parameters['rope_type']!r} must be 'default'")
@@ -229,17 +226,28 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "Dinov3Config":
-        known = _field_names(cls) | _TRANSFORMERS_KEYS
-        unknown = sorted(set(config_dict) - known)
-        if unknown:
-            logger.warning_once(
-                f"{cls.__name__} ignores unknown fields of the stored configuration: {', '.join(unknown)}"
-            )
-        return super().from_dict({name: value for name, value in config_dict.items() if name in known}, **kwargs)
+        return super().from_dict(known_fields(cls, config_dict), **kwargs)
 
 
-def _field_names(cls: type) -> set[str]:
+def field_names(cls: type) -> set[str]:
+    """Names of a configuration's own fields."""
     return {field.name for field in fields(cls) if not field.name.startswith("_")}
+
+
+def refuse_unknown_fields(cls: type, given: dict[str, Any]) -> None:
+    """Raise TypeError, with the nearest name, for a field that neither the class nor transformers has."""
+    for name in given:
+        if name not in _TRANSFORMERS_KEYS:
+            nearest = difflib.get_close_matches(name, field_names(cls), n=1, cutoff=0.0)[0]
+            raise TypeError(f"{cls.__name__} has no field {name!r} (did you mean {nearest!r}?)")
+
+
+def known_fields(cls: type, stored: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a stored configuration is known; one warning names the rest."""
+    known = field_names(cls) | _TRANSFORMERS_KEYS
+    if unknown := sorted(set(stored) - known):
+        logger.warning_once(f"{cls.__name__} ignores unknown fields of the stored configuration: {', '.join(unknown)}")
+    return {name: value for name, value in stored.items() if name in known}
 
 
 __all__ = ["Dinov3Config", "SIZES"]

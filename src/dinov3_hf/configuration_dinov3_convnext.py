@@ -1,16 +1,12 @@
 """Configuration of the DINOv3 ConvNeXt."""
 
-import difflib
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.dinov3_convnext.configuration_dinov3_convnext import DINOv3ConvNextConfig
-from transformers.utils import logging
 
-from .configuration_dinov3 import _TRANSFORMERS_KEYS, _field_names
+from .configuration_dinov3 import known_fields, refuse_unknown_fields
 
-
-logger = logging.get_logger(__name__)
 
 # The published family (DINOv3, section 7.2): the ConvNeXt paper's T, S, B and L.
 CONVNEXT_SIZES: dict[str, dict[str, Any]] = {
@@ -43,10 +39,7 @@ class Dinov3ConvNextConfig(DINOv3ConvNextConfig):
     model_type = "dinov3_hf_convnext"
 
     def __post_init__(self, **kwargs):
-        for name in kwargs:
-            if name not in _TRANSFORMERS_KEYS:
-                nearest = difflib.get_close_matches(name, _field_names(type(self)), n=1, cutoff=0.0)[0]
-                raise TypeError(f"{type(self).__name__} has no field {name!r} (did you mean {nearest!r}?)")
+        refuse_unknown_fields(type(self), kwargs)
         super().__post_init__(**kwargs)
         self._check()
 
@@ -98,13 +91,7 @@ class Dinov3ConvNextConfig(DINOv3ConvNextConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "Dinov3ConvNextConfig":
-        known = _field_names(cls) | _TRANSFORMERS_KEYS
-        unknown = sorted(set(config_dict) - known)
-        if unknown:
-            logger.warning_once(
-                f"{cls.__name__} ignores unknown fields of the stored configuration: {', '.join(unknown)}"
-            )
-        return super().from_dict({name: value for name, value in config_dict.items() if name in known}, **kwargs)
+        return super().from_dict(known_fields(cls, config_dict), **kwargs)
 
 
 __all__ = ["CONVNEXT_SIZES", "Dinov3ConvNextConfig"]

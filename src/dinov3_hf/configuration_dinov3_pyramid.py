@@ -1,8 +1,5 @@
 """Configuration of the pyramid of feature maps around a DINOv3 vision transformer."""
 
-import difflib
-from dataclasses import fields
-
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -10,7 +7,7 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_dinov3 import _TRANSFORMERS_KEYS, Dinov3Config
+from .configuration_dinov3 import Dinov3Config, refuse_unknown_fields
 
 
 @strict
@@ -36,11 +33,7 @@ class Dinov3PyramidConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        known = [field.name for field in fields(type(self)) if not field.name.startswith("_")]
-        for name in kwargs:
-            if name not in _TRANSFORMERS_KEYS:
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise TypeError(f"{type(self).__name__} has no field {name!r} (did you mean {nearest!r}?)")
+        refuse_unknown_fields(type(self), kwargs)
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
         self._check()
