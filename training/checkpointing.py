@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from .arguments import RunArguments
+from .sharding import place_in_group
 
 
 STATE_FILE = "state.json"
@@ -50,17 +51,28 @@ def checkpoint_tensors(objective: torch.nn.Module, optimizer: torch.optim.AdamW)
     return {name: tensor.view(1) if tensor.ndim == 0 else tensor for name, tensor in tensors.items()}
 
 
+def checkpoint_parts(objective: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, dict]:
+    """Return the tensors of a run by part, each a folder of its own: one without a name, or those of `part_of`."""
+    part_of, parts = getattr(objective, "part_of", lambda name: ""), {}
+    for name, tensor in checkpoint_tensors(objective, optimizer).items():
+        parts.setdefault(part_of(name.partition(".")[2]), {})[name] = tensor
+    return parts
+
+
 class Checkpoints:
     """Save and resume one run.
 
-    A checkpoint holds `tensors/` (torch's distributed checkpoint in safetensors files: each process writes its shards,
-    any number of processes reads them), `state.json`, one `loader_RANK.pt` a process, and `model/`, the usable export.
+    A checkpoint holds `tensors/` (torch's distributed checkpoint in safetensors files, a folder for each part: each
+    process writes its shards, any number of processes reads them), `state.json`, one `loader_RANK.pt` a process, and `model/`,
+    the usable export.
     """
 
     def __init__(self, run: RunArguments, accelerator: Accelerator, objective, optimizer):
         self.run, self.accelerator, self.objective, self.optimizer = run, accelerator, objective, optimizer
         self.output_dir = Path(run.output_dir)
-        self.alone = accelerator.num_processes == 1
+        # Parts are written and read by the processes that train them.
+        group = getattr(objective, "group", None)
+        self.distribution = {"process_group": group, "no_dist": place_in_group(objective)[1] == 1}
 
     def last_good(self) -> str:
         """Say which checkpoint a run can go on from."""
@@ -79,9 +91,12 @@ class Checkpoints:
             return state, build_loader(0, 0)
         path = found[-1]
         state = json.loads((path / STATE_FILE).read_text())
-        reader = HuggingFaceStorageReader(str(path / TENSORS))
-        with quiet():
-            dcp.load(checkpoint_tensors(self.objective, self.optimizer), storage_reader=reader, no_dist=self.alone)
+        for part, tensors in checkpoint_parts(self.objective, self.optimizer).items():
+            if not any((path / TENSORS / part).glob("*.safetensors")):
+                raise FileNotFoundError(f"resume: {path} has no part {part!r}, accepted: what the run trained before")
+            with quiet():
+                reader = HuggingFaceStorageReader(str(path / TENSORS / part))
+                dcp.load(tensors, storage_reader=reader, **self.distribution)
         # The loader counts from where these readers began: the run's start, or the last change of readers.
         loader = build_loader(*state["start"])
         if state["readers"] == loader.readers:
@@ -111,9 +126,10 @@ class Checkpoints:
                 partial.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             export(partial / "model")
-            writer = HuggingFaceStorageWriter(str(partial / TENSORS), save_distributed=True)
-            with quiet():
-                dcp.save(checkpoint_tensors(self.objective, self.optimizer), storage_writer=writer, no_dist=self.alone)
+            for part, tensors in checkpoint_parts(self.objective, self.optimizer).items():
+                writer = HuggingFaceStorageWriter(str(partial / TENSORS / part), save_distributed=True)
+                with quiet():
+                    dcp.save(tensors, storage_writer=writer, **self.distribution)
             file = partial / f"loader_{self.accelerator.process_index:05d}.pt"
             write(file, lambda handle: torch.save(loader.state_dict(), handle))
             self.accelerator.wait_for_everyone()

@@ -20,6 +20,8 @@ from .masking import draw_masks
 
 # Streams of random numbers of crops and of crop sizes, apart from those of masks under the same seed.
 CROPS, CROP_SIZES = 0xC209, 0x512E
+# What masks of one of several grids are called, before its patch size.
+MASKS = "masks_"
 # Share of bad images is judged from this many images read on.
 MIN_READ = 100
 
@@ -149,8 +151,18 @@ class TrainingBatches(StreamBatches):
         generators = [np.random.default_rng([self.seed, CROPS, step, place]) for place in places]
         multi_crop = self._multi_crop(step)
         global_crops, local_crops, gram_crops = multi_crop(examples, generators)
+        own = {"local_crops": local_crops, "gram_crops": gram_crops}
+        batch = {"global_crops": global_crops} | self.masks(global_crops, places, step)
+        return batch | {name: pixels for name, pixels in own.items() if pixels is not None}
+
+    def masks(self, global_crops: torch.Tensor, places: range, step: int) -> dict[str, torch.Tensor]:
+        """Return the masks of a batch by name."""
+        return {"masks": self.draw_masks(global_crops, places, step, self.patch_size)}
+
+    def draw_masks(self, global_crops: torch.Tensor, places: range, step: int, patch_size: int) -> torch.Tensor:
+        """Draw masks [2, B, P] for the grid of a patch size."""
         masks = draw_masks(
-            (global_crops.shape[-2] // self.patch_size, global_crops.shape[-1] // self.patch_size),
+            (global_crops.shape[-2] // patch_size, global_crops.shape[-1] // patch_size),
             len(global_crops),
             self.batch_size * self.world_size,
             step,
@@ -160,9 +172,7 @@ class TrainingBatches(StreamBatches):
             places.start,
             places.stop,
         )
-        batch = {"global_crops": global_crops, "masks": torch.from_numpy(masks)}
-        own = {"local_crops": local_crops, "gram_crops": gram_crops}
-        return batch | {name: pixels for name, pixels in own.items() if pixels is not None}
+        return torch.from_numpy(masks)
 
     def _multi_crop(self, step: int) -> MultiCrop:
         """Return the crops of a step: one of the sets of sizes, the same on every process."""
@@ -173,6 +183,22 @@ class TrainingBatches(StreamBatches):
         if self.has_gram_crops and step >= self.gram_start:
             return sets[chosen]
         return MultiCrop(sets[chosen].crops)
+
+
+class DistillationBatches(TrainingBatches):
+    """Batches of distillation: masks_S [2, B, P_S] for each patch size S of a student, in place of masks.
+
+    The masks of a grid are drawn by themselves, whatever other grids there are: a student's do not depend on its
+    company. With `masked` False they are true everywhere: all patches are compared.
+    """
+
+    def __init__(self, *place, patch_sizes: list[int], masked: bool, **options):
+        super().__init__(*place, **options)
+        self.patch_sizes, self.masked = patch_sizes, masked
+
+    def masks(self, global_crops: torch.Tensor, places: range, step: int) -> dict[str, torch.Tensor]:
+        masks = {size: self.draw_masks(global_crops, places, step, size) for size in self.patch_sizes}
+        return {MASKS + str(size): mask if self.masked else torch.ones_like(mask) for size, mask in masks.items()}
 
 
 def one_thread(worker: int) -> None:

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from dinov3_hf import Dinov3ForPreTraining
 from dinov3_hf.data.decoding import decode_image
 from dinov3_hf.evaluation.features import Preprocessing, check_column, undecoded
 from dinov3_hf.evaluation.knn import knn_classify
@@ -137,8 +136,8 @@ class OnlineProbe:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return knn (top-1 with k = 10, 0..1), rankme and cls_patch_cosine of a model, usually the EMA teacher.
 
-        `model` is a `Dinov3Model`, or a `Dinov3ForPreTraining`, which a sharded run has to enter whole (on every
-        process). It computes in eval mode without gradients and is left in the mode it was in, as is torch's
+        `model` is a backbone, or a network with heads around one (`Dinov3ForPreTraining`, a student of distillation),
+        which a sharded run has to enter whole (on every process). It computes in eval mode without gradients and is left in the mode it was in, as is torch's
         generator.
         """
         parameter = next(model.parameters())
@@ -171,7 +170,7 @@ class OnlineProbe:
 
 def _features(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the class tokens [B, D] and patch tokens [B, P, D] of images [B, 3, S, S]."""
-    if isinstance(model, Dinov3ForPreTraining):
+    if hasattr(model, "dino_head"):
         output = model(pixel_values[None])
         return output.cls_tokens[0], output.patch_tokens[0]
     output = model(pixel_values)

@@ -4,21 +4,25 @@ The order of a step is the paper's: schedules, forward, backward, clip each netw
 `after_step` (the teacher's moving average).
 """
 
+import contextlib
 import math
 import signal
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from .arguments import OptimizationArguments, RunArguments
 from .checkpointing import Checkpoints
 from .monitor import Monitor
-from .sharding import compute_precision, distribute, set_gradient_sync
+from .sharding import compute_precision, distribute, place_in_group, set_gradient_sync
 
 
 MAX_NON_FINITE_STEPS = 3
@@ -40,6 +44,10 @@ class NonFiniteLoss(RuntimeError):
     """Several losses in a row were not finite."""
 
 
+class LostProcess(RuntimeError):
+    """Another process of the run is gone."""
+
+
 class StopRequest:
     """Turn SIGTERM and SIGINT into a request that the loop answers between two steps; a second one stops at once."""
 
@@ -56,6 +64,21 @@ class StopRequest:
     def __exit__(self, *error):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def name_lost_process(state: dict, checkpoints: Checkpoints):
+    """Turn the error of a collective whose other end is gone into one line: `LostProcess`."""
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's errors have a type; gloo's are plain, with its source file in front.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise LostProcess(
+            f"a process of the run was lost in step {state['step']} ({str(error).strip().splitlines()[0]}); "
+            f"{checkpoints.last_good()}; start all processes again with --resume"
+        ) from error
 
 
 def build_optimizer(groups: list[dict], betas: list[float]) -> torch.optim.AdamW:
@@ -98,11 +121,13 @@ def train(
     `build_groups()` gives the optimizer's parameter groups, once the networks are where they stay; `build_loader(step,
     epoch)` a stateful loader whose batches begin there; `schedules.values_at(step)` the numbers of a step; `export`
     writes the usable model, with the run's state and last metrics, into the folder it is given; `probe()` measures the
-    features, at the start and every `run.probe_every` steps; `alarm.check(line)` gives sentences on what goes wrong. Raises `NonFiniteLoss` after three non-finite losses in a row.
+    features, at the start and every `run.probe_every` steps; `alarm.check(line)` gives sentences on what goes wrong.
+    Raises `NonFiniteLoss` after three non-finite losses in a row, and `LostProcess` when another process is gone.
     """
     device, accumulation = accelerator.device, optimization.gradient_accumulation_steps
     float8 = compute_precision(run.mixed_precision) == "fp8"
     module = distribute(objective, accelerator, run.activation_checkpointing, float8)
+    place, companions = place_in_group(objective)
     optimizer = build_optimizer(build_groups(), optimization.adam_betas)
     checkpoints = Checkpoints(run, accelerator, objective, optimizer)
     state, loader = checkpoints.resume(build_loader)
@@ -125,17 +150,18 @@ def train(
         checkpoints.save(state, loader, lambda folder: export(folder, state, last_metrics))
 
     window_start, window_images, stopping = time.perf_counter(), 0, False
-    with StopRequest() as stop, bar:
+    with StopRequest() as stop, bar, name_lost_process(state, checkpoints):
         while state["step"] < optimization.steps and not stopping:
             step = state["step"]
             # Drop path and RoPE augmentation draw from torch's generator: seeding it by step makes a resume exact.
-            torch.manual_seed(run.seed * 1_000_003 + step + (accelerator.process_index << 40))
+            torch.manual_seed(run.seed * 1_000_003 + step + (place << 40))
             values = schedules.values_at(step)
             set_rates(optimizer, values)
             objective.before_step(step)
             optimizer.zero_grad(set_to_none=True)
-            # The sums that all processes agree on: the loss, images read, bad images, and who was asked to stop.
-            sums = torch.zeros(4, dtype=torch.float64)
+            # The sums that all processes agree on: the loss (a mean over those that train the same networks), images
+            # read, bad images, who was asked to stop, and gradients that are not finite.
+            sums = torch.zeros(5, dtype=torch.float64)
             for part in range(accumulation):
                 batch = next(batches)
                 for example in batch["bad_examples"][: max(0, SHOWN_BAD_IMAGES - state["bad_images"])]:
@@ -148,15 +174,17 @@ def train(
                 set_gradient_sync(module, objective, part == accumulation - 1)
                 with accelerator.autocast():
                     output = module(tensors, values)
-                sums += torch.tensor([output.loss.item() / accumulation, batch["images_read"], batch["bad_images"], 0])
+                share = output.loss.item() / accumulation / companions
+                sums[:3] += torch.tensor([share, batch["images_read"], batch["bad_images"]])
                 (output.loss / accumulation).backward()
+            norms = clip_gradients(networks, optimization.clip_grad_norm)
             sums[3] = float(stop.received is not None)
+            sums[4] = sum(not math.isfinite(norm.item()) for norm in norms.values())
             sums = accelerator.reduce(sums.to(device), "sum").tolist()
-            loss, stopping = sums[0] / accelerator.num_processes, sums[3] > 0
+            loss, stopping = sums[0], sums[3] > 0
             state["images_read"] += int(sums[1])
             state["bad_images"] += int(sums[2])
-            norms = clip_gradients(networks, optimization.clip_grad_norm) if math.isfinite(loss) else {}
-            if math.isfinite(loss) and all(math.isfinite(norm.item()) for norm in norms.values()):
+            if math.isfinite(loss) and not sums[4]:
                 optimizer.step()
                 objective.after_step(step, values)
                 non_finite = 0
@@ -174,14 +202,14 @@ def train(
                 now = time.perf_counter()
                 speed = window_images * accelerator.num_processes / (now - window_start)
                 window_start, window_images = now, 0
-                metrics = average(output.metrics, accelerator)
-                norms = {f"grad_norm_{name}": norm.item() for name, norm in norms.items()}
-                last_metrics = {"loss": loss, **metrics, **norms, **values}
+                norms = {f"grad_norm_{name}": norm for name, norm in norms.items()}
+                metrics = average(output.metrics | norms)
+                last_metrics = {"loss": loss, **metrics, **values}
                 if probe is not None and (state["step"] % run.probe_every == 0 or is_last):
                     measured = probe()
                     last_metrics |= measured
-                    if "knn" in measured:
-                        last_metrics["knn_drift"] = measured["knn"] - state["first_probe"]["knn"]
+                    for name in (name for name in measured if name.endswith("knn")):
+                        last_metrics[f"{name}_drift"] = measured[name] - state["first_probe"][name]
                 last_metrics |= {"images_read": state["images_read"], "bad_images": state["bad_images"]}
                 for sentence in monitor.log(state["step"], last_metrics | {"images_per_second": speed}):
                     state["alarms"] = [*state.get("alarms", []), sentence]
@@ -205,9 +233,8 @@ def train(
     return RunResult(state["step"], state["images_read"], state["bad_images"], finished)
 
 
-def average(metrics: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Return the mean of each metric over all processes."""
-    if not metrics:
-        return {}
-    means = accelerator.reduce(torch.stack([value.detach().float() for value in metrics.values()]), "mean")
-    return dict(zip(metrics, means.tolist(), strict=True))
+def average(metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return the mean of each metric over the processes that have it."""
+    gathered = gather_object([{name: value.item() for name, value in metrics.items()}])
+    names = dict.fromkeys(name for found in gathered for name in found)
+    return {name: statistics.fmean(found[name] for found in gathered if name in found) for name in names}

@@ -23,6 +23,8 @@ MEASURES = {
     "ibot": "patch loss",
     "koleo": "KoLeo: minus the mean log distance to the nearest neighbour in the batch",
     "gram": "Gram loss",
+    "cls": "distance of the class token to the teacher's",
+    "patch": "distance of the patch tokens to the teacher's",
     "prototype_usage": "share of prototypes in use",
     "assignment_entropy": "entropy of an image's assignment / ln K",
     "knn": "k-NN top-1 on the held-out probe (k = 10, cosine)",
@@ -43,7 +45,7 @@ image_feature = output.pooler_output  # [1, {width}]
 patch_features = output.last_hidden_state[:, {prefix}:]  # [1, patches, {width}], row by row
 ```
 
-`dinov3_hf.Dinov3Model.from_pretrained(name)` (package `dinov3-hf`) loads it too; its output has `patch_tokens`."""
+`dinov3_hf.{name}.from_pretrained(name)` (package `dinov3-hf`) loads it too; its output has `patch_tokens`."""
 
 HEADS = """`heads.safetensors` holds what such a directory has no place for: {parts}. To get the whole
 pretraining network back (from a local folder):
@@ -56,12 +58,18 @@ network = load_pretraining("path/to/this/folder")  # network.dinov3, network.din
 
 
 def write_model_card(
-    directory: str | Path, recipe: dict, state: dict, metrics: dict | None, versions: dict[str, str]
+    directory: str | Path,
+    recipe: dict,
+    state: dict,
+    metrics: dict | None,
+    versions: dict[str, str],
+    teacher: str | None = None,
 ) -> Path:
-    """Write README.md for the hub beside an exported `dinov3_vit` model and return its path.
+    """Write README.md for the hub beside an exported stock model and return its path.
 
     `recipe` is the flat recipe; `state` has step, images_read, bad_images and, if there were any, alarms (sentences);
-    `metrics` is the last line of metrics, None where nothing was measured; `versions` are those of the libraries. The
+    `metrics` is the last line of metrics, None where nothing was measured; `versions` are those of the libraries;
+    `teacher` has the weights that a distilled model learned from. The
     same arguments give the same text. Absolute paths are cut to their last part. Raises FileNotFoundError where the
     directory holds no exported model.
     """
@@ -72,7 +80,7 @@ def write_model_card(
     config = json.loads((directory / "config.json").read_text())
     start = recipe.get("init_from")
     sources = [recipe["data"]] if isinstance(recipe["data"], str) else list(recipe["data"])
-    base_models = _base_models(start)
+    base_models = list(dict.fromkeys(name for weights in (start, teacher) for name in _base_models(weights)))
     data = ModelCardData(
         # No licence: whoever publishes the weights has to choose it.
         library_name="transformers",
@@ -86,13 +94,25 @@ def write_model_card(
     beside = directory / "heads.safetensors"
     heads = _shapes(beside) if beside.is_file() else {}
     origin = f"going on from `{_public(start)}`" if start else "from random weights"
+    paper = "[DINOv3](https://arxiv.org/abs/2508.10104)'s"
+    how = f"Pretrained {origin}, without labels, on {_sources(sources, recipe)}, with {paper} self-distillation"
+    average = "EMA teacher's"
+    if teacher:
+        how = f"Distilled from `{_public(teacher)}`, {origin}, without labels, on {_sources(sources, recipe)}"
+        how, average = (
+            f"{how}, with {paper} distillation of one teacher into several students",
+            "student's moving average's",
+        )
+    convnext = "depths" in config
+    width, prefix = (
+        (config["hidden_sizes"][-1], 1) if convnext else (config["hidden_size"], 1 + config["num_register_tokens"])
+    )
+    kind, name = ("ConvNeXt", "Dinov3ConvNextModel") if convnext else ("vision transformer", "Dinov3Model")
     sections = [
-        f"# DINOv3 vision transformer, {parameters / 1e6:.2f}M parameters",
-        f"Pretrained {origin}, without labels, on {_sources(sources, recipe)}, with "
-        "[DINOv3](https://arxiv.org/abs/2508.10104)'s self-distillation, by `dinov3-hf`. The weights are those of the "
-        "EMA teacher's backbone.",
+        f"# DINOv3 {kind}, {parameters / 1e6:.2f}M parameters",
+        f"{how}, by `dinov3-hf`. The weights are those of the {average} backbone.",
         "## Load it",
-        LOADING.format(width=config["hidden_size"], prefix=1 + config["num_register_tokens"]),
+        LOADING.format(width=width, prefix=prefix, name=name),
         *_heads(heads),
         "## Architecture",
         markdown([("", ""), *_architecture(config, parameters)]),
@@ -105,7 +125,7 @@ def write_model_card(
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(recipe, state, metrics)),
         "## Licence",
-        _licence(start, base_models, recipe),
+        _licence(start, base_models, recipe, teacher),
     ]
     path = directory / "README.md"
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(path)
@@ -172,6 +192,14 @@ def _heads(shapes: dict[str, list[int]]) -> list[str]:
 
 
 def _architecture(config: dict, parameters: int) -> list[tuple[str, str]]:
+    if "depths" in config:
+        return [
+            ("parameters", f"{parameters:,}"),
+            ("widths of the stages", ", ".join(map(str, config["hidden_sizes"]))),
+            ("blocks of the stages", ", ".join(map(str, config["depths"]))),
+            ("patch", f"{2 ** (len(config['depths']) + 1)} pixels a side, the stride of the last stage"),
+            ("image size", f"{config['image_size']} pixels; any multiple of the patch works"),
+        ]
     gated = "SwiGLU" if config["use_gated_mlp"] else config["hidden_act"].upper()
     return [
         ("parameters", f"{parameters:,}"),
@@ -225,7 +253,7 @@ def _limits(recipe: dict, state: dict, metrics: dict | None) -> list[str]:
     limits = [f"An alarm of the run at {alarm}" for alarm in state.get("alarms", [])]
     if state["step"] < recipe["steps"]:
         limits.append("The run was not finished: this is a checkpoint on its way, its schedules cut short.")
-    if not recipe.get("init_from"):
+    if not recipe.get("init_from") and not recipe.get("teacher"):
         limits.append(
             f"All that these weights know comes from {state['images_read'] - state['bad_images']:,} images, counted "
             "above; the published pretraining (7B) is a million steps of 4,096 images."
@@ -248,11 +276,11 @@ def _side(recipe: dict) -> str:
     return " or ".join(str(int(side)) for side in sides)
 
 
-def _licence(start: str | None, base_models: list[str], recipe: dict) -> str:
+def _licence(start: str | None, base_models: list[str], recipe: dict, teacher: str | None = None) -> str:
     lines = [
         "This card sets no licence for the weights: nobody but whoever publishes them can, in keeping with the terms "
         "of the training images"
-        + (" and of the weights they derive from" if start else "")
+        + (" and of the weights they derive from" if start or teacher else "")
         + ". Add `license:` to the header. (The code of `dinov3-hf`, Apache-2.0, does not decide it.)"
     ]
     if start:
@@ -261,6 +289,11 @@ def _licence(start: str | None, base_models: list[str], recipe: dict) -> str:
         lines.append(
             f"**These weights derive from `{_public(start)}`{through}: its licence applies to them.** Checkpoints "
             "published by Meta come under the DINOv3 License: read what it asks of derivatives."
+        )
+    if teacher:
+        lines.append(
+            f"Their teacher was `{_public(teacher)}`: see whether its licence covers what is distilled from it (that "
+            "of Meta's checkpoints, the DINOv3 License, speaks of derivatives)."
         )
     if recipe.get("gram_checkpoint"):
         lines.append(

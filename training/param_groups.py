@@ -29,8 +29,8 @@ def parameter_groups(model: nn.Module, layerwise_decay: float, patch_embed_lr_mu
         lr_multiplier = layerwise_decay ** (blocks + 1 - depth)
         if "patch_embeddings." in name:
             lr_multiplier *= patch_embed_lr_mult
-        undecayed = name.endswith(".bias") or "norm" in name or "layer_scale" in name
-        wd_multiplier = 0.0 if undecayed else 1.0
+        # Tokens have three dimensions; biases, norms and layer scales, and nothing else, have one.
+        wd_multiplier = 0.0 if parameter.ndim < 2 else 1.0
         key = (lr_multiplier, wd_multiplier, "last_layer" in name, "_head." not in name)
         kinds = ("lr_multiplier", "wd_multiplier", "is_last_layer", "is_backbone")
         group = groups.setdefault(key, {"params": [], "names": [], **dict(zip(kinds, key, strict=True))})

@@ -28,6 +28,8 @@ FREE_ON_RESUME = {
         "report_to",
     ),
     *("probe_every", "activation_checkpointing", "num_workers", "batch_size", "gradient_accumulation_steps"),
+    # Of a distillation: each student has its own part of a checkpoint.
+    *("students", "group_sizes"),
 }
 
 
@@ -75,6 +77,14 @@ def versions() -> dict[str, str]:
     }
 
 
+def open_sources(data: DataArguments) -> list:
+    """Open every source of images, undecoded and without other columns."""
+    from dinov3_hf.data.streams import load_source
+
+    options = {"streaming": data.streaming, "image_column": data.image_column, "num_images": data.num_images}
+    return [load_source(source, data.split, columns=[], **options) for source in data.data]
+
+
 def probe_source(data) -> str | None:
     """Return where held-out rows come from: as the recipe says, the scenes when training on scenes, else nowhere."""
     return data.probe_data or ("scenes" if data.data[0].split(":")[0] == "scenes" else None)
@@ -102,8 +112,6 @@ def pretrain(recipe: PretrainRecipe):
     import torch
     from transformers import DINOv3ViTImageProcessor
 
-    from dinov3_hf.data.streams import load_source
-
     from .collate import TrainingBatches, make_loader
     from .health import CollapseAlarm
     from .initialization import build_gram_teacher, build_student
@@ -115,17 +123,7 @@ def pretrain(recipe: PretrainRecipe):
     from .sharding import build_accelerator
 
     model, data, crops, optimization, run = recipe.model, recipe.data, recipe.crops, recipe.optimization, recipe.run
-    rows = [
-        load_source(
-            source,
-            data.split,
-            streaming=data.streaming,
-            image_column=data.image_column,
-            num_images=data.num_images,
-            columns=[],
-        )
-        for source in data.data
-    ]
+    rows = open_sources(data)
     accelerator = build_accelerator(run)
     torch.manual_seed(run.seed)
     student, heads_are_new = build_student(model, crops)

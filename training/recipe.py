@@ -49,9 +49,16 @@ def _text(value) -> str:
     return value
 
 
+def _whole(value) -> int:
+    if type(value) is not int:
+        raise TypeError(value)
+    return value
+
+
 # Element types of the lists that fields take: how one is read, and what the list is called.
 LISTS = {
     float: (float, "list of numbers"),
+    int: (_whole, "list of whole numbers"),
     str: (_text, "list of texts"),
     list[int]: (lambda item: [int(number) for number in _list(item)], "list of lists of whole numbers"),
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -28,6 +29,61 @@ class ObjectiveOutput:
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor]
+
+
+def prototype_losses(
+    student,
+    patch_logits: torch.Tensor,
+    image_targets: torch.Tensor,
+    patch_targets: torch.Tensor,
+    masks: torch.Tensor,
+    arguments: ObjectiveArguments,
+    local_weight: float,
+    group: dist.ProcessGroup | None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the weighted sum of image loss, patch loss and KoLeo, its parts, and the health of the assignments.
+
+    `student` has dino_logits_global [G, B, K], dino_logits_local [L, B, K] or None, and cls_tokens [G, B, D]; its
+    `patch_logits` and the `patch_targets` [M, K] lie where `masks` [G, B, P] are true; `image_targets` [G, B, K].
+    """
+    num_global, batch_size = masks.shape[:2]
+    num_local = 0 if student.dino_logits_local is None else len(student.dino_logits_local)
+    temperature = arguments.student_temperature
+    dino_global = dino_loss(student.dino_logits_global, image_targets, temperature, arguments.ignore_diagonal)
+    dino_local = dino_global.new_zeros(())
+    if num_local:
+        dino_local = dino_loss(student.dino_logits_local, image_targets, temperature)
+    # Each part counts by its number of (student, teacher) pairs.
+    global_pairs = num_global * (num_global - 1 if arguments.ignore_diagonal else num_global)
+    local_pairs = num_global * num_local
+    local_share = local_pairs / (local_pairs + global_pairs)
+    dino = local_share * local_weight * dino_local + (1 - local_share) * dino_global
+
+    ibot = ibot_loss(patch_logits, patch_targets, mask_weights(masks), num_global * batch_size, temperature)
+    koleo = mean_koleo(student.cls_tokens, arguments, group)
+    loss = arguments.dino_weight * dino + arguments.ibot_weight * ibot
+    loss = loss + arguments.koleo_weight * num_global * koleo
+    parts = {"dino_global": dino_global, "dino_local": dino_local, "koleo": koleo, "ibot": ibot}
+    with torch.no_grad():
+        assignments = (student.dino_logits_global.flatten(0, 1).float() / temperature).softmax(dim=-1)
+        parts["prototype_usage"] = prototype_usage(assignments, group)
+        parts["assignment_entropy"] = assignment_entropy(assignments)
+        parts["teacher_entropy"] = assignment_entropy(image_targets.flatten(0, 1))
+    return loss, parts
+
+
+def mask_weights(masks: torch.Tensor) -> torch.Tensor:
+    """Return for each masked patch [M] of masks [G, B, P] one over the number of masked patches of its crop."""
+    return (1 / masks.sum(dim=-1, keepdim=True).clamp(min=1)).expand(masks.shape)[masks]
+
+
+def mean_koleo(
+    cls_tokens: torch.Tensor, arguments: ObjectiveArguments, group: dist.ProcessGroup | None
+) -> torch.Tensor:
+    """Return the mean over crops of the KoLeo loss of class tokens [G, B, D]."""
+    group = group if arguments.koleo_distributed else None
+    size = arguments.koleo_group_size
+    return torch.stack([koleo_loss(crop, arguments.koleo_topk, size, group) for crop in cls_tokens]).mean()
 
 
 class SelfDistillation(nn.Module):
@@ -126,40 +182,19 @@ class SelfDistillation(nn.Module):
         `batch`: global_crops [G, B, 3, H, W], local_crops [L, B, 3, h, w] (absent without local crops), masks
         [G, B, P]; `values`: teacher_temperature and local_weight of this step.
         """
-        arguments, masks = self.arguments, batch["masks"]
+        masks = batch["masks"]
         image_targets, patch_targets, teacher = self.targets(batch, values["teacher_temperature"])
         student = self.student(batch["global_crops"], batch.get("local_crops"), masks)
-        num_global, batch_size = masks.shape[:2]
-        num_local = 0 if student.dino_logits_local is None else len(student.dino_logits_local)
-
-        temperature = arguments.student_temperature
-        dino_global = dino_loss(student.dino_logits_global, image_targets, temperature, arguments.ignore_diagonal)
-        dino_local = dino_global.new_zeros(())
-        if num_local:
-            dino_local = dino_loss(student.dino_logits_local, image_targets, temperature)
-        # Each part counts by its number of (student, teacher) pairs.
-        global_pairs = num_global * (num_global - 1 if arguments.ignore_diagonal else num_global)
-        local_pairs = num_global * num_local
-        local_share = local_pairs / (local_pairs + global_pairs)
-        dino = local_share * values["local_weight"] * dino_local + (1 - local_share) * dino_global
-
-        weights = (1 / masks.sum(dim=-1, keepdim=True).clamp(min=1)).expand(masks.shape)[masks]
-        ibot = ibot_loss(student.ibot_logits, patch_targets, weights, num_global * batch_size, temperature)
-
-        group = self.process_group if arguments.koleo_distributed else None
-        size = arguments.koleo_group_size
-        koleo = torch.stack(
-            [koleo_loss(crop, arguments.koleo_topk, size, group) for crop in student.cls_tokens]
-        ).mean()
-
-        loss = arguments.dino_weight * dino + arguments.ibot_weight * ibot
-        loss = loss + arguments.koleo_weight * num_global * koleo
-        parts = {"dino_global": dino_global, "dino_local": dino_local, "koleo": koleo, "ibot": ibot}
-        with torch.no_grad():
-            assignments = (student.dino_logits_global.flatten(0, 1).float() / temperature).softmax(dim=-1)
-            parts["prototype_usage"] = prototype_usage(assignments, self.process_group)
-            parts["assignment_entropy"] = assignment_entropy(assignments)
-            parts["teacher_entropy"] = assignment_entropy(image_targets.flatten(0, 1))
+        loss, parts = prototype_losses(
+            student,
+            student.ibot_logits,
+            image_targets,
+            patch_targets,
+            masks,
+            self.arguments,
+            values["local_weight"],
+            self.process_group,
+        )
         if values.get("gram_weight", 0) > 0:
             parts["gram"] = self._gram_loss(batch, student.patch_tokens, teacher.patch_tokens)
             loss = loss + values["gram_weight"] * parts["gram"]

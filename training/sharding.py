@@ -7,7 +7,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend, FullyShardedDataParallelPlugin
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -64,8 +64,10 @@ def distribute(
     """Put an objective's networks on the device, over all processes; returns the module to call for the loss.
 
     Every direct child of the objective is a network that is entered through its own `__call__`: under FSDP2 its blocks
-    are sharded one by one, then the network. Trained networks recompute their blocks' activations when asked; all
-    blocks are compiled one by one if the launch configuration names a dynamo backend. Build optimizers afterwards.
+    are sharded one by one, then the network. An objective may divide its networks among groups of processes: `groups`
+    has the ranks of each, `shared` the names of children that span all processes all the same. Trained networks recompute
+    their blocks' activations when asked; all blocks are compiled one by one if the launch configuration names a dynamo
+    backend. Build optimizers afterwards.
     """
     if float8:
         for block in blocks(objective):
@@ -85,13 +87,30 @@ def distribute(
     if accelerator.num_processes == 1:
         return objective.to(accelerator.device)
     objective.process_group = dist.group.WORLD
+    objective.group = create_group(objective)
     if plugin is not None:
         shard(objective, accelerator, plugin)
         return objective
     objective.to(accelerator.device)
     kwargs = {} if accelerator.ddp_handler is None else accelerator.ddp_handler.to_kwargs()
     devices = None if accelerator.device.type == "cpu" else [accelerator.device]
-    return DistributedDataParallel(objective, device_ids=devices, **{"forward_sync_buffers": False} | kwargs)
+    options = {"forward_sync_buffers": False} | kwargs
+    return DistributedDataParallel(objective, device_ids=devices, process_group=objective.group, **options)
+
+
+def create_group(objective: nn.Module) -> dist.ProcessGroup:
+    """Return the processes that train the same networks as this one: its group if the objective has `groups`, else all.
+
+    Every process must call it: process groups are created by all together.
+    """
+    groups = getattr(objective, "groups", None)
+    return dist.group.WORLD if groups is None else dist.new_subgroups_by_enumeration(groups)[0]
+
+
+def place_in_group(objective: nn.Module) -> tuple[int, int]:
+    """Return this process's rank among those that train the same networks, and their number."""
+    group = getattr(objective, "group", None)
+    return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
 
 def shard(objective: nn.Module, accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
@@ -104,15 +123,19 @@ def shard(objective: nn.Module, accelerator: Accelerator, plugin: FullyShardedDa
         mesh = init_device_mesh(device, sizes, mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh(device, (accelerator.num_processes,))
+    own_mesh, shared = mesh, getattr(objective, "shared", ())
+    if objective.group is not dist.group.WORLD:
+        own_mesh = DeviceMesh.from_group(objective.group, device)
     # Weights are gathered in the compute precision; gradients are summed in fp32 (Accelerate's own policy sums in bf16).
     compute = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     offload = plugin.cpu_offload if isinstance(plugin.cpu_offload, OffloadPolicy) else OffloadPolicy()
-    for network in objective.children():
+    for name, network in objective.named_children():
         # What stays whole after a forward without backward (a teacher's) would break the moving average.
         is_trained = any(parameter.requires_grad for parameter in network.parameters())
         reshard = bool(plugin.reshard_after_forward) or not is_trained
-        options = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload, "reshard_after_forward": reshard}
+        placed = mesh if name in shared else own_mesh
+        options = {"mesh": placed, "mp_policy": policy, "offload_policy": offload, "reshard_after_forward": reshard}
         for module in [*blocks(network), network]:
             fully_shard(module, **options)
     if not isinstance(offload, CPUOffloadPolicy):

@@ -1,0 +1,230 @@
+"""The objective of distillation: a fixed teacher looks once at every batch, any number of students learn from it."""
+
+import copy
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+
+from dinov3_hf import Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.checkpoints import export
+
+from .arguments import ObjectiveArguments
+from .collate import MASKS
+from .losses import sinkhorn_knopp
+from .regroup import Regroup, slices_of
+from .self_distillation import ObjectiveOutput, local, mask_weights, mean_koleo, prototype_losses
+from .students import HeadedNetwork
+
+
+# Names of the students' networks among the objective's children: these, then the student's name.
+STUDENT, EMA = "student_", "ema_"
+
+
+class Distillation(nn.Module):
+    """A frozen teacher, and for every student it trains here, the student and its moving average (DINOv3, section 5.2).
+
+    Full mode: the teacher's prototypes are the targets, as in pretraining, but the student sees whole crops; the patch
+    loss compares both where the masks are true. Headless mode: the class and patch tokens of the teacher are the
+    targets of linear maps of the student's. Students share nothing but the targets: what one learns does not depend on
+    the others.
+
+    With `groups` (ranks of each student's processes, in the order of `skeletons`) a process has one student; each group
+    sees the whole global batch. `skeletons` has every student of the run, on the meta device. `process_group` and
+    `group` (all processes, and those of this process's students) are set by the loop, None on one process.
+    """
+
+    # Networks that span all processes, whatever the groups.
+    shared = ("teacher",)
+
+    def __init__(
+        self,
+        teacher: HeadedNetwork,
+        students: Mapping[str, HeadedNetwork],
+        arguments: ObjectiveArguments,
+        feature_loss: str | None = None,
+        groups: list[list[int]] | None = None,
+        skeletons: Mapping[str, HeadedNetwork] | None = None,
+    ):
+        super().__init__()
+        self.arguments, self.feature_loss, self.groups = arguments, feature_loss, groups
+        self.names = list(students)
+        self.skeletons = dict(skeletons or {name: copy.deepcopy(net).to("meta") for name, net in students.items()})
+        self.teacher = teacher.requires_grad_(False).eval()
+        for name, student in students.items():
+            self.add_module(STUDENT + name, student)
+            ema = copy.deepcopy(student).requires_grad_(False).eval()
+            ema.backbone.rope_augmentation = None
+            self.add_module(EMA + name, ema)
+        self.process_group, self.group = None, None
+        # The teacher is read again from where it lies: a checkpoint holds what the run made.
+        self.register_state_dict_post_hook(_without_teacher)
+
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        first = "dino_global" if self.feature_loss is None else "cls"
+        return tuple(f"{name}/{first}" for name in self.skeletons)
+
+    def student(self, name: str) -> HeadedNetwork:
+        return self.get_submodule(STUDENT + name)
+
+    def ema(self, name: str) -> HeadedNetwork:
+        """Return the student's moving average, which is what is measured and exported."""
+        return self.get_submodule(EMA + name)
+
+    def train(self, mode: bool = True) -> "Distillation":
+        super().train(mode)
+        for network in self.frozen_networks().values():
+            network.eval()
+        return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return what is trained, each part of each student clipped by itself."""
+        parts = ("backbone", "dino_head", "ibot_head")
+        return {f"{name}/{part}": getattr(self.student(name), part) for name in self.names for part in parts}
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        return {"teacher": self.teacher} | {EMA + name: self.ema(name) for name in self.names}
+
+    def part_of(self, name: str) -> str:
+        """Return the student that a tensor of this name belongs to: each has a part of the checkpoint to itself."""
+        return name.partition(".")[0].partition("_")[2]
+
+    def before_step(self, step: int) -> None:
+        """Nothing is prepared."""
+
+    @torch.no_grad()
+    def after_step(self, step: int, values: Mapping[str, float]) -> None:
+        """Move every student's average towards it: ema = m ema + (1 - m) student."""
+        for name in self.names:
+            mine, theirs = (list(network.parameters()) for network in (self.ema(name), self.student(name)))
+            torch._foreach_lerp_([local(p) for p in mine], [local(p) for p in theirs], 1 - values["momentum"])
+
+    @torch.no_grad()
+    def targets(
+        self, crops: torch.Tensor, masks: Mapping[int, torch.Tensor], temperature: float
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Return the targets of crops [G, B, K] and, for each patch size, of patches [M, K]: one teacher pass."""
+        output = self.teacher(crops, masks=masks)
+        if self.feature_loss is not None:
+            return output.dino_logits_global.float(), {size: rows.float() for size, rows in output.ibot_logits.items()}
+        iterations, group = self.arguments.sinkhorn_iterations, self.process_group
+        image = sinkhorn_knopp(output.dino_logits_global.flatten(0, 1), temperature, iterations, group)
+        rows = {
+            size: sinkhorn_knopp(logits, temperature, iterations, group) for size, logits in output.ibot_logits.items()
+        }
+        return image.view_as(output.dino_logits_global), rows
+
+    def forward(self, batch: Mapping[str, torch.Tensor], values: Mapping[str, float]) -> ObjectiveOutput:
+        """Compute the sum of the losses of this process's students.
+
+        `batch`: global_crops [G, B, 3, H, W], local_crops [L, B, 3, h, w] (absent without local crops), masks_S
+        [G, B, P_S] for every patch size S of a student; `values`: teacher_temperature and local_weight of this step.
+        """
+        global_crops, local_crops = batch["global_crops"], batch.get("local_crops")
+        masks = {int(name.removeprefix(MASKS)): mask for name, mask in batch.items() if name.startswith(MASKS)}
+        image_targets, patch_targets = self.targets(global_crops, masks, values["teacher_temperature"])
+        if self.groups is not None:
+            slices = slices_of(self.groups, global_crops.shape[1] * dist.get_world_size(self.process_group))
+            regroup = Regroup(slices, self.process_group)
+            moved = {size: regroup.images(mask) for size, mask in masks.items()}
+            patch_targets = {size: regroup.patches(patch_targets[size], masks[size], moved[size]) for size in masks}
+            masks, image_targets = moved, regroup.images(image_targets)
+            global_crops = regroup.images(global_crops)
+            local_crops = None if local_crops is None else regroup.images(local_crops)
+        # Every student draws from a seed of its own, and the next pass from one drawn here: company changes nothing.
+        seed, following = torch.randint(2**62, (2,)).tolist()
+        total, metrics = 0.0, {}
+        for name in self.names:
+            torch.manual_seed(seed ^ zlib.crc32(name.encode()))
+            student = self.student(name)
+            size = student.config.patch_size
+            output = student(global_crops, local_crops, {size: masks[size]})
+            compare = prototype_losses if self.feature_loss is None else self.feature_losses
+            loss, parts = compare(
+                output,
+                output.ibot_logits[size],
+                image_targets,
+                patch_targets[size],
+                masks[size],
+                self.arguments,
+                values["local_weight"],
+                self.group,
+            )
+            total = total + loss
+            metrics |= {f"{name}/{part}": value.detach().float() for part, value in {"loss": loss, **parts}.items()}
+        torch.manual_seed(following)
+        return ObjectiveOutput(total, metrics)
+
+    def feature_losses(
+        self, student, patch_features, image_targets, patch_targets, masks, arguments, local_weight, group
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the weighted sum of the losses of class tokens, patch tokens and KoLeo, and its parts.
+
+        Each global crop's tokens are compared with the teacher's of the same crop. The cosine is blind to the length of
+        a token, whose direction carries what is used; smooth L1 compares with the teacher's token after a layer norm
+        without weights, so that no dimension of large variance rules, and no statistics of batches have to be kept.
+        """
+
+        def distance(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            features = features.float()
+            if self.feature_loss == "cosine":
+                return 1 - F.cosine_similarity(features, targets, dim=-1)
+            targets = F.layer_norm(targets, targets.shape[-1:])
+            return F.smooth_l1_loss(features, targets, reduction="none").mean(dim=-1)
+
+        num_global, batch_size = masks.shape[:2]
+        cls = distance(student.dino_logits_global, image_targets).mean()
+        patch = (distance(patch_features, patch_targets) * mask_weights(masks)).sum() / (num_global * batch_size)
+        koleo = mean_koleo(student.cls_tokens, arguments, group)
+        loss = arguments.dino_weight * cls + arguments.ibot_weight * patch
+        loss = loss + arguments.koleo_weight * num_global * koleo
+        return loss, {"cls": cls, "patch": patch, "koleo": koleo}
+
+    @torch.no_grad()
+    def export(self, directory: Path) -> list[Path]:
+        """Write every student's average as a stock directory of its name; the first process writes, all must call.
+
+        A ViT distilled with the teacher's heads has its own beside it.
+        """
+        device, is_first = next(self.teacher.parameters()).device, not dist.is_initialized() or dist.get_rank() == 0
+        owners = (
+            {name: ranks[0] for name, ranks in zip(self.skeletons, self.groups, strict=True)} if self.groups else {}
+        )
+        for name, skeleton in self.skeletons.items():
+            held = self.ema(name).state_dict() if name in self.names else None
+            tensors = {}
+            for key, like in skeleton.state_dict().items():
+                whole = torch.empty_like(like, device=device) if held is None else held[key]
+                whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+                if owners.get(name, 0):
+                    dist.broadcast(whole, owners[name], self.process_group)
+                if is_first:
+                    tensors[key] = whole.cpu()
+            if is_first:
+                export(with_tensors(skeleton, tensors, self.feature_loss is None), Path(directory) / name)
+        return [Path(directory) / name for name in self.skeletons]
+
+
+def with_tensors(skeleton: HeadedNetwork, tensors: dict[str, torch.Tensor], with_heads: bool) -> nn.Module:
+    """Return the model to export: a ViT with its heads where they mean something, else the backbone alone."""
+    backbone = {
+        name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")
+    }
+    with torch.device("meta"):
+        kind, has_heads = type(skeleton.backbone), with_heads and isinstance(skeleton.backbone, Dinov3Model)
+        model = Dinov3ForPreTraining(skeleton.config) if has_heads else kind(skeleton.config)
+    if has_heads:
+        backbone = {name.replace("backbone.", "dinov3.", 1): value for name, value in tensors.items()}
+    model.load_state_dict(backbone, assign=True)
+    return model
+
+
+def _without_teacher(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}teacher.")]:
+        del state[name]

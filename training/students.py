@@ -1,0 +1,203 @@
+"""The networks of a distillation: teacher and students, each a backbone with a head for images and one for patches."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dinov3_hf import Dinov3Config, Dinov3ConvNextConfig, Dinov3ConvNextModel, Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.checkpoints import load_model
+from dinov3_hf.configuration_dinov3 import SIZES
+from dinov3_hf.configuration_dinov3_convnext import CONVNEXT_SIZES
+from dinov3_hf.embedded import tiny_checkpoint
+from dinov3_hf.heads_dinov3 import Dinov3ProjectionHead
+from dinov3_hf.rope_dinov3 import RopeAugmentation
+
+from .arguments import CropArguments
+from .distill_arguments import DistillArguments, StudentSpec
+from .losses import resize_patches
+
+
+HEADS = ("dino_head", "ibot_head")
+
+
+@dataclass
+class HeadedOutput:
+    """Outputs of `HeadedNetwork`; K is what the heads give: prototypes, or the teacher's width.
+
+    Args:
+        dino_logits_global: [G,B,K].
+        dino_logits_local: [L,B,K], None without local crops.
+        ibot_logits: for each patch size [M,K] where its masks are true, crop by crop and row by row.
+        cls_tokens: [G,B,D], before the head.
+        patch_tokens: [G,B,P,D], before the head, on the backbone's own grid.
+    """
+
+    dino_logits_global: torch.Tensor
+    dino_logits_local: torch.Tensor | None
+    ibot_logits: dict[int, torch.Tensor]
+    cls_tokens: torch.Tensor
+    patch_tokens: torch.Tensor
+
+
+class HeadedNetwork(nn.Module):
+    """A backbone (ViT or ConvNeXt) with an image head and a patch head, entered through one `forward`."""
+
+    def __init__(self, backbone: nn.Module, dino_head: nn.Module, ibot_head: nn.Module):
+        super().__init__()
+        self.backbone, self.dino_head, self.ibot_head = backbone, dino_head, ibot_head
+
+    @property
+    def config(self):
+        return self.backbone.config
+
+    def activation_checkpointing_enable(self) -> None:
+        self.backbone.activation_checkpointing_enable()
+
+    def forward(
+        self,
+        global_crops: torch.Tensor,
+        local_crops: torch.Tensor | None = None,
+        masks: Mapping[int, torch.Tensor] | None = None,
+    ) -> HeadedOutput:
+        """Global crops [G,B,3,H,W] and local ones [L,B,3,h,w], both whole; masks [G,B,P_S] bool for each patch size S.
+
+        The patch head runs where the masks are true. Where S is not the backbone's own patch size, its tokens are first
+        resized to the grid of S: index p of a mask is the same place of the crop in every network.
+        """
+        crops = [global_crops] if local_crops is None else [global_crops, local_crops]
+        images = [crop.flatten(0, 1) for crop in crops]
+        if isinstance(self.backbone, Dinov3Model):
+            outputs = self.backbone.forward_crops(images)
+        else:
+            outputs = [self.backbone(pixels) for pixels in images]
+        cls_tokens = [output.pooler_output for output in outputs]
+        logits = self.dino_head(torch.cat(cls_tokens)).split([len(tokens) for tokens in cls_tokens])
+        logits = [part.unflatten(0, crop.shape[:2]) for part, crop in zip(logits, crops, strict=True)]
+        patch_tokens, own, ibot_logits = outputs[0].patch_tokens, self.config.patch_size, {}
+        for size, mask in (masks or {}).items():
+            tokens = resize_patches(patch_tokens, grid_of(global_crops, own), grid_of(global_crops, size))
+            ibot_logits[size] = self.ibot_head(tokens.flatten(0, 1)[mask.flatten().nonzero().squeeze(1)])
+        return HeadedOutput(
+            dino_logits_global=logits[0],
+            dino_logits_local=None if local_crops is None else logits[1],
+            ibot_logits=ibot_logits,
+            cls_tokens=cls_tokens[0].unflatten(0, global_crops.shape[:2]),
+            patch_tokens=patch_tokens.unflatten(0, global_crops.shape[:2]),
+        )
+
+
+def grid_of(crops: torch.Tensor, patch_size: int) -> tuple[int, int]:
+    """Return the rows and columns of whole patches in crops [..., H, W]."""
+    return crops.shape[-2] // patch_size, crops.shape[-1] // patch_size
+
+
+def load_teacher(arguments: DistillArguments) -> tuple[HeadedNetwork, Dinov3Config | None]:
+    """Load the teacher, and the configuration of its heads, None where they do not take part (headless mode).
+
+    Raises ValueError for mode full with a teacher that has no heads.
+    """
+    name = arguments.teacher or tiny_checkpoint()
+    loaded = load_model(name, "teacher")
+    has_heads = isinstance(loaded, Dinov3ForPreTraining)
+    if arguments.mode == "full" and not has_heads:
+        raise ValueError(f"mode: got 'full', accepted: headless or null, as {name!r} has no heads")
+    if has_heads and arguments.mode != "headless":
+        return HeadedNetwork(loaded.dinov3, loaded.dino_head, loaded.ibot_head), loaded.config
+    return HeadedNetwork(loaded.dinov3 if has_heads else loaded, nn.Identity(), nn.Identity()), None
+
+
+def student_config(
+    spec: StudentSpec, arguments: DistillArguments, crops: CropArguments, heads: Dinov3Config | None
+) -> Dinov3Config | Dinov3ConvNextConfig:
+    """Return a student's configuration: a named size, or that of a folder, with the recipe's training settings.
+
+    With the teacher's heads (full mode) a ViT's also has its own heads: the teacher's prototypes, the recipe's widths.
+    """
+    folder = Path(spec.source)
+    free = {"drop_path_rate": arguments.drop_path_rate, "image_size": crops.global_crop_size}
+    try:
+        if spec.source in CONVNEXT_SIZES:
+            return Dinov3ConvNextConfig.from_size(spec.source, **spec.overrides | free)
+        if spec.source in SIZES:
+            config = Dinov3Config.from_size(spec.source, **spec.overrides)
+        elif (folder / "config.json").is_file():
+            is_convnext = "convnext" in Dinov3Config.get_config_dict(folder)[0].get("model_type", "")
+            config = (Dinov3ConvNextConfig if is_convnext else Dinov3Config).from_pretrained(folder)
+        else:
+            sizes = ", ".join([*SIZES, *CONVNEXT_SIZES])
+            raise ValueError(f"got {spec.source!r}, accepted: {sizes}, or a folder with a config.json")
+        fields = {
+            name: getattr(config, name) for name in type(config).default_config_fields() if name[0] != "_"
+        } | free
+        if isinstance(config, Dinov3ConvNextConfig):
+            return Dinov3ConvNextConfig(**fields)
+        fields |= {
+            f"pos_embed_{kind}": getattr(arguments, f"pos_embed_{kind}") for kind in ("shift", "jitter", "rescale")
+        }
+        # The norm of local crops would never be used without them.
+        fields["untie_global_and_local_cls_norm"] &= heads is not None and crops.local_crops > 0
+        return Dinov3Config(**fields | (head_fields(arguments, heads) if heads is not None else {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"students: {spec.name}: {error}") from error
+
+
+def head_fields(arguments: DistillArguments, teacher: Dinov3Config) -> dict[str, int | float]:
+    """Return the fields of a student's heads: prototypes and layers of the teacher's, widths of the recipe's."""
+    fields = {"head_initializer_range": arguments.head_initializer_range}
+    for head in HEADS:
+        for part in ("num_prototypes", "num_layers", "hidden_size", "bottleneck_size"):
+            name = f"{head}_{part}"
+            own = getattr(arguments, name, None)
+            fields[name] = getattr(teacher, name) if own is None else own
+    return fields
+
+
+def build_heads(
+    width: int, fields: Mapping[str, int | float] | None, target_width: int, std: float
+) -> list[nn.Module]:
+    """Build a student's image and patch head: projection heads, or (headless) linear maps to the teacher's width."""
+    heads = []
+    for head in HEADS:
+        if fields is None:
+            heads.append(nn.Linear(width, target_width))
+        else:
+            parts = ("hidden_size", "bottleneck_size", "num_prototypes", "num_layers")
+            heads.append(Dinov3ProjectionHead(width, *(fields[f"{head}_{part}"] for part in parts)))
+        for layer in heads[-1].modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=std)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+    return heads
+
+
+def new_student(
+    name: str,
+    config: Dinov3Config | Dinov3ConvNextConfig,
+    arguments: DistillArguments,
+    teacher: HeadedNetwork,
+    heads: Dinov3Config | None,
+    seed: int,
+) -> HeadedNetwork:
+    """Build a student: what is drawn depends on the seed and the student's name alone, never on its company."""
+    torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+    backbone = (Dinov3ConvNextModel if isinstance(config, Dinov3ConvNextConfig) else Dinov3Model)(config)
+    fields = None if heads is None else head_fields(arguments, heads)
+    built = build_heads(config.hidden_size, fields, teacher.config.hidden_size, arguments.head_initializer_range)
+    shift, jitter, rescale = (getattr(config, f"pos_embed_{kind}", None) for kind in ("shift", "jitter", "rescale"))
+    if any((shift, jitter, rescale)):
+        backbone.rope_augmentation = RopeAugmentation(shift, jitter, rescale)
+    return HeadedNetwork(backbone, *built)
+
+
+def load_weights(student: HeadedNetwork, spec: StudentSpec) -> None:
+    """Start a student's backbone from the weights of its folder, if it has any; heads are always new."""
+    if spec.has_weights:
+        loaded, wanted = load_model(spec.source, "students"), student.backbone.state_dict()
+        loaded = loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded
+        tensors = {name: tensor for name, tensor in loaded.state_dict().items() if name in wanted}
+        student.backbone.load_state_dict(tensors)
