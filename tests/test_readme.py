@@ -69,7 +69,11 @@ def test_quickstart_writes_its_report(tmp_path, capsys):
     assert "raw pixels" in page and "untrained" in page and page.count("data:image/png") >= 36
     assert "Open-vocabulary segmentation" in page and "zero-shot segmentation: mIoU" in page
     assert not re.search(r"(src|href)=.https?:", page)
-    assert (tmp_path / "out" / "results.json").exists() and "report:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert (tmp_path / "out" / "results.json").exists() and "report:" in shown
+    for name, model in (("dense_features", "model"), ("open_vocabulary_segmentation", "text/model")):
+        command = f"dinov3 demo {name} --model {tmp_path / 'out' / model}"
+        assert command in shown and command in page and (tmp_path / "out" / model / "config.json").exists()
 
 
 def test_ci_runs_the_readmes_test_command():

@@ -3,8 +3,24 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dinov3_hf.visualization import image_grid, pca_basis, pca_map, similarity_map, upscale
+from dinov3_hf.visualization import (
+    CORNERS,
+    HEAT,
+    cut_out,
+    heat_colours,
+    heat_map,
+    image_grid,
+    mark_places,
+    outline_cell,
+    pca_basis,
+    pca_map,
+    place_colours,
+    similarity_map,
+    stretch,
+    upscale,
+)
 
 
 def tokens(batch=3, patches=20, width=10):
@@ -75,3 +91,69 @@ def test_grid_places_every_image():
         assert len(where) == 16 * 16
         left = where[:, 1].min() - np.argwhere((picture == (10, 0, 0)).all(-1))[:, 1].min()
         assert where[:, 0].min() == 4 + 20 * row and left == 20 * column
+
+
+def test_heat_spans_the_values_it_is_given():
+    values, grey = torch.tensor([[0.2, 0.6]]), Image.new("RGB", (80, 40), (100, 100, 100))
+    for span, ends in (
+        (None, (HEAT[0], HEAT[-1])),
+        ((0.2, 1.0), (HEAT[0], HEAT[2])),
+        ((0.6, 0.7), (HEAT[0], HEAT[0])),
+    ):
+        drawn = np.asarray(heat_map(grey, values, span, opacity=0.5)).astype(int)
+        for column, colour in zip((0, -1), ends, strict=True):
+            assert np.abs(drawn[:, column] - (colour + 100) / 2).max() <= 1
+    assert not np.isnan(np.asarray(heat_map(grey, torch.zeros(2, 2)))).any()
+
+
+def test_places_take_the_colours_of_the_corners_between_the_outermost():
+    places = torch.tensor([[10.0, 30], [50, 30], [10, 90], [50, 90], [30, 60]])
+    colours = place_colours(places)
+    assert np.array_equal(colours[:4], CORNERS)
+    assert np.array_equal(colours[4], CORNERS.mean(0).round())
+    assert place_colours(places[:1]).tolist() == [CORNERS[0].tolist()]
+
+
+def test_marks_lie_at_their_places():
+    ground = Image.new("RGB", (120, 80), (90, 90, 90))
+    red = np.array([[200, 0, 0]], dtype=np.uint8)
+    dots = np.asarray(mark_places(ground, torch.tensor([[30.0, 20.0]]), red, radius=5)).astype(int)
+    rows, columns = np.nonzero((dots - 90).any(2))
+    assert (rows.mean(), columns.mean()) == pytest.approx((20, 30), abs=1) and np.ptp(rows) == pytest.approx(10, abs=2)
+    assert dots[20, 30].tolist() == [200, 0, 0]
+    ring = np.asarray(mark_places(ground, torch.tensor([[30.0, 20.0]])))
+    assert ring[20, 20:40].max() > 240 and ring[20, 20:40].min() < 20 and (ring[40:] == 90).all()
+
+
+def test_heat_runs_through_its_colours_and_no_further():
+    levels = np.array([[-1, 0, 0.125], [0.25, 1, 2]])
+    colours = heat_colours(levels)
+    assert np.array_equal(colours[0, 0], HEAT[0]) and np.array_equal(colours[0, 1], HEAT[0])
+    assert np.array_equal(colours[1, 0], HEAT[1]) and np.array_equal(colours[1, 2], HEAT[-1])
+    np.testing.assert_allclose(colours[0, 2], (HEAT[0] + HEAT[1]) / 2)
+    # Brighter is more, also in print.
+    assert (np.diff(HEAT @ (0.299, 0.587, 0.114)) > 0).all()
+
+
+def test_stretched_maps_keep_their_cells():
+    cells = np.arange(18, dtype=np.float64).reshape(2, 3, 3) + 0.4
+    picture = np.asarray(stretch(cells, (30, 10)))
+    assert picture.shape == (10, 30, 3)
+    assert (picture[:5, 20:] == cells[0, 2].round()).all() and (picture[5:, :10] == cells[1, 0].round()).all()
+
+
+def test_the_frame_is_around_its_cell():
+    ground = Image.new("RGB", (60, 40), (9, 9, 9))
+    picture = np.asarray(outline_cell(ground, (4, 6), (1, 2)))
+    changed = np.argwhere((picture != 9).any(-1))
+    assert changed.min(0).tolist() == [7, 17] and changed.max(0).tolist() == [22, 32]
+    assert (picture[11:19, 21:29] == 9).all() and (np.asarray(ground) == 9).all()
+
+
+def test_cut_outs_darken_what_is_outside():
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[:, 30:] = True
+    picture = np.asarray(cut_out(Image.new("RGB", (60, 40), (200, 100, 40)), mask, np.array((1, 2, 3)), side=60))
+    assert (picture[10:30, 40:50] == (200, 100, 40)).all() and (picture[10:30, 10:20] == (50, 25, 10)).all()
+    assert (picture[0] == (1, 2, 3)).all() and (picture[:, -1] == (1, 2, 3)).all()
+    assert cut_out(Image.new("RGB", (600, 400)), np.zeros((400, 600), dtype=bool), np.zeros(3), 60).size == (60, 40)

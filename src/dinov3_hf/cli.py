@@ -12,11 +12,13 @@ from ._version import __version__
 VERBS = {
     "quickstart": "train a tiny ViT on rendered scenes, teach it words, measure and report, in minutes on a CPU",
     "pretrain": "train a DINOv3 on your images",
+    "distill": "train small students from one fixed teacher",
     "align": "train a text tower beside a frozen backbone, for zero-shot use",
     "evaluate": "measure a checkpoint: frozen features beside their controls, zero-shot tasks beside chance",
     "finetune": "adapt a checkpoint to your labels: head alone, LoRA, DoRA or all of it",
     "export": "write a checkpoint in another layout: transformers, Meta, timm or ONNX",
     "compare": "lay the figures of several evaluations side by side",
+    "demo": "look at a model in the browser: its features, words, matches, tracks, search",
 }
 
 
@@ -75,9 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("dinov3_hf"):
             raise
+        extras = "spaces" if verb == "demo" else "train,eval,finetune"
         print(
-            f"dinov3 {verb}: error: {error.name} is not installed: pip install 'dinov3-hf[train,eval,finetune]'",
-            file=sys.stderr,
+            f"dinov3 {verb}: error: {error.name} is not installed: pip install 'dinov3-hf[{extras}]'", file=sys.stderr
         )
         return 2
     except ImportError as error:

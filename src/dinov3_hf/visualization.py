@@ -86,3 +86,87 @@ def image_grid(rows: dict[str, list[np.ndarray]], cell: int = 96, margin: int = 
             tile = Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST)
             picture.paste(tile, (label_width + column * (cell + margin), top))
     return picture
+
+
+# From low to high: dark blue, violet, orange, pale yellow. Also without colours each is brighter than the one before.
+HEAT = np.array([(10, 12, 70), (110, 30, 130), (225, 85, 80), (250, 170, 60), (252, 250, 190)], dtype=np.float64)
+# Of places in an image's corners: above left, above right, below left, below right.
+CORNERS = np.array([(235, 70, 60), (250, 205, 40), (60, 110, 240), (40, 190, 120)], dtype=np.float64)
+
+
+def heat_colours(levels: np.ndarray) -> np.ndarray:
+    """Colour levels [h,w] between 0 and 1, clipped beyond, from dark blue to pale yellow; fp64 RGB [h,w,3] of 0..255."""
+    stops = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(levels, stops, channel) for channel in HEAT.T], axis=2)
+
+
+def heat_map(
+    image: Image.Image, values: torch.Tensor, span: tuple[float, float] | None = None, opacity: float = 0.65
+) -> Image.Image:
+    """Lay values [h,w] over an RGB image, as colours between the ends of `span`, by default the least and largest value."""
+    low, high = span or (values.min().item(), values.max().item())
+    values = ((values.float() - low) / max(high - low, 1e-12)).clamp(0, 1)
+    size = (image.height, image.width)
+    levels = nn.functional.interpolate(values[None, None], size, mode="bilinear")[0, 0].numpy()
+    colours = heat_colours(levels)
+    return Image.fromarray((opacity * colours + (1 - opacity) * np.asarray(image)).round().astype(np.uint8))
+
+
+def place_colours(places: torch.Tensor) -> np.ndarray:
+    """Colour places [K,2] by where they lie between the outermost ones, the corners' colours mixed; uint8 [K,3]."""
+    low, high = places.amin(0), places.amax(0)
+    x, y = ((places - low) / (high - low).clamp(min=1e-12)).double().numpy().T[:, :, None]
+    above, below = ((1 - x) * left + x * right for left, right in (CORNERS[:2], CORNERS[2:]))
+    return ((1 - y) * above + y * below).round().astype(np.uint8)
+
+
+def mark_places(
+    image: Image.Image, places: torch.Tensor, colours: np.ndarray | None = None, radius: float | None = None
+) -> Image.Image:
+    """Draw dots at places [K,2], (x, y) in pixels, over an RGB image: of their `colours` [K,3], else a ring around each."""
+    # Drawn at twice the size, because Pillow's circles have jagged edges.
+    unit, picture = 2, image.resize((2 * image.width, 2 * image.height), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(picture)
+    radius = unit * (radius or max(4, min(image.size) / 40))
+    for number, (x, y) in enumerate((unit * places).tolist()):
+
+        def circle(size, x=x, y=y, **style):
+            draw.ellipse([x - size, y - size, x + size, y + size], **style)
+
+        if colours is None:
+            # White within black shows on any ground.
+            circle(radius + unit, outline="black", width=3 * unit)
+            circle(radius, outline="white", width=round(1.5 * unit))
+            circle(unit, fill="white", outline="black")
+        else:
+            circle(radius, fill=tuple(colours[number].tolist()), outline="white", width=1)
+    return picture.reduce(unit)
+
+
+def stretch(cells: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Enlarge a map of patches [h,w,3] to an image's (width, height), without smoothing: one sees where patches end."""
+    return Image.fromarray(cells.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+
+
+def outline_cell(picture: Image.Image, grid: tuple[int, int], cell: tuple[int, int]) -> Image.Image:
+    """Return a copy with a frame around one cell (row, column) of a grid (rows, columns) laid over it."""
+    (rows, columns), (row, column), (width, height) = grid, cell, picture.size
+    left, right = column * width / columns, (column + 1) * width / columns
+    top, bottom = row * height / rows, (row + 1) * height / rows
+    picture = picture.copy()
+    draw = ImageDraw.Draw(picture)
+    # White within black shows on any ground.
+    for margin, colour in ((3, "black"), (2, "white"), (1, "white"), (0, "black")):
+        draw.rectangle((left - margin, top - margin, right + margin - 1, bottom + margin - 1), outline=colour)
+    return picture
+
+
+def cut_out(image: Image.Image, mask: np.ndarray, colour: np.ndarray, side: int = 192) -> Image.Image:
+    """Show an RGB image where a mask [H,W] is true and darkened elsewhere, small, in a frame of its colour."""
+    shown = np.where(mask[..., None], np.asarray(image), np.asarray(image) // 4)
+    picture = Image.fromarray(shown)
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
+    ImageDraw.Draw(picture).rectangle(
+        (0, 0, picture.width - 1, picture.height - 1), outline=tuple(map(int, colour)), width=5
+    )
+    return picture

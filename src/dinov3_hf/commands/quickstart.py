@@ -1,6 +1,7 @@
 """`dinov3 quickstart`: pretrain a tiny ViT on rendered scenes, teach it words, measure both, write a report."""
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -55,7 +56,17 @@ def run(arguments: argparse.Namespace) -> int:
     print("measuring frozen features ...")
     report = measure_and_report(recipe, seconds, arguments.num_train, arguments.num_test, words)
     print(f"report: {report}")
+    print("look at it in the browser:", *demo_commands(report.parent, words), sep="\n  ")
     return 0
+
+
+def demo_commands(folder: Path, words: Path | None) -> list[str]:
+    """Return the commands that open demos of what was just trained, as this one was typed."""
+    dinov3 = sys.argv[0] if Path(sys.argv[0]).name == "dinov3" else "dinov3"
+    commands = [f"{dinov3} demo dense_features --model {folder / 'model'}"]
+    if words is not None:
+        commands.append(f"{dinov3} demo open_vocabulary_segmentation --model {words / 'model'}")
+    return commands
 
 
 def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, words: Path | None) -> Path:
@@ -122,6 +133,7 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
         tables=tables,
         pictures=pictures,
         notes={
+            "Look at it in the browser": "\n".join(demo_commands(folder, words)),
             "Go on with your own images": f"{own_images}\n{measure}",
             "Recipe": recipe.as_flat_dict(),
             "Versions": record["versions"],

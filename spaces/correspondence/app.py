@@ -1,0 +1,124 @@
+"""Correspondence: click in one image and see the same place in another, or all places that find each other."""
+
+import os
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+
+from dinov3_hf.data.scenes import load_scenes
+from dinov3_hf.pipelines.correspondence import ImagePair, draw_match, draw_mutual, encode_pair
+from dinov3_hf.pipelines.encoder import Encoder
+from dinov3_hf.pipelines.inputs import read_image
+from dinov3_hf.spaces.layout import (
+    QUICK,
+    SHOWN_SIDE,
+    examples,
+    launch,
+    on_gpu,
+    page,
+    plain_messages,
+    session_state,
+    unopened,
+    used_once,
+)
+
+
+TITLE = "Correspondence"
+SEEING = (
+    "**Click** in the left image: the ring in the right one is the place whose patch is most similar, and the brighter a "
+    "place there, the more similar it is. The network was never taught which places belong together."
+)
+ONE, ALL = "The place I click", "All places that find each other"
+EXAMPLE_ROWS = (0, 4, 8)
+# Patches along the longer side: how finely the network looks.
+FINEST, STEP, DEFAULT = 64, 8, 24
+
+
+def draw(visit: tuple[ImagePair, torch.Tensor] | None, view: str):
+    """Return both images with the place that a visitor asked for, or with all places, and a sentence."""
+    if visit is None:
+        return None, None, ""
+    pair, place = visit
+    if view == ALL:
+        first, second, cosines = pair.mutual()
+        text = f"Dots of one colour belong together: {len(cosines)} patches are each other's most similar one."
+        return *draw_mutual(pair, first, second), text
+    (match,), (cosine,) = pair.find(place[None])
+    (x, y), (to_x, to_y) = place.tolist(), match.tolist()
+    text = f"({x:.0f}, {y:.0f}) on the left is ({to_x:.0f}, {to_y:.0f}) on the right; cosine {cosine:.2f}."
+    return *draw_match(pair, place, match), text
+
+
+def build(model: str | None = None) -> gr.Blocks:
+    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the embedded one."""
+    encoder = Encoder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
+    encode = on_gpu(lambda images, patches: encode_pair(encoder, *images, patches * encoder.patch_size))
+    scenes = load_scenes("validation", EXAMPLE_ROWS[-1] + 2, "pairs", image_size=512)["image"]
+    pairs = [(scenes[row], scenes[row + 1]) for row in EXAMPLE_ROWS]
+
+    def show(images, patches, view):
+        visit = encode(images, patches), torch.tensor(images[0].size) / 2
+        return *draw(visit, view), visit
+
+    def open_example(index, *settings):
+        return show(pairs[index], *settings)
+
+    @plain_messages()
+    def open_upload(number, path, visit, *settings):
+        with used_once(path):
+            images = list(visit[0].images if visit else pairs[0])
+            images[number] = read_image(path, SHOWN_SIDE)
+        return show(tuple(images), *settings)
+
+    def change_resolution(visit, patches, view):
+        visit = visit and (encode(visit[0].images, patches), visit[1])
+        return *draw(visit, view), visit
+
+    def click(visit, event: gr.SelectData):
+        visit = visit and (visit[0], torch.tensor(event.index))
+        return *draw(visit, ONE), visit, ONE
+
+    with page(TITLE, SEEING) as blocks:
+        visit = session_state()
+        with gr.Row():
+            fields = [
+                unopened(
+                    gr.Image(
+                        label=label,
+                        show_label=False,
+                        format="jpeg",
+                        sources=["upload", "clipboard"],
+                        min_width=150,
+                        elem_id=label.lower(),
+                    )
+                )
+                for label in ("Left", "Right")
+            ]
+        text = gr.Markdown(elem_id="text")
+        with gr.Row():
+            view = gr.Radio([ONE, ALL], value=ONE, label="Show", elem_id="view")
+            patches = gr.Slider(
+                STEP, FINEST, DEFAULT, step=STEP, label="Resolution: patches along the longer side", elem_id="patches"
+            )
+        choices = examples([Image.fromarray(np.concatenate(pair, axis=1)) for pair in pairs])
+        settings, results = [patches, view], [*fields, text, visit]
+        network = {"concurrency_id": "network", "concurrency_limit": 2, "show_progress_on": fields}
+        blocks.load(lambda *given: open_example(0, *given), settings, results, **network)
+        choices.click(open_example, [choices, *settings], results, **network)
+        patches.change(change_resolution, [visit, *settings], results, trigger_mode="always_last", **network)
+        for number, field in enumerate(fields):
+            field.upload(
+                lambda *given, number=number: open_upload(number, *given),
+                [field, visit, *settings],
+                results,
+                **network,
+            ).failure(lambda visit, view: draw(visit, view)[:2], [visit, view], fields)
+        fields[0].select(click, visit, [*results, view], **QUICK)
+        view.input(draw, [visit, view], results[:3], **QUICK)
+    return blocks
+
+
+if __name__ == "__main__":
+    launch(build())

@@ -1,0 +1,144 @@
+"""Image search: find images of a collection by words, by an image, or by one that was found."""
+
+import os
+from contextlib import ExitStack
+
+import gradio as gr
+
+from dinov3_hf.data.scenes import load_scenes
+from dinov3_hf.pipelines.image_files import ImageFiles
+from dinov3_hf.pipelines.inputs import LIMITS, read_image, read_prompts
+from dinov3_hf.pipelines.search import Embedder, ImageIndex, source_images
+from dinov3_hf.spaces.layout import (
+    SHOWN_SIDE,
+    UPLOAD,
+    examples,
+    launch,
+    on_gpu,
+    page,
+    plain_messages,
+    scene,
+    session_state,
+    unopened,
+    used_once,
+)
+
+
+TITLE = "Image search"
+SEEING = (
+    "The images of a collection whose features are most similar to what you ask for, the most similar first; the number is "
+    "the cosine. **Click** on one to see what is like it."
+)
+NO_WORDS = "This model has no text tower: search by an image."
+NUM_SCENES, NUM_FOUND = 150, 9
+GRID = {"columns": 3, "height": "fit-content", "allow_preview": False, "format": "jpeg", "buttons": []}
+
+
+def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
+    """Build the page for a model of any layout and any source of images.
+
+    By default they are those of DINOV3_MODEL and DINOV3_DATA, or the embedded model that knows words and rendered scenes.
+    """
+    embedder = Embedder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
+    embed, embed_text = on_gpu(lambda images: embedder.images(images)), on_gpu(lambda text: embedder.text(text))
+    queries = [scene(number, "single") for number in range(3)]
+    if data := data or os.environ.get("DINOV3_DATA"):
+        ours = ImageIndex.of(embed, source_images(data, "train", LIMITS.max_images, SHOWN_SIDE))
+    else:
+        ours = ImageIndex.of(embed, load_scenes("validation", NUM_SCENES, image_size=160)["image"])
+
+    def show(index, query, text):
+        rows, cosines = index.nearest(query, NUM_FOUND)
+        found = [(index.picture(row), f"{cosine:.2f}") for row, cosine in zip(rows, cosines, strict=True)]
+        return found, f"{text} among {len(index)} images.", (index, rows)
+
+    def collection(visit):
+        return visit[0] if visit else ours
+
+    @plain_messages()
+    def by_words(words, visit):
+        words = ", ".join(read_prompts(words))
+        unknown = embedder.unknown_words(words)
+        taught = f"The model was never taught {', '.join(unknown)}. " if unknown else ""
+        return show(collection(visit), embed_text(words), f"{taught}Nearest to “{words}”")
+
+    def by_image(image, visit):
+        return image, *show(collection(visit), embed([image])[0], "Nearest to the image")
+
+    def by_example(number, visit):
+        return by_image(queries[number], visit)
+
+    @plain_messages()
+    def by_upload(path, visit):
+        with used_once(path):
+            image = read_image(path, SHOWN_SIDE)
+        return by_image(image, visit)
+
+    def by_found(visit, event: gr.SelectData):
+        index, rows = visit
+        row = rows[event.index]
+        return index.picture(row), *show(index, index.features[row], "Nearest to the one clicked")
+
+    @plain_messages()
+    def collect(paths, progress=gr.Progress()):  # noqa: B008
+        with ExitStack() as uploads:
+            for path in paths or ():
+                uploads.enter_context(used_once(path))
+            files = ImageFiles(paths, SHOWN_SIDE)
+            reading = progress.tqdm(files, desc="Reading", unit="images")
+            index = ImageIndex.of(embed, (image for image in reading if image is not None))
+        unread = len(files) - len(index)
+        left = f"; {unread} of {len(files)} files could not be read" if unread else ""
+        return browse(index, left)
+
+    def browse(index=ours, left=""):
+        rows = list(range(min(len(index), NUM_FOUND)))
+        return None, [(index.picture(row), None) for row in rows], f"{len(index)} images{left}.", (index, rows)
+
+    with page(TITLE, SEEING) as blocks:
+        visit = session_state()
+        words = gr.Textbox(
+            label="Search by words",
+            placeholder="a red fish" if embedder.tokenizer else NO_WORDS,
+            interactive=embedder.tokenizer is not None,
+            submit_btn=True,
+            max_length=LIMITS.max_prompt_length,
+            elem_id="words",
+        )
+        with gr.Row():
+            with gr.Column(scale=3, min_width=280):
+                text = gr.Markdown(elem_id="text")
+                found = gr.Gallery(show_label=False, **GRID, elem_id="found")
+            with gr.Column(scale=2, min_width=280):
+                image = unopened(gr.Image(label="Search by an image", height=240, elem_id="image", **UPLOAD))
+                choices = examples(queries)
+                with gr.Row():
+                    mine = upload_many("My images", "multiple", "mine")
+                    folder = upload_many("My folder", "directory", "folder")
+                    forget = gr.Button("Forget", elem_id="forget", size="md", min_width=80)
+                gr.Markdown(
+                    f"Up to {LIMITS.max_images} images, also in zip archives; they are deleted once they are read."
+                )
+        results = [image, found, text, visit]
+        network = {"concurrency_id": "network", "concurrency_limit": 2, "show_progress_on": found}
+        blocks.load(browse, None, results)
+        words.submit(by_words, [words, visit], results[1:], **network)
+        choices.click(by_example, [choices, visit], results, **network)
+        image.upload(by_upload, [image, visit], results, **network).failure(lambda: None, None, image)
+        found.select(by_found, visit, results, show_progress="hidden")
+        for button in (mine, folder):
+            button.upload(
+                collect, button, results, concurrency_id="collect", concurrency_limit=1, show_progress_on=found
+            )
+        forget.click(browse, None, results)
+    return blocks
+
+
+def upload_many(label: str, count: str, name: str) -> gr.UploadButton:
+    """A button that hands over the paths of many files, as they are."""
+    button = unopened(gr.UploadButton(label, file_count=count, size="md", min_width=80, elem_id=name))
+    return button
+
+
+if __name__ == "__main__":
+    launch(build())

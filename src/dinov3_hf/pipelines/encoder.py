@@ -1,0 +1,73 @@
+"""A frozen network of any layout, and how images of any size reach it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+from transformers import PreTrainedConfig
+
+from ..checkpoints import load_model
+from ..configuration_dinotxt import DinoTxtConfig
+from ..embedded import tiny_checkpoint
+from ..evaluation.features import standardize
+from ..modeling_dinotxt import DinoTxtModel
+from ..modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
+from ..preprocessing import processor_for
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen network and the statistics of the images it was trained on (mean and deviation, on the 0..1 scale)."""
+
+    network: Dinov3Model
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_pretrained(cls, name: str | None = None) -> "Encoder":
+        """Load a directory, hub id or file of any layout, of a text-aligned model its vision tower; None: the embedded one.
+
+        Raises FileNotFoundError or ValueError for what is no such model.
+        """
+        name = name or tiny_checkpoint()
+        network = DinoTxtModel.from_pretrained(name).vision_model if is_aligned(name) else load_model(name)
+        network = network.dinov3 if isinstance(network, Dinov3ForPreTraining) else network
+        processor = processor_for(name, network.config.image_size)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(network.float().to(device).eval(), tuple(processor.image_mean), tuple(processor.image_std))
+
+    @property
+    def patch_size(self) -> int:
+        return self.network.config.patch_size
+
+    def grid(self, size: tuple[int, int], side: int) -> tuple[int, int]:
+        """Return the rows and columns of patches of an image (width, height) whose longer side is seen at `side` pixels."""
+        width, height = size
+        scale = side / max(width, height) / self.patch_size
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    @torch.inference_mode()
+    def tokens(self, image: Image.Image, side: int) -> torch.Tensor:
+        """Return the final-normed patch tokens [h,w,D] of a whole RGB image, its longer side resized to `side` pixels.
+
+        Both sides are resized to whole patches. Raises ValueError for a side smaller than a patch.
+        """
+        if side < self.patch_size:
+            raise ValueError(f"side: got {side}, accepted: pixels, at least those of a patch ({self.patch_size})")
+        grid = self.grid(image.size, side)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        size = [cells * self.patch_size for cells in grid]
+        pixels = F.resize(pixels, size, interpolation=F.InterpolationMode.BICUBIC, antialias=True)
+        images = standardize(pixels[None], self.mean, self.std).to(self.network.device)
+        return self.network(images).patch_tokens[0].unflatten(0, grid)
+
+
+def is_aligned(name: str) -> bool:
+    """Say whether a directory or hub id holds a model with a text tower."""
+    try:
+        return PreTrainedConfig.get_config_dict(name)[0].get("model_type") == DinoTxtConfig.model_type
+    except (OSError, ValueError):
+        # Files of weights alone, and names that load_model has a better sentence for.
+        return False

@@ -1,0 +1,206 @@
+"""What strangers hand to a demo, read within limits: an image, a clip or words, or one plain sentence why not."""
+
+import os
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps, ImageSequence
+
+from ..data.decoding import to_rgb
+
+
+# Pillow reads many more; some of their readers start other programs (EPS starts Ghostscript).
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+ANIMATED_FORMATS = ("GIF", "PNG", "WEBP")
+# Containers that hold their frames themselves: playlists would make the reader open other files and addresses.
+CLIP_FORMATS = {"mov", "mp4", "matroska", "webm", "avi", "mpeg", "mpegts", "ogg"}
+DEFAULT_RATE = 10.0
+
+
+class InputError(ValueError):
+    """One plain sentence for the person in front of the screen."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of anything is accepted; sizes in pixels count width times height."""
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 40_000_000
+    max_frames: int = 120
+    max_clip_seconds: float = 30.0
+    max_clip_pixels: int = 3_000_000_000
+    max_prompts: int = 32
+    max_prompt_length: int = 200
+    max_images: int = 1000
+
+
+LIMITS = Limits()
+
+
+def read_image(path: str | os.PathLike | None, max_side: int | None = None) -> Image.Image:
+    """Read an image file as upright RGB, shrunk to `max_side` pixels where it is larger.
+
+    Any mode is converted; of an animation the first frame is read. Bytes and pixels are checked before anything is
+    decoded. Raises `InputError` and nothing else.
+    """
+    check_file(path, "image")
+    with _open(path, IMAGE_FORMATS) as image:
+        _check_pixels(image.width * image.height, "image")
+        try:
+            if max_side is not None:
+                # JPEG decodes a half, quarter or eighth as fast as it sounds; others ignore it.
+                image.draft(None, (max_side, max_side))
+            return _shrink(to_rgb(_upright(image)), max_side)
+        except Exception as error:
+            # Pillow's readers raise almost anything on broken files (OSError, SyntaxError, struct.error, ...).
+            raise InputError("This image is damaged or cut short: it cannot be read to its end.") from error
+
+
+def read_clip(path: str | os.PathLike | None, max_side: int) -> tuple[list[Image.Image], float]:
+    """Read a video file or an animated image as RGB frames, shrunk to `max_side` pixels, and their rate a second.
+
+    Of more than `LIMITS.max_frames` every second, fourth, ... is kept, so that memory does not grow with the clip and
+    the kept ones span it. Raises `InputError` and nothing else.
+    """
+    check_file(path, "clip")
+    frames, step, last = [], 1, 0.0
+    try:
+        for index, (frame, last) in enumerate(_frames(path)):
+            if last > LIMITS.max_clip_seconds:
+                raise InputError(f"This clip is too long: at most {LIMITS.max_clip_seconds:.0f} seconds are accepted.")
+            if (index + 1) * frame.width * frame.height > LIMITS.max_clip_pixels:
+                raise InputError("This clip is too large: cut it, or make its frames smaller.")
+            if index % step:
+                continue
+            if len(frames) == LIMITS.max_frames:
+                frames, step = frames[::2], 2 * step
+                if index % step:
+                    continue
+            frames.append(_shrink(to_rgb(frame), max_side))
+    except InputError:
+        raise
+    except Exception as error:
+        # As above; FFmpeg's errors are of many classes too.
+        raise InputError("This clip is damaged or of a kind we cannot read (MP4, WebM, GIF, ...).") from error
+    if len(frames) < 2:
+        raise InputError("This clip has fewer than two frames: upload a video or an animated image.")
+    # Time runs to the start of the last frame read.
+    return frames, index / last / step if last > 0 else DEFAULT_RATE
+
+
+def read_prompts(text: str | None) -> list[str]:
+    """Split a text at commas, semicolons and ends of lines into words or phrases, each once.
+
+    Raises `InputError` for none, too many, or one too long.
+    """
+    text = text or ""
+    if len(text) > LIMITS.max_prompts * (LIMITS.max_prompt_length + 2):
+        raise InputError(f"This text is too long: at most {LIMITS.max_prompts} words or phrases are accepted.")
+    for mark in ";\n\r":
+        text = text.replace(mark, ",")
+    # Invisible characters (controls, direction marks) would show as nothing, or turn the text around them.
+    text = "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
+    prompts = {" ".join(part.lower().split()): " ".join(part.split()) for part in reversed(text.split(","))}
+    prompts.pop("", None)
+    prompts = list(reversed(prompts.values()))
+    if not prompts:
+        raise InputError("Type at least one word.")
+    if len(prompts) > LIMITS.max_prompts:
+        raise InputError(f"These are {len(prompts)} words or phrases: at most {LIMITS.max_prompts} are accepted.")
+    if len(longest := max(prompts, key=len)) > LIMITS.max_prompt_length:
+        raise InputError(
+            f"A phrase has {len(longest)} characters: at most {LIMITS.max_prompt_length} are accepted. "
+            "Put commas between words."
+        )
+    return prompts
+
+
+def check_file(path: str | os.PathLike | None, kind: str) -> None:
+    """Raise `InputError` for a file that is missing, empty or too large."""
+    if not path:
+        raise InputError(f"Choose {'an' if kind == 'image' else 'a'} {kind} first.")
+    try:
+        size = os.path.getsize(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"This {kind} is no longer here: upload it again.") from error
+    if size == 0:
+        raise InputError("This file is empty.")
+    if size > LIMITS.max_bytes:
+        raise InputError(
+            f"This file has {size / 2**20:.0f} MB: at most {LIMITS.max_bytes / 2**20:.0f} MB are accepted."
+        )
+
+
+def _open(path: str | os.PathLike, formats: tuple[str, ...]) -> Image.Image:
+    Image.init()
+    # Pillow can be built without some.
+    formats = [name for name in formats if name in Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            # Of sizes that are checked next, and of metadata that nobody reads.
+            warnings.simplefilter("ignore")
+            return Image.open(path, formats=formats)
+    except Image.DecompressionBombError:
+        _check_pixels(LIMITS.max_pixels + 1, "image")
+    except Exception as error:
+        raise InputError("This file is no image we can read (PNG, JPEG, WebP, GIF, BMP, TIFF, ...).") from error
+
+
+def _check_pixels(pixels: int, kind: str) -> None:
+    if pixels > LIMITS.max_pixels:
+        raise InputError(
+            f"This {kind} has too many pixels: at most {LIMITS.max_pixels // 10**6} million are accepted."
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Broken EXIF data: as it is stored.
+        return image
+
+
+def _shrink(image: Image.Image, max_side: int | None) -> Image.Image:
+    if max_side is not None:
+        image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    return image
+
+
+def _frames(path: str | os.PathLike) -> Iterator[tuple[Image.Image, float]]:
+    """Yield the frames of a clip and the seconds at which they start."""
+    try:
+        image = _open(path, ANIMATED_FORMATS)
+    except InputError:
+        yield from _video_frames(path)
+        return
+    with image:
+        _check_pixels(image.width * image.height, "clip")
+        seconds = 0.0
+        for frame in ImageSequence.Iterator(image):
+            yield frame, seconds
+            # Browsers take a tenth of a second where a file gives none.
+            seconds += frame.info.get("duration", 0) / 1000 or 1 / DEFAULT_RATE
+
+
+def _video_frames(path: str | os.PathLike) -> Iterator[tuple[Image.Image, float]]:
+    import av
+
+    with open(path, "rb") as file, av.open(file) as container:
+        if not CLIP_FORMATS & set(container.format.name.split(",")):
+            raise InputError("This clip is of a kind we cannot read (MP4, WebM, GIF, ...).")
+        if not container.streams.video:
+            raise InputError("This file holds no pictures: upload a video.")
+        stream = container.streams.video[0]
+        _check_pixels(stream.codec_context.width * stream.codec_context.height, "clip")
+        start = None
+        for index, frame in enumerate(container.decode(stream)):
+            # A stream may change its size on the way.
+            _check_pixels(frame.width * frame.height, "clip")
+            time = frame.time if frame.time is not None else index / DEFAULT_RATE
+            start = time if start is None else start
+            yield frame.to_image(), time - start

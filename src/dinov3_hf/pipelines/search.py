@@ -1,0 +1,127 @@
+"""Images found by an image, and by words where the model has a text tower: one feature an image, cosine, exactly."""
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from ..data.decoding import BadImage, decode_image
+from ..data.streams import find_image_column, load_source
+from ..embedded import tiny_checkpoint
+from ..evaluation.zero_shot import text_features, unknown_words
+from ..modeling_dinotxt import DinoTxtModel
+from ..modeling_dinov3 import Dinov3Model
+from ..preprocessing import processor_for
+from ..processing_dinotxt import DinoTxtProcessor
+from .encoder import Encoder, is_aligned
+from .inputs import InputError
+
+
+PICTURE_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A frozen model, its image processor, and its tokenizer: None where there is no text tower."""
+
+    model: Dinov3Model | DinoTxtModel
+    image_processor: Any
+    tokenizer: Any = None
+
+    @classmethod
+    def from_pretrained(cls, name: str | None = None) -> "Embedder":
+        """Load a model as `Encoder` does, with its text tower where it has one; None: the embedded one that knows words."""
+        name = name or tiny_checkpoint("text")
+        if not is_aligned(name):
+            network = Encoder.from_pretrained(name).network
+            return cls(network, processor_for(name, network.config.image_size))
+        processor = DinoTxtProcessor.from_pretrained(name)
+        model = DinoTxtModel.from_pretrained(name, dtype=torch.float32)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return cls(model, processor.image_processor, processor.tokenizer)
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return normalised features [B,E] of RGB images: class tokens, or with a text tower those of the shared space."""
+        pixel_values = self.image_processor(list(images), return_tensors="pt")["pixel_values"].to(self.model.device)
+        if self.tokenizer is None:
+            return normalize(self.model(pixel_values).pooler_output, dim=1).cpu()
+        return normalize(self.model.get_image_features(pixel_values), dim=1).cpu()
+
+    def text(self, text: str) -> torch.Tensor:
+        """Return the normalised feature [E] of a text; raises ValueError where the model has no text tower."""
+        if self.tokenizer is None:
+            raise ValueError(f"text: got {text!r:.80}, accepted: only with a model that has a text tower")
+        return normalize(text_features(self.model, self.tokenizer, [text])[0], dim=0).cpu()
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a text that the text tower was never taught, as far as its tokenizer knows."""
+        return unknown_words(self.tokenizer, [text])
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Normalised features [N,E] of images, and small JPEG pictures of them, in the order they were given."""
+
+    features: torch.Tensor
+    pictures: list[bytes]
+
+    @classmethod
+    def of(
+        cls,
+        embed: Callable[[Sequence[Image.Image]], torch.Tensor],
+        images: Iterable[Image.Image],
+        batch_size: int = 32,
+    ) -> "ImageIndex":
+        """Embed RGB images with `Embedder.images` as they come, `batch_size` of them in memory.
+
+        Raises `InputError` without any.
+        """
+        images, features, pictures = iter(images), [], []
+        while batch := list(islice(images, batch_size)):
+            features.append(embed(batch))
+            pictures += map(_shrink, batch)
+        if not features:
+            raise InputError("There is no image here that can be read (PNG, JPEG, WebP, ...).")
+        return cls(torch.cat(features), pictures)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def nearest(self, query: torch.Tensor, count: int) -> tuple[list[int], list[float]]:
+        """Return the rows and cosines of the `count` images most similar to a normalised query [E], the best first."""
+        best = (self.features @ query).sort(descending=True, stable=True)
+        return best.indices[:count].tolist(), best.values[:count].tolist()
+
+    def picture(self, row: int) -> Image.Image:
+        """Return the small picture of a row."""
+        return Image.open(io.BytesIO(self.pictures[row]))
+
+
+def _shrink(image: Image.Image) -> bytes:
+    buffer, small = io.BytesIO(), image.copy()
+    small.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def source_images(source: str, split: str, count: int, max_side: int) -> Iterator[Image.Image]:
+    """Read the first `count` images of any source of `load_source` as RGB, shrunk to `max_side` pixels where larger.
+
+    Those that cannot be decoded are left out.
+    """
+    rows = load_source(source, split, num_images=count)
+    column = find_image_column(rows, None)
+    for row in islice(rows, count):
+        try:
+            pixels = decode_image(row[column])
+        except (BadImage, OSError):
+            continue
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+        yield image
