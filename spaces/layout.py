@@ -26,8 +26,11 @@ LEND_GPU = getattr(importlib.import_module("spaces") if importlib.util.find_spec
 # Longer side of pictures on the page, in pixels; networks mostly see them smaller.
 SHOWN_SIDE = 768
 # Uploads go where no other program's files are, and away with the server.
-UPLOADS = Path(os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="dinov3-demo-")))
-atexit.register(shutil.rmtree, UPLOADS, ignore_errors=True)
+if "GRADIO_TEMP_DIR" not in os.environ:
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="dinov3-demo-")
+    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+UPLOADS = Path(os.environ["GRADIO_TEMP_DIR"])
+UPLOADS.mkdir(parents=True, exist_ok=True)
 # Fields of images: to be uploaded, and to be looked at.
 UPLOAD = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"]}
 RESULT = {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
@@ -126,17 +129,14 @@ def scene(index: int, subset: str = "crowded", side: int = 512) -> Image.Image:
     return Image.fromarray(render_scene(index, "test", subset, side).image)
 
 
-def examples(images: Sequence[Image.Image | Sequence[Image.Image]], label: str = "Examples") -> gr.Dataset:
-    """Show images, or rows of them, whose `click` gives the index of one."""
-    rows = [[image] if isinstance(image, Image.Image) else list(image) for image in images]
+def examples(images: Sequence[Image.Image]) -> gr.Dataset:
+    """Show images, whose `click` gives the index of one."""
     folder = Path(tempfile.mkdtemp(dir=UPLOADS))
-    samples = []
-    for row, pictures in enumerate(rows):
-        samples.append([str(folder / f"{row}_{column}.png") for column in range(len(pictures))])
-        for picture, path in zip(pictures, samples[-1], strict=True):
-            picture.save(path)
-    fields = [gr.Image(visible=False, type="filepath", label="") for _ in rows[0]]
-    return gr.Dataset(components=fields, samples=samples, type="index", label=label)
+    paths = [folder / f"{number}.png" for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    field = gr.Image(visible=False, type="filepath", label="")
+    return gr.Dataset(components=[field], samples=[[str(path)] for path in paths], type="index", label="Examples")
 
 
 def tiles(pictures: Sequence[tuple[Image.Image, str]]) -> str:

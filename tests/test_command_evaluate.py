@@ -308,7 +308,7 @@ def test_wrong_models_are_refused(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("no weights")
     wrong = {
         None: "model: missing, accepted",
-        str(tmp_path): "is of type 'vit', accepted: dinov3_hf or dinov3_vit",
+        str(tmp_path): "is of type 'vit', accepted: dinov3_hf, dinov3_vit",
         str(tmp_path / "notes.txt"): "accepted: a directory, a hub id, or a .pth, .pt, .safetensors file",
         str(tmp_path / "absent"): "model: no config.json in",
     }
@@ -401,7 +401,7 @@ def test_a_backbone_by_reference_is_named(aligned, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--task", "knn"], "is of type 'dinotxt', accepted: dinov3_hf or dinov3_vit"),
+        (["--task", "knn"], "is of type 'dinotxt', accepted: dinov3_hf, dinov3_vit"),
         (["--task", "zero-shot", "--image-size", "64"], "image_size: got 64, accepted for zero-shot: none"),
         (
             ["--task", "zero-shot", "--label-column", "class"],

@@ -133,15 +133,10 @@ def build(model: str | None = None) -> gr.Blocks:
         frame.select(click, [visit, kind, threshold], results[:3], **QUICK)
         clear.click(forget, [visit, threshold], results[:3], **QUICK)
         threshold.input(draw, [visit, threshold], results[:2], **QUICK)
-        following = start.click(
-            track,
-            [visit, *settings],
-            [video, progress],
-            concurrency_id="following",
-            concurrency_limit=1,
-            show_progress_on=video,
-        )
-        stop.click(lambda: "Stopped.", None, progress, cancels=following)
+        one = {"concurrency_id": "following", "concurrency_limit": 1, "show_progress_on": video}
+        following = start.click(track, [visit, *settings], [video, progress], **one)
+        # Said once it has stopped, so that no frame comes after it.
+        stop.click(None, cancels=following).then(lambda: "Stopped.", None, progress, show_progress="hidden")
     return blocks
 
 
