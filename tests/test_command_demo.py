@@ -33,6 +33,7 @@ def test_every_space_is_listed(capsys):
         (["dense_feature"], "name: got 'dense_feature', accepted: dense_features,"),
         (["dense_feature"], "did you mean dense_features?"),
         (["dense-features", "--port", "0"], "port: got 0, accepted: 1 to 65535"),
+        (["dense-features", "--data", "photos"], "data: got 'photos', accepted: only with image_search"),
         (["dense_features", "--model", "./nowhere"], "model: './nowhere' is not there"),
     ],
 )

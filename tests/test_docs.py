@@ -1,4 +1,4 @@
-"""What docs/how_to.md prints is what runs, from top to bottom."""
+"""What the pages of docs/ print is what runs: how_to.md from top to bottom."""
 
 import re
 import shlex
@@ -8,9 +8,11 @@ import pytest
 
 from dinov3_hf import tiny_checkpoint
 from dinov3_hf.cli import main
+from dinov3_hf.data.scenes import load_scenes
 
 
-PAGE = (Path(__file__).parents[1] / "docs" / "how_to.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "how_to.md").read_text()
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", PAGE, re.S)
 
 
@@ -39,8 +41,17 @@ def test_every_snippet_runs_in_order(tmp_path, monkeypatch, capsys):
     assert names["tokens"].shape == names["model"](names["pixels"]).last_hidden_state.shape
 
 
+def test_the_parts_of_the_demos_run_without_a_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, image in zip(("image.jpg", "other.jpg"), load_scenes("test", 2, image_size=128)["image"], strict=True):
+        image.save(name)
+    names = {}
+    block = re.search(r"```python\n(.*?)```", (DOCS / "demos.md").read_text(), re.S).group(1)
+    exec(compile(block, "demos.md", "exec"), names)
+    assert names["picture"].shape == (64, 64, 3) and names["places"].shape == (1, 2)
+
+
 def test_pages_link_to_pages_that_are_there():
-    docs = Path(__file__).parents[1] / "docs"
-    for page in [*docs.glob("*.md"), docs.parent / "README.md"]:
+    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -31,7 +31,8 @@ SEEING = (
 )
 NO_WORDS = "This model has no text tower: search by an image."
 NUM_SCENES, NUM_FOUND = 150, 9
-GRID = {"columns": 3, "height": "fit-content", "allow_preview": False, "format": "jpeg", "buttons": []}
+# Without a frame around it three columns, of at least 100 pixels each, fit a telephone.
+GRID = {"columns": 3, "height": "fit-content", "container": False, "allow_preview": False, "format": "jpeg"}
 
 
 def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
@@ -108,7 +109,7 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=3, min_width=280):
                 text = gr.Markdown(elem_id="text")
-                found = gr.Gallery(show_label=False, **GRID, elem_id="found")
+                found = gr.Gallery(show_label=False, buttons=[], **GRID, elem_id="found")
             with gr.Column(scale=2, min_width=280):
                 image = unopened(gr.Image(label="Search by an image", height=240, elem_id="image", **UPLOAD))
                 choices = examples(queries)

@@ -24,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", help="directory, hub id or file of weights [default the one that comes with the package]"
     )
     parser.add_argument(
+        "--data",
+        help="image_search: folder of images, Parquet files or hub data set to search [default rendered scenes]",
+    )
+    parser.add_argument(
         "--host", default="127.0.0.1", help="address to serve at [default 127.0.0.1, this machine only]"
     )
     parser.add_argument("--port", type=int, help="[default the first free one from 7860]")
@@ -38,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     app = importlib.import_module(f"dinov3_hf.spaces.{arguments.name}.app")
     from dinov3_hf.spaces.layout import launch
 
-    blocks = app.build(arguments.model)
+    blocks = app.build(arguments.model, **({"data": arguments.data} if arguments.data else {}))
     options = {"inbrowser": not arguments.no_browser, "prevent_thread_lock": True, "quiet": True}
     try:
         launch(blocks, arguments.host, arguments.port, **options)
@@ -58,6 +62,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"name: got {arguments.name!r}, accepted: {', '.join(DEMOS)}{hint}")
     arguments.name = name
+    if arguments.data is not None and name != "image_search":
+        raise ValueError(f"data: got {arguments.data!r}, accepted: only with image_search")
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
         raise ValueError(f"port: got {arguments.port}, accepted: 1 to 65535")
     if model and model.startswith((".", "/", "~")) and not Path(model).exists():
