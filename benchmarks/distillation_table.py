@@ -87,11 +87,12 @@ def train(verb: str, output: Path, flags: list[str]) -> None:
 
 def measure(model: Path | str, data: Path | None, output: Path, quick: bool) -> list[dict]:
     """k-NN of a model on scenes and CIFAR-10: measures with their controls."""
-    counts = {"num_train": 200, "num_test": 100} if quick else {}
+    # Differences of two per cent are to be told apart from chance.
+    counts = {"num_train": 200, "num_test": 100} if quick else {"num_train": 5000, "num_test": 5000}
     measures = []
     for name, source in (("scenes", None), ("cifar10", data)):
         if name == "scenes" or source is not None:
-            settings = {} if source is None else {"data": str(source / name), "num_train": 5000, "num_test": 2000}
+            settings = {} if source is None else {"data": str(source / name)}
             record = evaluate(
                 EvaluateArguments(
                     model=str(model),
@@ -102,6 +103,7 @@ def measure(model: Path | str, data: Path | None, output: Path, quick: bool) -> 
                     output_dir=str(output / name),
                     cache_dir=str(output / "features"),
                     update_card=False,
+                    overwrite=True,
                     **settings | counts,
                 )
             )
