@@ -22,7 +22,7 @@ from dinov3_hf.evaluation.knn import evaluate_knn
 from dinov3_hf.evaluation.results import format_table
 from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
 from dinov3_hf.evaluation.zero_shot_segmentation import evaluate_zero_shot_segmentation
-from dinov3_hf.tokenization_dinotxt import train_tokenizer
+from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
 
 
 SIZES = {

@@ -18,7 +18,7 @@ from dinov3_hf.evaluation.image_text_retrieval import (
     evaluate_retrieval,
     recall_at_k,
 )
-from dinov3_hf.tokenization_dinotxt import train_tokenizer
+from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
 
 
 CAPTIONS = ["a red dog", "a dog", "two cats by a tree", "a house", "a blue boat", "a dog"]

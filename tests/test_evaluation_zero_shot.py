@@ -25,7 +25,7 @@ from dinov3_hf.evaluation.zero_shot import (
     openai_templates,
     read_labels,
 )
-from dinov3_hf.tokenization_dinotxt import train_tokenizer
+from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
 
 
 NAMES = ["cat", "dog", "red house", "tree", "car", "boat"]

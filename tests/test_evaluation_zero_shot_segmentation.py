@@ -29,7 +29,7 @@ from dinov3_hf.evaluation.zero_shot_segmentation import (
     window_and_stride,
     window_starts,
 )
-from dinov3_hf.tokenization_dinotxt import train_tokenizer
+from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
 
 
 NAMES = ["background", "cat", "dog", "tree"]

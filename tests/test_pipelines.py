@@ -9,8 +9,8 @@ from transformers import DINOv3ViTImageProcessor, pipeline
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.evaluation.zero_shot import class_embeddings, default_templates
 from dinov3_hf.evaluation.zero_shot_segmentation import fit_image, segment_logits
+from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
 from dinov3_hf.pipelines import ZeroShotImageSegmentationPipeline
-from dinov3_hf.tokenization_dinotxt import train_tokenizer
 
 
 LABELS = ["cat", "red dog", "tree"]

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dinov3_hf.modeling_dinotxt import MAX_LOGIT_SCALE, DinoTxtModel
+from dinov3_hf.models.modeling_dinotxt import MAX_LOGIT_SCALE, DinoTxtModel
 from dinov3_hf.training.losses import gram_loss
 from dinov3_hf.training.self_distillation import ObjectiveOutput, local
 from dinov3_hf.whole_weights import gather

@@ -22,7 +22,7 @@ def load_backbone(towers: TowerArguments):
 
 def build_tokenizer(towers: TowerArguments, sources: list, caption_columns: list[str]):
     """Return the tokenizer of the recipe: CLIP's, one from a folder, or one trained on the captions."""
-    from dinov3_hf.tokenization_dinotxt import DinoTxtTokenizer, clip_tokenizer, train_tokenizer
+    from dinov3_hf.models.tokenization_dinotxt import DinoTxtTokenizer, clip_tokenizer, train_tokenizer
 
     if towers.train_tokenizer:
         texts = itertools.islice(captions_of(sources, caption_columns), towers.tokenizer_captions)

@@ -4,7 +4,7 @@ import copy
 
 from dinov3_hf import Dinov3Config, Dinov3ConvNextModel, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import load_backbone, load_model
-from dinov3_hf.rope_dinov3 import RopeAugmentation
+from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 
 from .arguments import CropArguments, GramArguments, ModelArguments
 

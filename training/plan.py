@@ -23,9 +23,9 @@ from torch.utils.flop_counter import flop_registry
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from dinov3_hf import rope_dinov3
-from dinov3_hf.layers_dinov3 import Dinov3Attention, Dinov3LayerScale
-from dinov3_hf.modeling_dinov3 import Dinov3Model
+from dinov3_hf.models import rope_dinov3
+from dinov3_hf.models.layers_dinov3 import Dinov3Attention, Dinov3LayerScale
+from dinov3_hf.models.modeling_dinov3 import Dinov3Model
 
 from .arguments import PretrainRecipe
 from .initialization import build_gram_teacher, build_student

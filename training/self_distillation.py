@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from dinov3_hf.checkpoints import export
-from dinov3_hf.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 from .arguments import GramArguments, ObjectiveArguments
 from .health import assignment_entropy, prototype_usage

@@ -10,11 +10,11 @@ from torch import nn
 
 from dinov3_hf import Dinov3Config, Dinov3ConvNextConfig, Dinov3ConvNextModel, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import load_model
-from dinov3_hf.configuration_dinov3 import SIZES
-from dinov3_hf.configuration_dinov3_convnext import CONVNEXT_SIZES
 from dinov3_hf.embedded import tiny_checkpoint
-from dinov3_hf.heads_dinov3 import Dinov3ProjectionHead
-from dinov3_hf.rope_dinov3 import RopeAugmentation
+from dinov3_hf.models.configuration_dinov3 import SIZES
+from dinov3_hf.models.configuration_dinov3_convnext import CONVNEXT_SIZES
+from dinov3_hf.models.heads_dinov3 import Dinov3ProjectionHead
+from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 
 from .arguments import CropArguments
 from .distill_arguments import DistillArguments, StudentSpec

@@ -12,23 +12,23 @@ from transformers import (
 )
 
 from ._version import __version__
-from .configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
-from .configuration_dinov3 import Dinov3Config
-from .configuration_dinov3_convnext import Dinov3ConvNextConfig
-from .configuration_dinov3_pyramid import Dinov3PyramidConfig
 from .dense_features import dense_features
 from .embedded import tiny_checkpoint
-from .image_processing_dinov3 import Dinov3ImageProcessor
-from .modeling_dinotxt import DinoTxtModel
-from .modeling_dinov3 import Dinov3Backbone, Dinov3ForImageClassification, Dinov3ForPreTraining, Dinov3Model
-from .modeling_dinov3_convnext import (
+from .models.configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
+from .models.configuration_dinov3 import Dinov3Config
+from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig
+from .models.configuration_dinov3_pyramid import Dinov3PyramidConfig
+from .models.image_processing_dinov3 import Dinov3ImageProcessor
+from .models.modeling_dinotxt import DinoTxtModel
+from .models.modeling_dinov3 import Dinov3Backbone, Dinov3ForImageClassification, Dinov3ForPreTraining, Dinov3Model
+from .models.modeling_dinov3_convnext import (
     Dinov3ConvNextBackbone,
     Dinov3ConvNextForImageClassification,
     Dinov3ConvNextModel,
 )
-from .modeling_dinov3_pyramid import Dinov3PyramidBackbone
-from .processing_dinotxt import DinoTxtProcessor
-from .tokenization_dinotxt import DinoTxtTokenizer
+from .models.modeling_dinov3_pyramid import Dinov3PyramidBackbone
+from .models.processing_dinotxt import DinoTxtProcessor
+from .models.tokenization_dinotxt import DinoTxtTokenizer
 
 
 AutoConfig.register(Dinov3Config.model_type, Dinov3Config)

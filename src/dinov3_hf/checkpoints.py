@@ -14,10 +14,10 @@ from torch import nn
 from transformers import DINOv3ViTConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_dinov3 import SIZES, Dinov3Config
-from .modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model, Dinov3PreTrainedModel
-from .modeling_dinov3_convnext import Dinov3ConvNextForImageClassification, Dinov3ConvNextModel
-from .rope_dinov3 import rope_periods
+from .models.configuration_dinov3 import SIZES, Dinov3Config
+from .models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model, Dinov3PreTrainedModel
+from .models.modeling_dinov3_convnext import Dinov3ConvNextForImageClassification, Dinov3ConvNextModel
+from .models.rope_dinov3 import rope_periods
 from .whole_weights import HEADS_FILE, gather, merge_adapters, read_state_dict, write_stock
 
 

@@ -9,9 +9,9 @@ import torch
 from transformers import DINOv3ConvNextConfig, PreTrainedConfig
 
 from .checkpoints import _build
-from .configuration_dinov3 import field_names
-from .configuration_dinov3_convnext import Dinov3ConvNextConfig
-from .modeling_dinov3_convnext import Dinov3ConvNextModel
+from .models.configuration_dinov3 import field_names
+from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig
+from .models.modeling_dinov3_convnext import Dinov3ConvNextModel
 from .whole_weights import write_stock
 
 

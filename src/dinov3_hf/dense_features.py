@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from .evaluation.windows import Windowed
-from .modeling_dinov3 import Dinov3Backbone, Dinov3Model
-from .modeling_dinov3_convnext import Dinov3ConvNextModel
+from .models.modeling_dinov3 import Dinov3Backbone, Dinov3Model
+from .models.modeling_dinov3_convnext import Dinov3ConvNextModel
 
 
 @torch.no_grad()

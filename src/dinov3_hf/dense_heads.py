@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from transformers import DINOv3ViTConfig, PreTrainedModel
 
 from .checkpoints import export
-from .configuration_dinov3 import Dinov3Config
-from .configuration_dinov3_pyramid import Dinov3PyramidConfig
 from .finetuning_adapters import backbone_of
-from .modeling_dinov3 import Dinov3Model
+from .models.configuration_dinov3 import Dinov3Config
+from .models.configuration_dinov3_pyramid import Dinov3PyramidConfig
+from .models.modeling_dinov3 import Dinov3Model
 
 # Registers the pyramid, which heads find by its configuration.
-from .modeling_dinov3_pyramid import Dinov3PyramidBackbone  # noqa: F401
+from .models.modeling_dinov3_pyramid import Dinov3PyramidBackbone  # noqa: F401
 
 
 @dataclass(frozen=True)

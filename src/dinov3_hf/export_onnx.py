@@ -7,11 +7,11 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from transformers.utils import logging
 
-from .configuration_dinov3 import Dinov3Config
-from .configuration_dinov3_convnext import Dinov3ConvNextConfig
 from .export_timm import summarise
-from .modeling_dinov3 import Dinov3Model
-from .modeling_dinov3_convnext import Dinov3ConvNextModel
+from .models.configuration_dinov3 import Dinov3Config
+from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig
+from .models.modeling_dinov3 import Dinov3Model
+from .models.modeling_dinov3_convnext import Dinov3ConvNextModel
 
 
 logger = logging.get_logger(__name__)

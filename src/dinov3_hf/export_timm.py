@@ -16,8 +16,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file, logging
 
 from .checkpoints import _vit_to_meta, load_meta
-from .configuration_dinov3 import SIZES, Dinov3Config
-from .modeling_dinov3 import Dinov3Model
+from .models.configuration_dinov3 import SIZES, Dinov3Config
+from .models.modeling_dinov3 import Dinov3Model
 
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .checkpoints import export, load_backbone
-from .modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
+from .models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
 
 
 # Every linear layer of a block.

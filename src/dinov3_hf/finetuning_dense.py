@@ -20,7 +20,7 @@ from .evaluation.masks import (
     resize_mask,
 )
 from .finetuning_tasks import SMALLEST_CROP, View
-from .modeling_dinov3 import Dinov3Model
+from .models.modeling_dinov3 import Dinov3Model
 
 
 # Depths below it (metres) do not count, and no prediction is taken for less.

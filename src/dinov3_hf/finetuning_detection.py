@@ -11,7 +11,7 @@ from .evaluation.features import check_column
 from .evaluation.masks import read_mask
 from .finetuning_dense import build_dense, progress
 from .finetuning_tasks import View
-from .modeling_dinov3 import Dinov3Model
+from .models.modeling_dinov3 import Dinov3Model
 
 
 MIN_IOU = 0.5

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from .data.decoding import BadImage, decode_image
 from .evaluation.features import standardize
 from .evaluation.labels import read_vocabulary
-from .modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
+from .models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
 
 
 # Share of an image's area that a random crop shows at least.

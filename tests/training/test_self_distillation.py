@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
-from dinov3_hf.rope_dinov3 import RopeAugmentation
+from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 from dinov3_hf.training.arguments import ObjectiveArguments
 from dinov3_hf.training.loop import build_optimizer, clip_gradients, set_rates
 from dinov3_hf.training.param_groups import parameter_groups

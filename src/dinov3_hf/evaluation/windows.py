@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..modeling_dinov3 import Dinov3ModelOutput
+from ..models.modeling_dinov3 import Dinov3ModelOutput
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

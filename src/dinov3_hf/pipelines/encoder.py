@@ -9,11 +9,11 @@ from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedConfig
 
 from ..checkpoints import load_model
-from ..configuration_dinotxt import DinoTxtConfig
 from ..embedded import tiny_checkpoint
 from ..evaluation.features import standardize
-from ..modeling_dinotxt import DinoTxtModel
-from ..modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
+from ..models.configuration_dinotxt import DinoTxtConfig
+from ..models.modeling_dinotxt import DinoTxtModel
+from ..models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 from ..preprocessing import processor_for
 
 

@@ -4,8 +4,8 @@ from torch.nn import functional as F
 from transformers import AutoBackbone, AutoConfig
 
 from dinov3_hf import Dinov3Backbone, Dinov3Config
-from dinov3_hf.configuration_dinov3_pyramid import Dinov3PyramidConfig
-from dinov3_hf.modeling_dinov3_pyramid import Dinov3PyramidBackbone
+from dinov3_hf.models.configuration_dinov3_pyramid import Dinov3PyramidConfig
+from dinov3_hf.models.modeling_dinov3_pyramid import Dinov3PyramidBackbone
 
 
 def vit_config(**fields):

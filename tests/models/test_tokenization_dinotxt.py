@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from dinov3_hf import tokenization_dinotxt
-from dinov3_hf.configuration_dinotxt import DinoTxtConfig
-from dinov3_hf.tokenization_dinotxt import MIN_VOCAB_SIZE, DinoTxtTokenizer, clip_tokenizer, train_tokenizer
+from dinov3_hf.models import tokenization_dinotxt
+from dinov3_hf.models.configuration_dinotxt import DinoTxtConfig
+from dinov3_hf.models.tokenization_dinotxt import MIN_VOCAB_SIZE, DinoTxtTokenizer, clip_tokenizer, train_tokenizer
 
 
 CAPTIONS = ["A red circle, left of two blue squares.", "the DOG's bone", "Two dogs and 25 cats", "नीला कुत्ता"]

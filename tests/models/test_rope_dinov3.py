@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dinov3_hf import Dinov3Config, rope_dinov3
-from dinov3_hf.rope_dinov3 import (
+from dinov3_hf import Dinov3Config
+from dinov3_hf.models import rope_dinov3
+from dinov3_hf.models.rope_dinov3 import (
     Dinov3RotaryEmbedding,
     RopeAugmentation,
     apply_rotary,
@@ -16,7 +17,7 @@ from dinov3_hf.rope_dinov3 import (
 )
 
 
-GOLDEN = load_file(Path(__file__).parent / "data" / "rope.safetensors")
+GOLDEN = load_file(Path(__file__).parents[1] / "data" / "rope.safetensors")
 TABLES = sorted({name.rsplit("/", 1)[0] for name in GOLDEN if name.startswith("base100") and name.count("/") == 3})
 
 

@@ -6,18 +6,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, DINOv3ViTConfig, DINOv3ViTModel
 
-from dinov3_hf import (
-    Dinov3Backbone,
-    Dinov3Config,
-    Dinov3ForPreTraining,
-    Dinov3Model,
-    checkpoints,
-    modeling_dinov3,
-)
-from dinov3_hf.rope_dinov3 import RopeAugmentation
+from dinov3_hf import Dinov3Backbone, Dinov3Config, Dinov3ForPreTraining, Dinov3Model, checkpoints
+from dinov3_hf.models import modeling_dinov3
+from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 
 
-GOLDEN = load_file(Path(__file__).parent / "data" / "vit_a.safetensors")
+GOLDEN = load_file(Path(__file__).parents[1] / "data" / "vit_a.safetensors")
 GOLDEN_TOKENS = {
     "x_norm_clstoken": "pooler_output",
     "x_norm_patchtokens": "patch_tokens",

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from dinov3_hf import Dinov3Config, layers_dinov3
-from dinov3_hf.layers_dinov3 import Dinov3Embeddings, Dinov3Layer, pack_crops, split_crops
-from dinov3_hf.rope_dinov3 import Dinov3RotaryEmbedding
+from dinov3_hf import Dinov3Config
+from dinov3_hf.models import layers_dinov3
+from dinov3_hf.models.layers_dinov3 import Dinov3Embeddings, Dinov3Layer, pack_crops, split_crops
+from dinov3_hf.models.rope_dinov3 import Dinov3RotaryEmbedding
 
 
 def make_layer(**fields):

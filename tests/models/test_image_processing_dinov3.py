@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
 
-from dinov3_hf import Dinov3Config, Dinov3ImageProcessor, image_processing_dinov3
+from dinov3_hf import Dinov3Config, Dinov3ImageProcessor
+from dinov3_hf.models import image_processing_dinov3
 
 
 @pytest.fixture

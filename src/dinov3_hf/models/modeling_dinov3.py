@@ -1,8 +1,6 @@
 """DINOv3 vision transformer: model, backbone, classifier and pretraining network."""
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,31 +17,16 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_dinov3 import Dinov3Config
 from .heads_dinov3 import Dinov3ProjectionHead
-from .layers_dinov3 import (
-    Dinov3Attention,
-    Dinov3Embeddings,
-    Dinov3Layer,
-    Dinov3LayerScale,
-    pack_crops,
-    split_crops,
-)
+from .layers_dinov3 import Dinov3Attention, Dinov3Embeddings, Dinov3Layer, Dinov3LayerScale, pack_crops, split_crops
 from .rope_dinov3 import Dinov3RotaryEmbedding, RopeAugmentation
+from .saving_dinov3 import Dinov3SavingMixin
 
 
 logger = logging.get_logger(__name__)
-
-# One directory serves every Auto class where this package is absent: the files below travel with the weights.
-_AUTO_MAP = {
-    "AutoConfig": "configuration_dinov3.Dinov3Config",
-    "AutoModel": "modeling_dinov3.Dinov3Model",
-    "AutoBackbone": "modeling_dinov3.Dinov3Backbone",
-    "AutoModelForImageClassification": "modeling_dinov3.Dinov3ForImageClassification",
-}
-_CODE_FILES = ("configuration_dinov3", "rope_dinov3", "layers_dinov3", "heads_dinov3", "modeling_dinov3")
 
 
 @dataclass
@@ -96,7 +79,7 @@ class Dinov3ForPreTrainingOutput(ModelOutput):
     patch_tokens: torch.Tensor | None = None
 
 
-class Dinov3PreTrainedModel(PreTrainedModel):
+class Dinov3PreTrainedModel(Dinov3SavingMixin, PreTrainedModel):
     config: Dinov3Config
     base_model_prefix = "dinov3"
     main_input_name = "pixel_values"
@@ -110,14 +93,13 @@ class Dinov3PreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": Dinov3Layer, "attentions": Dinov3Attention}
     _input_embed_layer = "patch_embeddings"
-
-    def post_init(self):
-        super().post_init()
-        # A model inside has its hooks already, and a second set would record every block twice.
-        if any(getattr(inner, "_output_capturing_hooks_installed", False) for inner in self.modules()):
-            self._output_capturing_hooks_installed = True
-        # Installed at the first request otherwise, under a lock that torch.compile cannot enter.
-        maybe_install_capturing_hooks(self)
+    key_mapping = {r"^model\.layer\.": "layer."}
+    auto_classes = {
+        "AutoConfig": "configuration_dinov3.Dinov3Config",
+        "AutoModel": "modeling_dinov3.Dinov3Model",
+        "AutoBackbone": "modeling_dinov3.Dinov3Backbone",
+        "AutoModelForImageClassification": "modeling_dinov3.Dinov3ForImageClassification",
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -136,26 +118,6 @@ class Dinov3PreTrainedModel(PreTrainedModel):
             init.constant_(module.lambda1, self.config.layerscale_value)
         else:
             super()._init_weights(module)
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As transformers', from safetensors only; also reads `dinov3_vit` directories of either key generation."""
-        kwargs.setdefault("use_safetensors", True)
-        kwargs.setdefault("key_mapping", {r"^model\.layer\.": "layer."})
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Otherwise a later save would write the key generation that was read.
-        model._weight_conversions = None
-        return loaded
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers', with the code beside the weights, so that `trust_remote_code=True` can load them."""
-        self.config.auto_map = dict(_AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            here = Path(__file__).parent
-            for name in _CODE_FILES:
-                shutil.copyfile(here / f"{name}.py", Path(save_directory) / f"{name}.py")
 
 
 def _init_linear(layer: nn.Linear, std: float) -> None:

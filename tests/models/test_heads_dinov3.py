@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dinov3_hf.heads_dinov3 import Dinov3ProjectionHead
+from dinov3_hf.models.heads_dinov3 import Dinov3ProjectionHead
 
 
-GOLDEN = load_file(Path(__file__).parent / "data" / "head.safetensors")
+GOLDEN = load_file(Path(__file__).parents[1] / "data" / "head.safetensors")
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])

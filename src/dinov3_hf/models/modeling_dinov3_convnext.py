@@ -1,8 +1,6 @@
 """DINOv3 ConvNeXt: model, backbone and classifier, of transformers' own blocks."""
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,19 +20,10 @@ from transformers.models.dinov3_convnext.modeling_dinov3_convnext import (
     DINOv3ConvNextStage,
 )
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_dinov3_convnext import Dinov3ConvNextConfig
-
-
-# One directory serves every Auto class where this package is absent: the files below travel with the weights.
-_AUTO_MAP = {
-    "AutoConfig": "configuration_dinov3_convnext.Dinov3ConvNextConfig",
-    "AutoModel": "modeling_dinov3_convnext.Dinov3ConvNextModel",
-    "AutoBackbone": "modeling_dinov3_convnext.Dinov3ConvNextBackbone",
-    "AutoModelForImageClassification": "modeling_dinov3_convnext.Dinov3ConvNextForImageClassification",
-}
-_CODE_FILES = ("configuration_dinov3", "configuration_dinov3_convnext", "modeling_dinov3_convnext")
+from .saving_dinov3 import Dinov3SavingMixin
 
 
 @dataclass
@@ -68,41 +57,20 @@ class Dinov3ConvNextStage(DINOv3ConvNextStage):
         self.layers = nn.ModuleList(Dinov3ConvNextLayer(config, config.hidden_sizes[index], rate) for rate in rates)
 
 
-class Dinov3ConvNextPreTrainedModel(DINOv3ConvNextPreTrainedModel):
+class Dinov3ConvNextPreTrainedModel(Dinov3SavingMixin, DINOv3ConvNextPreTrainedModel):
     config: Dinov3ConvNextConfig
     base_model_prefix = "dinov3"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Dinov3ConvNextLayer"]
     _can_record_outputs = {"hidden_states": Dinov3ConvNextStage}
     _can_compile_fullgraph = True
-
-    def post_init(self):
-        super().post_init()
-        # A model inside has its hooks already, and a second set would record every stage twice.
-        if any(getattr(inner, "_output_capturing_hooks_installed", False) for inner in self.modules()):
-            self._output_capturing_hooks_installed = True
-        # Installed at the first request otherwise, under a lock that torch.compile cannot enter.
-        maybe_install_capturing_hooks(self)
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As transformers', from safetensors only; also reads `dinov3_convnext` directories of either key generation."""
-        kwargs.setdefault("use_safetensors", True)
-        kwargs.setdefault("key_mapping", {r"^model\.stages\.": "stages."})
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Otherwise a later save would write the key generation that was read.
-        model._weight_conversions = None
-        return loaded
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers', with the code beside the weights, so that `trust_remote_code=True` can load them."""
-        self.config.auto_map = dict(_AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            here = Path(__file__).parent
-            for name in _CODE_FILES:
-                shutil.copyfile(here / f"{name}.py", Path(save_directory) / f"{name}.py")
+    key_mapping = {r"^model\.stages\.": "stages."}
+    auto_classes = {
+        "AutoConfig": "configuration_dinov3_convnext.Dinov3ConvNextConfig",
+        "AutoModel": "modeling_dinov3_convnext.Dinov3ConvNextModel",
+        "AutoBackbone": "modeling_dinov3_convnext.Dinov3ConvNextBackbone",
+        "AutoModelForImageClassification": "modeling_dinov3_convnext.Dinov3ConvNextForImageClassification",
+    }
 
     def _stage_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """The images [B,C,H,W], then the map of every stage: [B,D_1,H//4,W//4], [B,D_2,H//8,W//8], ..."""
