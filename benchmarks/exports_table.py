@@ -21,9 +21,10 @@ from transformers.utils import logging
 
 from dinov3_hf import Dinov3Config, Dinov3Model, tiny_checkpoint
 from dinov3_hf.checkpoints import LAYOUTS, export, load_meta
+from dinov3_hf.checkpoints.timm import load_timm
+from dinov3_hf.checkpoints.weights import left_out, summarise
 from dinov3_hf.commands.export import reader
 from dinov3_hf.evaluation.results import markdown, replace_table
-from dinov3_hf.export_timm import left_out, load_timm, summarise
 
 
 READ_BACK = {

@@ -10,8 +10,8 @@ from transformers import AutoImageProcessor, AutoModel, DINOv3ViTImageProcessor
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3ImageProcessor, Dinov3Model, tiny_checkpoint
 from dinov3_hf.checkpoints import export, load_meta
+from dinov3_hf.checkpoints.processors import find_processor
 from dinov3_hf.commands.export import add_arguments, agreement, run
-from dinov3_hf.preprocessing import find_processor
 
 
 def call(*argv):

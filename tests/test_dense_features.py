@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModel, DINOv3ViTImageProcessor
 
 from dinov3_hf import Dinov3Backbone, Dinov3Config, Dinov3ForImageClassification, Dinov3Model
+from dinov3_hf.checkpoints import tiny_checkpoint
 from dinov3_hf.data.scenes import load_scenes
 from dinov3_hf.dense_features import dense_features
-from dinov3_hf.embedded import tiny_checkpoint
 
 
 CONFIG = Dinov3Config(

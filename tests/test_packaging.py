@@ -109,7 +109,9 @@ def test_modelling_files_are_flat(file):
         local = name.startswith(".")
         assert not name.startswith("..") and not name.startswith("dinov3_hf"), f"{file.name} imports {name}"
         assert not local or "_dino" in name, f"{file.name} imports {name}"
-        assert local or name.split(".")[0] in LIGHT | TOKENIZERS | set(sys.stdlib_module_names), f"{file.name} imports {name}"
+        assert local or name.split(".")[0] in LIGHT | TOKENIZERS | set(sys.stdlib_module_names), (
+            f"{file.name} imports {name}"
+        )
 
 
 @pytest.mark.parametrize("room", ["training", "text_alignment"])

@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov3_hf.checkpoints.processors import processor_for
 from dinov3_hf.data.scenes import render_scene
 from dinov3_hf.evaluation.zero_shot import class_embeddings
 from dinov3_hf.evaluation.zero_shot_segmentation import fit_image, segment_logits
 from dinov3_hf.pipelines.encoder import Encoder
 from dinov3_hf.pipelines.open_vocabulary import WordMap, check_words, map_words
 from dinov3_hf.pipelines.search import Embedder
-from dinov3_hf.preprocessing import processor_for
 
 
 WORDS = ["tree", "boat", "red house"]

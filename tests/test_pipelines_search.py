@@ -10,12 +10,12 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Model, tiny_checkpoint
+from dinov3_hf.checkpoints.processors import find_processor
 from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
 from dinov3_hf.pipelines import image_files
 from dinov3_hf.pipelines.image_files import ImageFiles
 from dinov3_hf.pipelines.inputs import InputError, Limits
 from dinov3_hf.pipelines.search import Embedder, ImageIndex, source_images
-from dinov3_hf.preprocessing import find_processor
 
 
 @pytest.fixture(scope="module")

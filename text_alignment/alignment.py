@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dinov3_hf.checkpoints.weights import gather
 from dinov3_hf.models.modeling_dinotxt import MAX_LOGIT_SCALE, DinoTxtModel
 from dinov3_hf.training.losses import gram_loss
 from dinov3_hf.training.self_distillation import ObjectiveOutput, local
-from dinov3_hf.whole_weights import gather
 
 from .contrastive import contrastive_loss
 

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from dinov3_hf import Dinov3Config, Dinov3ConvNextConfig, Dinov3ConvNextModel, Dinov3ForPreTraining, Dinov3Model
-from dinov3_hf.checkpoints import load_model
-from dinov3_hf.embedded import tiny_checkpoint
+from dinov3_hf.checkpoints import load_model, tiny_checkpoint
 from dinov3_hf.models.configuration_dinov3 import SIZES
 from dinov3_hf.models.configuration_dinov3_convnext import CONVNEXT_SIZES
 from dinov3_hf.models.heads_dinov3 import Dinov3ProjectionHead

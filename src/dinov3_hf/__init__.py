@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from ._version import __version__
+from .checkpoints import tiny_checkpoint
 from .dense_features import dense_features
-from .embedded import tiny_checkpoint
 from .models.configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
 from .models.configuration_dinov3 import Dinov3Config
 from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .checkpoints import load_backbone
+from .checkpoints.processors import image_side, processor_for
 from .data.streams import find_image_column
 from .evaluation.features import check_image_size, undecoded, untrained_twin
 from .finetuning_adapters import (
@@ -27,7 +28,6 @@ from .finetuning_dense import Depth, Segmentation
 from .finetuning_detection import Detection
 from .finetuning_recipe import FinetuneRecipe
 from .finetuning_tasks import Classification, Examples, View, collate
-from .preprocessing import image_side, processor_for
 
 
 # Fields that may differ between a run and the one that resumes it.

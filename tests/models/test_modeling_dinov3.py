@@ -6,7 +6,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, DINOv3ViTConfig, DINOv3ViTModel
 
-from dinov3_hf import Dinov3Backbone, Dinov3Config, Dinov3ForPreTraining, Dinov3Model, checkpoints
+from dinov3_hf import Dinov3Backbone, Dinov3Config, Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.checkpoints import load_meta
+from dinov3_hf.checkpoints.meta_vit import vit_to_meta
 from dinov3_hf.models import modeling_dinov3
 from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 
@@ -40,7 +42,7 @@ def make(model_class=Dinov3Model, **fields):
 
 def golden_model(**overrides):
     state = {name[3:]: tensor for name, tensor in GOLDEN.items() if name.startswith("sd/")}
-    return checkpoints.load_meta(state, **overrides)
+    return load_meta(state, **overrides)
 
 
 def assert_close(ours, theirs, atol=2e-5):
@@ -203,7 +205,7 @@ def test_golden_joint_training_pass_and_gradients():
     torch.testing.assert_close(loss.float(), GOLDEN["trainlist/loss"], rtol=1e-5, atol=0)
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    gradients = checkpoints._vit_to_meta(model.config, gradients)
+    gradients = vit_to_meta(model.config, gradients)
     golden = {name.removeprefix("trainlist/grad/"): t for name, t in GOLDEN.items() if "trainlist/grad/" in name}
     assert set(golden) == {name for name in gradients if "bias_mask" not in name and "periods" not in name}
     for name, gradient in golden.items():

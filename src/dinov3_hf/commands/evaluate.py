@@ -135,9 +135,9 @@ def load_model(settings: EvaluateArguments):
 
     from dinov3_hf import Dinov3ForPreTraining
     from dinov3_hf.checkpoints import load_model as load_any
+    from dinov3_hf.checkpoints.processors import image_side, processor_for
     from dinov3_hf.evaluation.features import Preprocessing
     from dinov3_hf.evaluation.windows import Windowed
-    from dinov3_hf.preprocessing import image_side, processor_for
 
     name = settings.model
     model = load_any(name)

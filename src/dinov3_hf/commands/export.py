@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     layout, output = arguments.layout, check_arguments(arguments)
     from dinov3_hf.checkpoints import export, load_model
-    from dinov3_hf.preprocessing import find_processor
+    from dinov3_hf.checkpoints.processors import find_processor
 
     model, processor = load_model(arguments.model).eval(), find_processor(arguments.model)
     export(model, output, layout)
@@ -85,7 +85,7 @@ def carry_preprocessing(processor, directory: Path, layout: str) -> str:
 
 
 def describe_left_out(model, layout: str) -> str:
-    from dinov3_hf.export_timm import left_out, summarise
+    from dinov3_hf.checkpoints.weights import left_out, summarise
 
     return summarise(left_out(model.state_dict())) if layout in ("timm", "onnx") else ""
 

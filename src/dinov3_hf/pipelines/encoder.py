@@ -8,13 +8,12 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedConfig
 
-from ..checkpoints import load_model
-from ..embedded import tiny_checkpoint
+from ..checkpoints import load_model, tiny_checkpoint
+from ..checkpoints.processors import processor_for
 from ..evaluation.features import standardize
 from ..models.configuration_dinotxt import DinoTxtConfig
 from ..models.modeling_dinotxt import DinoTxtModel
 from ..models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
-from ..preprocessing import processor_for
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from ..checkpoints import tiny_checkpoint
+from ..checkpoints.processors import processor_for
 from ..data.decoding import BadImage, decode_image
 from ..data.streams import find_image_column, load_source
-from ..embedded import tiny_checkpoint
 from ..evaluation.zero_shot import text_features, unknown_words
 from ..models.modeling_dinotxt import DinoTxtModel
 from ..models.modeling_dinov3 import Dinov3Model
 from ..models.processing_dinotxt import DinoTxtProcessor
-from ..preprocessing import processor_for
 from .encoder import Encoder, is_aligned
 from .inputs import InputError
 

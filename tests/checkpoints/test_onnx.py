@@ -8,7 +8,7 @@ import torch
 
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
-from dinov3_hf.export_onnx import OUTPUTS, trace
+from dinov3_hf.checkpoints.onnx import OUTPUTS, trace
 
 
 SHAPES = [(1, 3, 32, 32), (3, 3, 16, 16), (2, 3, 24, 80), (1, 3, 136, 40)]
@@ -54,7 +54,7 @@ def test_onnxruntime_gives_the_same_outputs_for_any_batch_and_size(directory, mo
 
 def test_graph_is_one_file_unless_the_weights_are_too_large_for_it(directory, model, tmp_path, monkeypatch):
     assert [file.name for file in directory.iterdir()] == ["model.onnx"]
-    monkeypatch.setattr("dinov3_hf.export_onnx._MAX_BYTES_IN_GRAPH", 0)
+    monkeypatch.setattr("dinov3_hf.checkpoints.onnx._MAX_BYTES_IN_GRAPH", 0)
     export(copy.deepcopy(model).bfloat16(), tmp_path, layout="onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     found = run(tmp_path, torch.zeros(1, 3, 16, 24))

@@ -6,7 +6,6 @@ Between the two stand Meta's names: timm's differ from them in the pairs below a
 import json
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file, logging
 
-from .checkpoints import _vit_to_meta, load_meta
-from .models.configuration_dinov3 import SIZES, Dinov3Config
-from .models.modeling_dinov3 import Dinov3Model
+from ..models.configuration_dinov3 import SIZES, Dinov3Config
+from ..models.modeling_dinov3 import Dinov3Model
+from .meta_vit import load_meta_vit, vit_to_meta
+from .weights import summarise
 
 
 logger = logging.get_logger(__name__)
@@ -49,7 +49,7 @@ _FIXED = {
 }
 
 
-def export_timm(
+def write_timm(
     config: Dinov3Config, tensors: dict[str, torch.Tensor], beside: dict[str, torch.Tensor], directory: Path
 ) -> None:
     """Writes model.safetensors and config.json of a backbone's `tensors`, without its mask token and local norm.
@@ -65,7 +65,7 @@ def export_timm(
         if getattr(config, name) != value:
             raise ValueError(f"{name}: got {getattr(config, name)!r}, accepted: {value!r} in timm's layout")
     written = {}
-    for name, tensor in _vit_to_meta(config, tensors).items():
+    for name, tensor in vit_to_meta(config, tensors).items():
         if name.endswith("attn.qkv.bias"):
             query, _, value = tensor.chunk(3)
             written[name.replace("qkv.bias", "q_bias")] = query.clone()
@@ -156,19 +156,7 @@ def load_timm(name: str | os.PathLike) -> Dinov3Model:
     }
     if arguments.get("init_values"):
         fields["layerscale_value"] = arguments["init_values"]
-    return load_meta(tensors, **fields)
-
-
-def left_out(names: Iterable[str]) -> list[str]:
-    """Names of parameters that a layout for inference alone has no place for: mask token, local norm, heads."""
-    kept = r"(dinov3\.)?(embeddings\.(?!mask_token)|(layer|norm|stages|layer_norm)\.)"
-    return [name for name in names if not re.match(kept, name)]
-
-
-def summarise(names: Iterable[str]) -> str:
-    """Name each module once."""
-    short = (re.sub(r"^(dinov3\.)?(embeddings\.)?", "", name).split(".")[0] for name in names)
-    return ", ".join(dict.fromkeys(short))
+    return load_meta_vit(tensors, fields)
 
 
 def _architecture(config: Dinov3Config) -> str:

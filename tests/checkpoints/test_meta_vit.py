@@ -13,7 +13,7 @@ from dinov3_hf import Dinov3Backbone, Dinov3Config, Dinov3ForImageClassification
 from dinov3_hf.checkpoints import export, load_meta, load_pretraining
 
 
-GOLDEN = load_file(Path(__file__).parent / "data" / "vit_a.safetensors")
+GOLDEN = load_file(Path(__file__).parents[1] / "data" / "vit_a.safetensors")
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

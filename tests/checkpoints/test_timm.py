@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import export
-from dinov3_hf.export_timm import left_out, load_timm, summarise, timm_config
+from dinov3_hf.checkpoints.timm import load_timm, timm_config
+from dinov3_hf.checkpoints.weights import left_out, summarise
 from dinov3_hf.models.configuration_dinov3 import SIZES
 
 

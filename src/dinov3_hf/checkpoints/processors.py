@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
 
-from .models.image_processing_dinov3 import Dinov3ImageProcessor
+from ..models.image_processing_dinov3 import Dinov3ImageProcessor
 
 
 def find_processor(name: str):

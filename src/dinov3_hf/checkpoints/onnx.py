@@ -7,11 +7,11 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from transformers.utils import logging
 
-from .export_timm import summarise
-from .models.configuration_dinov3 import Dinov3Config
-from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig
-from .models.modeling_dinov3 import Dinov3Model
-from .models.modeling_dinov3_convnext import Dinov3ConvNextModel
+from ..models.configuration_dinov3 import Dinov3Config
+from ..models.configuration_dinov3_convnext import Dinov3ConvNextConfig
+from ..models.modeling_dinov3 import Dinov3Model
+from ..models.modeling_dinov3_convnext import Dinov3ConvNextModel
+from .weights import summarise
 
 
 logger = logging.get_logger(__name__)
@@ -47,7 +47,7 @@ def trace(model: Dinov3Model | Dinov3ConvNextModel) -> ExportedProgram:
     return torch.export.export(_Outputs(model).eval(), (example,), dynamic_shapes=shapes)
 
 
-def export_onnx(
+def write_onnx(
     config: Dinov3Config | Dinov3ConvNextConfig,
     tensors: dict[str, torch.Tensor],
     beside: dict[str, torch.Tensor],

@@ -1,18 +1,15 @@
-"""Weights of a DINOv3 ConvNeXt in the layouts of transformers and of Meta."""
+"""Meta's layout of a ConvNeXt, both ways."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DINOv3ConvNextConfig, PreTrainedConfig
 
-from .checkpoints import _build
-from .models.configuration_dinov3 import field_names
-from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig
-from .models.modeling_dinov3_convnext import Dinov3ConvNextModel
-from .whole_weights import write_stock
+from ..models.configuration_dinov3_convnext import Dinov3ConvNextConfig
+from ..models.modeling_dinov3_convnext import Dinov3ConvNextModel
+from .weights import build_model
 
 
 # Ours to Meta's, one after the other.
@@ -45,24 +42,11 @@ def load_meta_convnext(source: Mapping[str, torch.Tensor], overrides: dict[str, 
         tensors[name] = source.pop(_to_meta(name))
     if source:
         raise ValueError(f"not a DINOv3 ConvNeXt in Meta's layout: it also holds {', '.join(sorted(source)[:3])}")
-    return _build(Dinov3ConvNextModel, tensors, fields, overrides)
+    return build_model(Dinov3ConvNextModel, tensors, fields, overrides)
 
 
-def writer(layout: str) -> Callable[[Dinov3ConvNextConfig, dict, dict, Path], None]:
-    """Function that writes a backbone's tensors, and heads beside them, to a directory; ValueError for another layout."""
-    if layout not in _WRITERS:
-        raise ValueError(f"layout: got {layout!r}, accepted: {', '.join(_WRITERS)} or onnx for a ConvNeXt")
-    return _WRITERS[layout]
-
-
-def _export_transformers(config: Dinov3ConvNextConfig, tensors: dict, beside: dict, directory: Path) -> None:
-    names = field_names(DINOv3ConvNextConfig) - field_names(PreTrainedConfig)
-    fields = {name: getattr(config, name) for name in names}
-    fields |= {"architectures": ["DINOv3ConvNextModel"], "drop_path_rate": 0.0}
-    write_stock(DINOv3ConvNextConfig(**fields), tensors, beside, directory)
-
-
-def _export_meta(config: Dinov3ConvNextConfig, tensors: dict, beside: dict, directory: Path) -> None:
+def write_meta_convnext(config: Dinov3ConvNextConfig, tensors: dict, beside: dict, directory: Path) -> None:
+    """Write model.pth; ValueError for heads, for which Meta's layout has no place."""
     if beside:
         raise ValueError(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in beside})}")
     renamed = {_to_meta(name): tensor for name, tensor in tensors.items()}
@@ -93,6 +77,3 @@ def _to_meta(name: str) -> str:
 def _norm_of_stage(kind: str, num_stages: int) -> str:
     """Second name under which Meta keeps the final norm: as that of the last stage."""
     return f"norms.{num_stages - 1}.{kind}"
-
-
-_WRITERS = {"transformers": _export_transformers, "meta": _export_meta}

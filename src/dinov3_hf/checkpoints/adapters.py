@@ -1,0 +1,27 @@
+"""LoRA adapters on a backbone's blocks: which layers get them, and how they are added to the weights."""
+
+import re
+
+import torch
+from torch import nn
+
+
+# Linear layers of a block, as regular expressions of the ends of their names.
+TARGET_MODULES = ("[qkvo]_proj", "(gate|up|down)_proj")
+
+
+def target_pattern(prefix: str = "", target_modules: tuple[str, ...] | list[str] = TARGET_MODULES) -> str:
+    """Return the regular expression of whole names of the layers that get adapters; `prefix` is before `layer.0`."""
+    return rf"{re.escape(prefix)}layer\.\d+\.(?:\w+\.)?(?:{'|'.join(target_modules)})"
+
+
+def merge_adapters(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add LoRA adapters to the weights they belong to: W + scale B A, under the names of a model without them."""
+    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    for name, module in model.named_modules() if tensors else ():
+        if hasattr(module, "lora_A"):
+            for adapter, scale in module.scaling.items():
+                down, up = (tensors[f"{name}.lora_{side}.{adapter}.weight"].float() for side in "AB")
+                weight = merged[f"{name}.weight"]
+                merged[f"{name}.weight"] = (weight.float() + scale * up @ down).to(weight.dtype)
+    return merged

@@ -1,0 +1,92 @@
+"""Weights as names and tensors: gathered from a model in training, read from a file, put into a model."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+PROJECTION_HEADS = ("dino_head", "ibot_head")
+
+
+def gather(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU; other processes than the first only help to gather them."""
+    keep, result = not dist.is_initialized() or dist.get_rank() == 0, {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        if keep:
+            result[name] = tensor.cpu().contiguous()
+    return result
+
+
+def read_state_dict(source: str | os.PathLike | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """State dict of a .safetensors or torch file, or of what such a file holds: FileNotFoundError, ValueError without one."""
+    if not isinstance(source, Mapping):
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint file {path}")
+        if path.suffix == ".safetensors":
+            source = load_file(path)
+        else:
+            source = torch.load(path, map_location="cpu", weights_only=True)
+    for name in ("teacher", "model", "state_dict"):
+        if isinstance(source, Mapping) and isinstance(source.get(name), Mapping):
+            source = source[name]
+    if not isinstance(source, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in source.values()):
+        raise ValueError("a checkpoint in Meta's layout is a flat mapping of names to tensors")
+    return source
+
+
+def build_model(model_class: type, tensors: dict, fields: dict, overrides: dict) -> nn.Module:
+    """Build a model of `fields`, which the checkpoint tells, and `overrides`, with these tensors for weights, in eval mode.
+
+    Raises ValueError for an override that contradicts the checkpoint, and for tensors that are too few, too many or misshapen.
+    """
+    told = set(fields) - {"layerscale_value", "hidden_act"}
+    for name, value in overrides.items():
+        if name in told and value != fields[name]:
+            raise ValueError(f"{name}={value} contradicts the checkpoint, which has {fields[name]}")
+    with torch.device("meta"):
+        model = model_class(model_class.config_class(**{**fields, **overrides}))
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return model.eval()
+
+
+def under(source: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors under a prefix, without it."""
+    return {k.removeprefix(f"{prefix}."): v for k, v in source.items() if k.startswith(f"{prefix}.")}
+
+
+def head_fields(head: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Return the configuration's fields of a projection head, read off its weights."""
+    layers = [tensor for name, tensor in weights.items() if re.match(r"^mlp\.\d+\.weight$", name)]
+    if not layers or "last_layer.weight" not in weights:
+        raise ValueError(f"training checkpoint has no {head}.mlp and {head}.last_layer")
+    prototypes, bottleneck = weights["last_layer.weight"].shape
+    return {
+        f"{head}_num_prototypes": prototypes,
+        f"{head}_bottleneck_size": bottleneck,
+        f"{head}_hidden_size": weights["mlp.0.weight"].shape[0],
+        f"{head}_num_layers": len(layers),
+    }
+
+
+def left_out(names: Iterable[str]) -> list[str]:
+    """Names of parameters that a layout for inference alone has no place for: mask token, local norm, heads."""
+    kept = r"(dinov3\.)?(embeddings\.(?!mask_token)|(layer|norm|stages|layer_norm)\.)"
+    return [name for name in names if not re.match(kept, name)]
+
+
+def summarise(names: Iterable[str]) -> str:
+    """Name each module once."""
+    short = (re.sub(r"^(dinov3\.)?(embeddings\.)?", "", name).split(".")[0] for name in names)
+    return ", ".join(dict.fromkeys(short))
