@@ -19,9 +19,9 @@ from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.scenes import render_scene
+from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.feature_store import FeatureStore
-from dinov3_hf.evaluation.features import Preprocessing
 
 
 def jpeg(index: int, side: int) -> dict:

@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import normalize
 
 from dinov3_hf.data.captions import find_caption_columns, read_captions
-from dinov3_hf.data.decoding import BadImage, decode_image
-from dinov3_hf.data.streams import find_image_column
+from dinov3_hf.data.columns import find_image_column
+from dinov3_hf.data.pixels import BadImage, decode_image
 
 from .arguments import CaptionArguments
 

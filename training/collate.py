@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from dinov3_hf.data.decoding import BadImage, decode_image
+from dinov3_hf.data.columns import find_image_column
 from dinov3_hf.data.mixing import MixedRows
-from dinov3_hf.data.streams import StreamError, find_image_column
+from dinov3_hf.data.pixels import BadImage, decode_image
+from dinov3_hf.data.streams import StreamError
 
 from .arguments import CropArguments, DataArguments, GramArguments
 from .augment import MultiCrop

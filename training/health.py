@@ -10,9 +10,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from dinov3_hf.data.decoding import decode_image
-from dinov3_hf.evaluation.features import Preprocessing, check_column, undecoded
-from dinov3_hf.evaluation.knn import knn_classify
+from dinov3_hf.data.columns import check_column, undecoded
+from dinov3_hf.data.pixels import decode_image
+from dinov3_hf.data.views import Preprocessing
+from dinov3_hf.pipelines.neighbours import knn_classify
 
 
 RANKME_EPSILON = 1e-7

@@ -92,7 +92,8 @@ def probe_source(data) -> str | None:
 
 def build_probe(data: DataArguments, crops: CropArguments):
     """Open the held-out images that the teacher is measured on, None where the recipe names none."""
-    from dinov3_hf.data.streams import find_image_column, load_source
+    from dinov3_hf.data.columns import find_image_column
+    from dinov3_hf.data.streams import load_source
 
     from .health import OnlineProbe
 

@@ -19,7 +19,7 @@ from dinov3_hf.spaces.layout import (
     session_state,
     unopened,
 )
-from dinov3_hf.visualization import heat_colours, outline_cell, pca_map, similarity_map, stretch
+from dinov3_hf.visualization.features import heat_colours, outline_cell, pca_map, similarity_map, stretch
 
 
 TITLE = "Dense features"

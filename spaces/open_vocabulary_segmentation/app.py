@@ -6,7 +6,6 @@ import gradio as gr
 import numpy as np
 
 from dinov3_hf.data.scenes import SCENE_CLASSES
-from dinov3_hf.evaluation.pictures import class_colours, overlay
 from dinov3_hf.pipelines.inputs import LIMITS, InputError, read_prompts
 from dinov3_hf.pipelines.open_vocabulary import check_words, map_words
 from dinov3_hf.pipelines.search import Embedder
@@ -25,7 +24,8 @@ from dinov3_hf.spaces.layout import (
     tiles,
     unopened,
 )
-from dinov3_hf.visualization import cut_out
+from dinov3_hf.visualization.classes import class_colours, overlay
+from dinov3_hf.visualization.features import cut_out
 
 
 TITLE = "Segmentation by words"

@@ -13,7 +13,6 @@ from transformers import (
 
 from ._version import __version__
 from .checkpoints import tiny_checkpoint
-from .dense_features import dense_features
 from .models.configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
 from .models.configuration_dinov3 import Dinov3Config
 from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig
@@ -29,6 +28,7 @@ from .models.modeling_dinov3_convnext import (
 from .models.modeling_dinov3_pyramid import Dinov3PyramidBackbone
 from .models.processing_dinotxt import DinoTxtProcessor
 from .models.tokenization_dinotxt import DinoTxtTokenizer
+from .pipelines.dense import dense_features
 
 
 AutoConfig.register(Dinov3Config.model_type, Dinov3Config)

@@ -11,8 +11,9 @@ from torch import nn
 
 from .checkpoints import load_backbone
 from .checkpoints.processors import image_side, processor_for
-from .data.streams import find_image_column
-from .evaluation.features import check_image_size, undecoded, untrained_twin
+from .data.columns import find_image_column, undecoded
+from .data.views import check_image_size
+from .evaluation.features import untrained_twin
 from .finetuning_adapters import (
     TOKENS,
     add_adapters,

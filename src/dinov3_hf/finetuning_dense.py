@@ -8,17 +8,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .data.decoding import BadImage, decode_image, read_size
+from .data.depths import check_depth_column, in_metres, read_depth
+from .data.masks import check_mask_column, check_mask_fits, read_mask, resize_mask
+from .data.pixels import BadImage, decode_image, read_size
 from .dense_heads import build_head, class_scores, mask_targets
-from .evaluation.depth import check_depth_column, depth_errors, in_metres, read_depth, sigma_loss
-from .evaluation.masks import (
-    check_mask_column,
-    check_mask_fits,
-    confusion_matrix,
-    intersection_over_union,
-    read_mask,
-    resize_mask,
-)
+from .evaluation.depth import depth_errors, sigma_loss
+from .evaluation.iou import confusion_matrix, intersection_over_union
 from .finetuning_tasks import SMALLEST_CROP, View
 from .models.modeling_dinov3 import Dinov3Model
 

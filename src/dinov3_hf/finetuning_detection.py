@@ -6,9 +6,9 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert, box_iou
 from torchvision.transforms import v2
 
-from .data.decoding import BadImage, decode_image, read_size
-from .evaluation.features import check_column
-from .evaluation.masks import read_mask
+from .data.columns import check_column
+from .data.masks import read_mask
+from .data.pixels import BadImage, decode_image, read_size
 from .finetuning_dense import build_dense, progress
 from .finetuning_tasks import View
 from .models.modeling_dinov3 import Dinov3Model

@@ -9,9 +9,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .data.decoding import BadImage, decode_image
-from .evaluation.features import standardize
-from .evaluation.labels import read_vocabulary
+from .data.columns import read_vocabulary
+from .data.pixels import BadImage, decode_image
+from .data.views import standardize
 from .models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
 
 

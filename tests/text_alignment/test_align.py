@@ -16,7 +16,7 @@ from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.cli import main
 from dinov3_hf.data.captions import find_caption_columns, read_captions
-from dinov3_hf.data.decoding import BadImage, decode_image
+from dinov3_hf.data.pixels import BadImage, decode_image
 from dinov3_hf.text_alignment.align import align
 from dinov3_hf.text_alignment.arguments import AlignRecipe, CaptionArguments
 from dinov3_hf.text_alignment.captions import CaptionBatches, ImageTransform, drop_words

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from dinov3_hf.data.decoding import decode_image
+from dinov3_hf.data.pixels import decode_image
 from dinov3_hf.data.scenes import render_scene
 from dinov3_hf.training.arguments import CropArguments
 from dinov3_hf.training.augment import MultiCrop, draw_box, draw_crop

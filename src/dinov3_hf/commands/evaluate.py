@@ -108,9 +108,9 @@ def evaluate(settings: EvaluateArguments, processes: dict | None = None) -> dict
 
 def evaluate_vision(settings: EvaluateArguments, processes: dict) -> tuple[list[dict], dict]:
     """Run the tasks of a vision model; returns their results and where the model came from."""
+    from dinov3_hf.data.views import check_image_size
     from dinov3_hf.evaluation.bench import Bench
     from dinov3_hf.evaluation.feature_store import FeatureStore
-    from dinov3_hf.evaluation.features import check_image_size
 
     from .evaluate_tasks import measure, needed_splits
 
@@ -136,8 +136,8 @@ def load_model(settings: EvaluateArguments):
     from dinov3_hf import Dinov3ForPreTraining
     from dinov3_hf.checkpoints import load_model as load_any
     from dinov3_hf.checkpoints.processors import image_side, processor_for
-    from dinov3_hf.evaluation.features import Preprocessing
-    from dinov3_hf.evaluation.windows import Windowed
+    from dinov3_hf.data.views import Preprocessing
+    from dinov3_hf.pipelines.windows import Windowed
 
     name = settings.model
     model = load_any(name)

@@ -100,7 +100,7 @@ def draw_sequences(rows, count: int, settings):
     """Return whole videos, in an order drawn by seed, until they have `count` frames."""
     import numpy as np
 
-    from dinov3_hf.evaluation.features import check_column
+    from dinov3_hf.data.columns import check_column
 
     column = sequence_column(settings)
     check_column(rows, column, "sequence_column")
@@ -133,7 +133,7 @@ def mask_column(task: str, settings) -> str:
 
 def ignored_class(settings) -> int:
     """Return the value of class masks that does not count; masks of objects have none unless it is given."""
-    from dinov3_hf.evaluation.masks import IGNORE_INDEX
+    from dinov3_hf.data.masks import IGNORE_INDEX
 
     return IGNORE_INDEX if settings.ignore_index is None else settings.ignore_index
 

@@ -69,7 +69,7 @@ def described(result: dict, task: str, train, test, settings) -> dict:
 
 
 def image_column(rows, settings) -> str:
-    from dinov3_hf.data.streams import find_image_column
+    from dinov3_hf.data.columns import find_image_column
 
     return find_image_column(rows, settings.image_column)
 

@@ -71,8 +71,8 @@ def evaluate_text(settings) -> tuple[list[dict], dict]:
     """Run the text tasks; returns their results and where the model came from."""
     from dinov3_hf.commands.evaluate_data import describe_rows, draw
     from dinov3_hf.data.captions import find_caption_columns
+    from dinov3_hf.data.columns import check_column
     from dinov3_hf.data.streams import load_source
-    from dinov3_hf.evaluation.features import check_column
 
     sources = {
         task: SOURCES[task] if settings.data == "scenes" else settings.data for task in dict.fromkeys(settings.task)
@@ -98,7 +98,7 @@ def evaluate_text(settings) -> tuple[list[dict], dict]:
 
 def measure_text(task: str, model, processor, rows, settings) -> dict:
     """Run one task on its rows."""
-    from dinov3_hf.data.streams import find_image_column
+    from dinov3_hf.data.columns import find_image_column
     from dinov3_hf.evaluation.image_text_retrieval import evaluate_retrieval
     from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
     from dinov3_hf.evaluation.zero_shot_segmentation import evaluate_zero_shot_segmentation

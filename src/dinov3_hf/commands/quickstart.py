@@ -78,8 +78,8 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
 
     from dinov3_hf.evaluation.features import untrained_twin
     from dinov3_hf.evaluation.results import format_table, write_results
-    from dinov3_hf.report import Curve, Pictures, compare, verdict, write_report
     from dinov3_hf.training.monitor import read_metrics
+    from dinov3_hf.visualization.report import Curve, Pictures, compare, verdict, write_report
 
     from .evaluate import EvaluateArguments, evaluate, load_model
 
@@ -145,10 +145,10 @@ def before_and_after(untrained, trained, preprocessing, num_images: int = 9):
     """Picture patch features before and after training: input, and the PCA of both networks' patch tokens."""
     import torch
 
-    from dinov3_hf.data.decoding import decode_image
+    from dinov3_hf.data.pixels import decode_image
     from dinov3_hf.data.scenes import load_scenes
-    from dinov3_hf.report import Pictures
-    from dinov3_hf.visualization import pca_map, upscale
+    from dinov3_hf.visualization.features import pca_map, upscale
+    from dinov3_hf.visualization.report import Pictures
 
     # Twice the training size: a finer grid of patches to look at, which RoPE takes in its stride.
     side = 2 * preprocessing.image_size // trained.config.patch_size

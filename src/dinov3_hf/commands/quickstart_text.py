@@ -42,19 +42,18 @@ def measure_words(folder: Path, num_test: int) -> tuple[list[dict], list]:
     import torch
 
     from dinov3_hf import DinoTxtModel, DinoTxtProcessor
-    from dinov3_hf.data.decoding import decode_image
+    from dinov3_hf.data.masks import read_mask
+    from dinov3_hf.data.pixels import decode_image
     from dinov3_hf.data.scene_rendering import SCENE_CLASSES
     from dinov3_hf.data.scenes import load_scenes
-    from dinov3_hf.evaluation.masks import read_mask
-    from dinov3_hf.evaluation.zero_shot import class_embeddings, evaluate_zero_shot
+    from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
     from dinov3_hf.evaluation.zero_shot_segmentation import (
         choose_background_threshold,
         evaluate_zero_shot_segmentation,
-        fit_image,
-        segment,
-        segment_logits,
     )
-    from dinov3_hf.visualization import upscale
+    from dinov3_hf.pipelines.class_embeddings import class_embeddings
+    from dinov3_hf.pipelines.class_maps import fit_image, segment, segment_logits
+    from dinov3_hf.visualization.features import upscale
 
     model, processor = DinoTxtModel.from_pretrained(folder).eval(), DinoTxtProcessor.from_pretrained(folder)
     templates = ["{}", "a {}"]

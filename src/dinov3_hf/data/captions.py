@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .decoding import BadImage
+from .pixels import BadImage
 
 
 # Columns that are taken for captions where none are named.

@@ -2,18 +2,17 @@
 
 import glob
 import itertools
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from .columns import find_image_column
+from .folders import builder_of, count_up, load_files, load_image_folder
 from .retries import StreamError, with_retries
 
 
-# Names of image members in WebDataset tars, which carry no declared types.
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm")
 # A connection that gives nothing for so many seconds is given up.
 SILENT_SECONDS = 60
 # Images fetched at a time where each is a file of its own on a network.
@@ -82,8 +81,8 @@ def _open(source: str, split: str, streaming: bool, num_images: int, **options):
         for builder, patterns in kinds.items():
             files = sorted(str(file) for pattern in patterns for file in path.rglob(pattern))
             if files:
-                return _files(builder, files, source, split, streaming, **options)
-        return _image_folder(path, split)
+                return load_files(builder, files, source, split, streaming, **options)
+        return load_image_folder(path, split)
     local = any(sign in source for sign in "*?[") or path.suffix or source.startswith((".", "/", "~"))
     if local:
         files = sorted(glob.glob(str(path), recursive=True))
@@ -91,7 +90,7 @@ def _open(source: str, split: str, streaming: bool, num_images: int, **options):
             raise FileNotFoundError(
                 f"data: nothing found at {source!r}, accepted: an existing file, folder or pattern"
             )
-        return _files(_builder(files, source), files, source, split, streaming, **options)
+        return load_files(builder_of(files, source), files, source, split, streaming, **options)
     repository, _, config = source.partition(":")
     try:
         return load_dataset(repository, config or None, split=split, streaming=streaming, **options)
@@ -100,19 +99,10 @@ def _open(source: str, split: str, streaming: bool, num_images: int, **options):
         raise FileNotFoundError(f"data: {source!r} is no local path and the hub did not give it: {reason}") from error
 
 
-def _builder(files: list[str], source: str) -> str:
-    """Return the `datasets` builder of files of one kind."""
-    kinds = {".parquet": "parquet", ".tar": "webdataset"}
-    suffixes = {Path(file.partition("?")[0]).suffix for file in files}
-    if len(suffixes) != 1 or next(iter(suffixes)) not in kinds:
-        raise ValueError(f"data: {source!r} holds {', '.join(sorted(suffixes))} files, accepted: .parquet or .tar")
-    return kinds[suffixes.pop()]
-
-
 def _open_urls(source: str, split: str, streaming: bool, **options):
     """Open files at an address of any kind that fsspec knows."""
-    urls = _count_up(source)
-    builder = _builder(urls, source)
+    urls = count_up(source)
+    builder = builder_of(urls, source)
     if source.startswith(("http://", "https://")):
         try:
             from aiohttp import ClientTimeout
@@ -122,80 +112,10 @@ def _open_urls(source: str, split: str, streaming: bool, **options):
         timeout = ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
         options = {"storage_options": {"client_kwargs": {"timeout": timeout}}, **options}
     try:
-        return with_retries(lambda: _files(builder, urls, source, split, streaming, **options), f"data: {source}")
+        return with_retries(lambda: load_files(builder, urls, source, split, streaming, **options), f"data: {source}")
     except (OSError, ImportError, StreamError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(f"data: {source!r} could not be opened: {reason}") from error
-
-
-def _count_up(pattern: str) -> list[str]:
-    """Write out every `{000..031}` of a pattern, as file servers cannot be asked for what they hold."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not found:
-        return [pattern]
-    first, last = found.groups()
-    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-    return [file for number in numbers for file in _count_up(pattern.replace(found.group(), number, 1))]
-
-
-def _files(builder: str, files: list[str], source: str, split: str, streaming: bool, **options):
-    """Load files of one kind; files whose names start with a split's name belong to that split."""
-    from datasets import load_dataset
-
-    named = {}
-    for file in files:
-        # "val" last: it begins "validation" too.
-        for name in ("train", "validation", "test", "gallery", "query", "pairs", "val"):
-            if Path(file).name.startswith(name):
-                named.setdefault(name, []).append(file)
-                break
-    if len(files) == sum(map(len, named.values())) and (len(named) > 1 or split in named):
-        if split not in named:
-            raise ValueError(f"split: got {split!r}, accepted: {', '.join(named)} (of {source})")
-        files = named[split]
-    return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming, **options)
-
-
-def _image_folder(path: Path, split: str):
-    """Load a folder of images; a sub-folder of the split's name is that split, sub-folders inside it are classes.
-
-    Never as a stream: folders are sorted by class, which shuffling block by block would not undo, and as one shard each
-    reader would read every file.
-    """
-    from datasets import load_dataset
-
-    folders = {item.name for item in path.iterdir() if item.is_dir()}
-    splits = folders & {"train", "validation", "val", "test"}
-    if splits and split not in splits:
-        raise ValueError(f"split: got {split!r}, accepted: {', '.join(sorted(splits))} (folders of {path})")
-    root = path / split if splits else path
-    found = [file for file in root.rglob("*") if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
-    if not found:
-        raise ValueError(f"data: no images under {root}, accepted: files named {', '.join(IMAGE_EXTENSIONS)}")
-    labelled = all(len(file.relative_to(root).parts) > 1 for file in found)
-    # All files by name: left to itself, `datasets` takes only those whose paths hold "train", if any do.
-    files = {"train": ["**"]}
-    return load_dataset("imagefolder", data_dir=str(root), data_files=files, split="train", drop_labels=not labelled)
-
-
-def find_image_column(rows, image_column: str | None) -> str:
-    """Return the column that holds the images; raises ValueError, listing the columns, if it is not plain which."""
-    from datasets import Image
-
-    names = list(rows.column_names or next(iter(rows)))
-    listed = ", ".join(names)
-    if image_column is not None:
-        if image_column not in names:
-            raise ValueError(f"image_column: got {image_column!r}, accepted: a column of the data set ({listed})")
-        return image_column
-    features = rows.features or {}
-    found = [name for name in names if isinstance(features.get(name), Image)]
-    found = found if len(found) == 1 else [name for name in found if name == "image"] or found
-    found = found or [name for name in names if name.lower() in IMAGE_EXTENSIONS]
-    if len(found) != 1:
-        have = "no image column" if not found else f"several image columns ({', '.join(found)})"
-        raise ValueError(f"image_column: the data set has {have}, accepted: one of its columns ({listed})")
-    return found[0]
 
 
 class RowStream:

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..data.views import Preprocessing, WholeImage
 from .feature_store import Extractor, Features, FeatureStore
 from .features import (
     RAW_PIXELS_SIDE,
-    Preprocessing,
-    WholeImage,
     cls_and_mean_features,
     cls_features,
     patch_features,

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.decoding import BadImage, decode_image, read_size
+from ..data.columns import check_column, undecoded
+from ..data.masks import check_mask_fits
+from ..data.pixels import BadImage, decode_image, read_size
 from .bench import Bench
 from .feature_store import Extractor, Features
-from .features import check_column, undecoded
-from .masks import check_mask_fits
 from .probe import step_generator, train_probe
 
 

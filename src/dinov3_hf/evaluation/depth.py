@@ -1,6 +1,5 @@
 """Linear depth estimation on frozen patch tokens (DINOv3, section 6.1.2; the bins of AdaBins, Bhat et al. 2021)."""
 
-import io
 from dataclasses import asdict
 
 import numpy as np
@@ -8,6 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from ..data.depths import check_depth_column, in_metres, read_depth
+from ..data.views import check_image_size
 from .bench import Bench
 from .dense_probe import (
     Crops,
@@ -23,11 +24,9 @@ from .dense_probe import (
     train_heads,
     upsample,
 )
-from .features import check_column, check_image_size, undecoded
 
 
 PAPER_STEPS = 38_400
-DEPTH_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
 MEASURES = {"RMSE (m)": True, "ARel": True, "delta1": False}  # and whether lower is better
 # Weight of the mean in the loss: 0 leaves the scale free, 1 is the plain error of logarithms (AdaBins, section 3.3).
 MEAN_WEIGHT = 0.15
@@ -152,43 +151,6 @@ def check_depths(depth_unit: float, min_depth: float, max_depth: float, num_bins
         raise ValueError(f"min_depth: got {min_depth}, accepted: metres above 0 and below max_depth ({max_depth})")
     if num_bins < 2:
         raise ValueError(f"num_bins: got {num_bins}, accepted: a whole number of at least 2")
-
-
-def check_depth_column(rows, column: str) -> None:
-    """Raise ValueError where a data set has no such column of depth maps."""
-    check_column(rows, column, "depth_column")
-    if type(rows.features[column]).__name__ != "Image":
-        raise ValueError(f"depth_column: got {column!r}, accepted: a column of images with depths as pixels")
-    value = undecoded(rows.select_columns([column]))[0][column]
-    try:
-        # Colour pictures are refused here: later they would only count as maps that cannot be read.
-        read_stored(value or {"path": ""})
-    except OSError:
-        pass
-
-
-def read_stored(value: dict) -> np.ndarray:
-    """Read a depth column's undecoded value (`bytes` or `path`) as stored [H,W]; ValueError for pictures."""
-    with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as picture:
-        if picture.mode not in DEPTH_MODES:
-            raise ValueError(
-                f"depth_column: got an image of mode {picture.mode}, accepted: one channel of 16 or 32 bits "
-                f"({', '.join(DEPTH_MODES)})"
-            )
-        values = np.asarray(picture)
-    return values.astype(values.dtype.newbyteorder("="))
-
-
-def read_depth(value: dict, depth_unit: float, min_depth: float, max_depth: float) -> np.ndarray:
-    """Read a depth map [H,W] in stored units, 0 where it is unknown or outside the range (metres)."""
-    stored = read_stored(value)
-    metres = in_metres(stored, depth_unit)
-    return np.where((metres >= min_depth) & (metres <= max_depth), stored, 0).astype(stored.dtype)
-
-
-def in_metres(stored: np.ndarray, depth_unit: float) -> np.ndarray:
-    """Convert stored units to metres, fp64."""
-    return stored.astype(np.float64) * depth_unit
 
 
 def bin_centres(min_depth: float, max_depth: float, num_bins: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .features import check_column
+from ..data.columns import check_column
 
 
 MAX_GROUPS = 100

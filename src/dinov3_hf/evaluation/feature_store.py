@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.decoding import decode_image
-from .features import undecoded
+from ..data.columns import undecoded
+from ..data.pixels import decode_image
 
 
 # What a row's place holds: nothing yet, its features, or an image that cannot be decoded.

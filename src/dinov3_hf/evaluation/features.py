@@ -2,129 +2,15 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
-from ..data.decoding import BadImage, read_size
-from .windows import Windowed
+from ..pipelines.windows import Windowed
 
 
 # Side in pixels to which whole images are averaged down before they serve as the raw-pixel control: bounds its memory.
 RAW_PIXELS_SIDE = 32
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What happens to an image before the network: shorter side to `resize_size`, centre crop, normalise.
-
-    Sizes in pixels, statistics on the 0..1 scale; the paper's protocol is 256 then 224. Raises ValueError for a crop
-    larger than the resized image.
-    """
-
-    image_size: int
-    resize_size: int
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self):
-        if not 1 <= self.image_size <= self.resize_size:
-            raise ValueError(f"resize_size: got {self.resize_size}, accepted: at least image_size ({self.image_size})")
-
-    def image(self, image: torch.Tensor) -> torch.Tensor:
-        """Resize (bicubic, antialiased) and crop one uint8 image [3,H,W] to [3,S,S]."""
-        image = F.resize(image, [self.resize_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
-        return F.center_crop(image, [self.image_size, self.image_size])
-
-    def mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """Resize (nearest pixel) and crop one integer mask [H,W] to [S,S], as `image` does."""
-        # Nearest "exact" keeps pixel centres, as the image's resize does; float because integers have no kernel.
-        mask = F.resize(mask[None].double(), [self.resize_size], interpolation=InterpolationMode.NEAREST_EXACT)
-        return F.center_crop(mask, [self.image_size, self.image_size])[0].long()
-
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Scale uint8 images [B,3,S,S] to 0..1 and standardise each channel."""
-        return standardize(images, self.mean, self.std)
-
-    def sizes(self, rows, image_column: str) -> list[tuple[int, int]]:
-        """Return the height and width at which the network sees each row's image: all the same."""
-        return [(self.image_size, self.image_size)] * len(rows)
-
-
-@dataclass(frozen=True)
-class WholeImage:
-    """What happens to an image of which nothing is cropped: shorter side to `image_size`, both to whole patches, normalise.
-
-    Sizes in pixels, statistics on the 0..1 scale.
-    """
-
-    image_size: int
-    patch_size: int
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width at which the network sees an image: multiples of the patch size."""
-        scale = self.image_size / min(height, width)
-        return tuple(max(1, round(side * scale / self.patch_size)) * self.patch_size for side in (height, width))
-
-    def image(self, image: torch.Tensor) -> torch.Tensor:
-        """Resize (bicubic, antialiased) one uint8 image [3,H,W]."""
-        size = list(self.size(*image.shape[-2:]))
-        return F.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
-
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Scale uint8 images [B,3,H,W] to 0..1 and standardise each channel."""
-        return standardize(images, self.mean, self.std)
-
-    def sizes(self, rows, image_column: str) -> list[tuple[int, int] | None]:
-        """Return the height and width at which the network sees each row's image, None for files without a header."""
-        return [size and self.size(*size) for size in image_sizes(rows, image_column)]
-
-
-def image_sizes(rows, image_column: str) -> list[tuple[int, int] | None]:
-    """Return height and width of every image of a `datasets.Dataset`, from the files' headers; None without one."""
-    sizes = []
-    for batch in undecoded(rows.select_columns([image_column])).iter(1024):
-        for value in batch[image_column]:
-            try:
-                sizes.append(read_size(value))
-            except BadImage:
-                sizes.append(None)
-    return sizes
-
-
-def standardize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Scale uint8 images [B,3,H,W] to 0..1 and standardise each channel."""
-    mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (mean, std))
-    return (images.float() / 255 - mean) / std
-
-
-def check_image_size(image_size: int, patch_size: int) -> None:
-    """Raise ValueError where patches would not cover the image."""
-    if image_size < patch_size or image_size % patch_size:
-        raise ValueError(
-            f"image_size: got {image_size}, accepted: a multiple of the model's patch size ({patch_size})"
-        )
-
-
-def check_column(rows, name: str, field: str) -> None:
-    """Raise ValueError, listing the columns, where a data set has no column of this name."""
-    if name not in rows.column_names:
-        raise ValueError(f"{field}: got {name!r}, accepted: a column of the data set ({', '.join(rows.column_names)})")
-
-
-def undecoded(rows):
-    """Return a data set whose image columns give their bytes or paths."""
-    from datasets import Image
-
-    for column, feature in rows.features.items():
-        if isinstance(feature, Image) and feature.decode:
-            rows = rows.cast_column(column, Image(decode=False))
-    return rows
 
 
 def untrained_twin(model: nn.Module, seed: int) -> nn.Module:

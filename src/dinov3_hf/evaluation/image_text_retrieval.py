@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from ..data.captions import find_caption_columns, read_captions
-from ..data.decoding import BadImage
-from .zero_shot import read_image_features, text_features
+from ..data.pixels import BadImage
+from ..pipelines.class_embeddings import text_features
+from .zero_shot import read_image_features
 
 
 QUERIES_AT_ONCE = 1024

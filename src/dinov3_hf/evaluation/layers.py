@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..report import Curve, standalone_chart
+from ..pipelines.windows import Windowed
+from ..visualization.report import Curve, standalone_chart
 from .bench import Bench
 from .results import CONTESTANTS, NOT_PARAMETERS, measure_title
-from .windows import Windowed
 
 
 MAX_LAYERS = 12

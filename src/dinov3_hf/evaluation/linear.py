@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..report import Curve, standalone_chart
+from ..visualization.report import Curve, standalone_chart
 from .bench import Bench
 from .robustness import ClassificationData
 

@@ -13,10 +13,10 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ..data.decoding import decode_image
-from ..report import Curve, standalone_chart
+from ..data.columns import undecoded
+from ..data.pixels import decode_image
+from ..visualization.report import Curve, standalone_chart
 from .bench import Bench
-from .features import undecoded
 from .linear import FEATURES
 from .probe import step_generator, train_probe
 from .robustness import ClassificationData

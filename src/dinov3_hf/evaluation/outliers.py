@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.decoding import decode_image
-from ..report import Curve, standalone_chart
-from ..visualization import image_grid, upscale
+from ..data.columns import check_column, undecoded
+from ..data.pixels import decode_image
+from ..data.views import check_image_size
+from ..visualization.features import image_grid, upscale
+from ..visualization.report import Curve, standalone_chart
 from .bench import Bench
 from .feature_store import Extractor
-from .features import check_column, check_image_size, undecoded
 
 
 # A patch of more than so many times the median norm of its layer is an outlier; so is a dimension of its layer's.

@@ -5,16 +5,12 @@ from dataclasses import asdict
 
 import torch
 
+from ..data.columns import check_column
+from ..data.masks import IGNORE_INDEX, check_mask_column, read_masks
+from ..data.views import check_image_size
+from ..pipelines.neighbours import TEMPERATURE, NeighbourBank
 from .bench import Bench
-from .features import check_column, check_image_size
-from .knn import TEMPERATURE, NeighbourBank
-from .masks import (
-    IGNORE_INDEX,
-    check_mask_column,
-    confusion_matrix,
-    intersection_over_union,
-    read_masks,
-)
+from .iou import confusion_matrix, intersection_over_union
 
 
 def patch_labels(masks: torch.Tensor, patch_size: int, ignore_index: int = IGNORE_INDEX) -> torch.Tensor:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ..data.views import check_image_size
 from .bench import Bench
-from .features import check_image_size
 from .layers import repeated
 
 

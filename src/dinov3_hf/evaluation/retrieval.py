@@ -8,10 +8,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..data.decoding import decode_image
+from ..data.columns import check_column, undecoded
+from ..data.pixels import decode_image
+from ..data.views import check_image_size
 from .bench import Bench
 from .feature_store import Features
-from .features import RAW_PIXELS_SIDE, check_column, check_image_size, undecoded
+from .features import RAW_PIXELS_SIDE
 from .image_text_retrieval import best_ranks, chance_recall
 
 

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from ..data.columns import check_column, read_vocabulary
+from ..data.views import check_image_size
+from ..visualization.classes import confusion_picture
 from .bench import Bench
-from .features import RAW_PIXELS_SIDE, check_column, check_image_size
-from .labels import LabelledFeatures, accuracy_by_class, read_vocabulary
-from .pictures import confusion_picture
+from .features import RAW_PIXELS_SIDE
+from .iou import confusion_matrix
+from .labels import LabelledFeatures, accuracy_by_class
 
 
 # One in so many train images is held out to choose by.
@@ -191,7 +194,10 @@ class ClassificationData:
             "measures": measures,
             "per_class": accuracy_by_class(hits, truth, names),
             "hits": {"rows": self.test.rows, **hits},
-            "pictures": {"confusion": confusion_picture(predictions["model"], truth, names), **pictures},
+            "pictures": {
+                "confusion": confusion_picture(confusion_matrix(predictions["model"], truth, len(names)), names),
+                **pictures,
+            },
         }
 
 

@@ -8,6 +8,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from ..data.masks import IGNORE_INDEX, check_mask_column, read_mask
+from ..data.views import check_image_size
+from ..visualization.classes import class_colours, overlay
 from .bench import Bench
 from .dense_probe import (
     Crops,
@@ -23,9 +26,7 @@ from .dense_probe import (
     train_heads,
     upsample,
 )
-from .features import check_image_size
-from .masks import IGNORE_INDEX, check_mask_column, confusion_matrix, intersection_over_union, read_mask
-from .pictures import class_colours, overlay
+from .iou import confusion_matrix, intersection_over_union
 
 
 PAPER_STEPS = 40_000

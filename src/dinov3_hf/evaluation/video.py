@@ -7,12 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..data.columns import check_column, read_vocabulary
+from ..data.sequences import Video, clip_frames, count_starts, even_starts, read_videos
+from ..data.views import check_image_size
+from ..visualization.classes import confusion_picture
 from .bench import Bench
-from .clips import Video, clip_frames, count_starts, even_starts, read_videos
 from .feature_store import Features
-from .features import check_column, check_image_size
-from .labels import accuracy_by_class, read_vocabulary
-from .pictures import confusion_picture
+from .iou import confusion_matrix
+from .labels import accuracy_by_class
 from .probe import step_generator, train_probe
 
 
@@ -267,7 +269,9 @@ def evaluate_video(
             for line in accuracy_by_class(hits, labels, names)
         ],
         "hits": {"rows": tested.rows, **hits},
-        "pictures": {"confusion": confusion_picture(predictions["model"][1], labels, names)},
+        "pictures": {
+            "confusion": confusion_picture(confusion_matrix(predictions["model"][1], labels, len(names)), names)
+        },
     }
 
 

@@ -1,134 +1,23 @@
 """Zero-shot classification by names (CLIP, section 3.1.4; DINOv3, section 5.3): the class whose prompts are nearest."""
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from ..data.decoding import decode_image
-from .features import check_column, undecoded
-
-
-# Without a full stop, which captions of one's own often lack.
-TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}", "{}")
-PARTS = ("image", "patch")
-TEXTS_AT_ONCE = 256
-# The two names that open_clip gives to two classes each, replaced by WordNet's.
-_IMAGENET_RENAMED = {744: "projectile", 836: "sunglass"}
-
-
-def openai_templates() -> list[str]:
-    """Return OpenAI's 80 ImageNet templates, "{}" in place of the name; ImportError without open_clip."""
-    return [template("{}") for template in _open_clip("OPENAI_IMAGENET_TEMPLATES")]
-
-
-def imagenet_class_names() -> list[str]:
-    """Return names of ImageNet's 1000 classes by index, all different; ImportError without open_clip.
-
-    They are open_clip's, but for "projectile" (744) and "sunglass" (836), which there are named as 657 and 837 are.
-    """
-    return [_IMAGENET_RENAMED.get(index, name) for index, name in enumerate(_open_clip("IMAGENET_CLASSNAMES"))]
-
-
-def _open_clip(name: str):
-    try:
-        from open_clip import zero_shot_metadata
-    except ImportError as error:
-        raise ImportError(
-            f"ImageNet's names and templates come with open_clip_torch ({error}): pip install 'dinov3-hf[text]'"
-        ) from None
-    return getattr(zero_shot_metadata, name)
-
-
-def default_templates(tokenizer) -> list[str]:
-    """Return those of `TEMPLATES` whose every word the text tower was taught; "{}" is always among them."""
-    return [template for template in TEMPLATES if not unknown_words(tokenizer, [template.replace("{}", "")])]
-
-
-def unknown_words(tokenizer, texts: Sequence[str]) -> list[str]:
-    """Return the words of texts that the text tower was never taught, as far as its tokenizer knows."""
-    return tokenizer.unknown_words(list(texts)) if hasattr(tokenizer, "unknown_words") else []
-
-
-def check_class_names(class_names: Sequence[str], field: str = "class_names") -> list[str]:
-    """Return class names as a list; ValueError for none, for one that is no text, and for two the same to a model."""
-    if isinstance(class_names, str) or not isinstance(class_names, Sequence) or not class_names:
-        raise ValueError(f"{field}: got {class_names!r:.80}, accepted: a list of at least one name")
-    for name in class_names:
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{field}: got {name!r:.80} among the names, accepted: text")
-    # As tokenizers see them.
-    seen = Counter(" ".join(name.lower().split()) for name in class_names)
-    twice = [name for name, count in seen.items() if count > 1]
-    if twice:
-        raise ValueError(f"{field}: got {', '.join(map(repr, twice))} more than once, accepted: names that differ")
-    return list(class_names)
-
-
-def check_templates(templates: Sequence[str]) -> list[str]:
-    """Return templates as a list; ValueError for none, and for one without a place for the name."""
-    if isinstance(templates, str) or not isinstance(templates, Sequence) or not templates:
-        raise ValueError(f"templates: got {templates!r:.80}, accepted: a list of texts with {{}} for the name")
-    for template in templates:
-        if not isinstance(template, str) or "{}" not in template:
-            raise ValueError(f"templates: got {template!r:.80}, accepted: a text with {{}} for the name")
-    return list(templates)
-
-
-@torch.inference_mode()
-def text_features(model: nn.Module, tokenizer, texts: Sequence[str]) -> torch.Tensor:
-    """Encode texts with a `DinoTxtModel`; returns [T,E] in fp32, before normalisation."""
-    model.eval()
-    features = []
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        part = list(texts[start : start + TEXTS_AT_ONCE])
-        ids = tokenizer(part, padding=True, truncation=True, return_tensors="pt")["input_ids"]
-        features.append(model.get_text_features(ids.to(model.device)).float())
-    return torch.cat(features)
-
-
-def class_embeddings(
-    model: nn.Module,
-    tokenizer,
-    class_names: Sequence[str],
-    templates: Sequence[str] | None = None,
-    part: str = "image",
-) -> torch.Tensor:
-    """Average each class's prompts: text features normalised, averaged over templates, normalised again.
-
-    Returns [C,E] to compare with image features, or [C,E/2] of their patch half (`part="patch"`) to compare with patch
-    features. Without templates those of `TEMPLATES` are taken that the text tower knows the words of.
-    Raises ValueError for names or templates that cannot be used.
-    """
-    names = check_class_names(class_names)
-    templates = default_templates(tokenizer) if templates is None else check_templates(templates)
-    if part not in PARTS:
-        raise ValueError(f"part: got {part!r}, accepted: {', '.join(PARTS)}")
-    classes_at_once = max(1, TEXTS_AT_ONCE // len(templates))
-    embeddings = []
-    for start in range(0, len(names), classes_at_once):
-        some = names[start : start + classes_at_once]
-        features = text_features(model, tokenizer, [x.replace("{}", name) for name in some for x in templates])
-        if part == "patch":
-            features = features[:, features.shape[1] // 2 :]
-        prompts = normalize(features, dim=-1).unflatten(0, (len(some), len(templates)))
-        embeddings.append(normalize(prompts.mean(dim=1), dim=-1))
-    return torch.cat(embeddings)
-
-
-def cosines(image_features: torch.Tensor, class_embeddings: torch.Tensor) -> torch.Tensor:
-    """Compare image features [B,E] with class embeddings [C,E]; returns [B,C]."""
-    return normalize(image_features.float(), dim=-1) @ normalize(class_embeddings.float(), dim=-1).T
-
-
-def classify(image_features: torch.Tensor, class_embeddings: torch.Tensor) -> torch.Tensor:
-    """Predict the nearest of class embeddings [C,E] for image features [B,E]; returns class indices [B]."""
-    return cosines(image_features, class_embeddings).argmax(dim=1)
+from ..data.columns import check_column, undecoded
+from ..data.pixels import decode_image
+from ..pipelines.class_embeddings import (
+    check_class_names,
+    check_templates,
+    class_embeddings,
+    cosines,
+    default_templates,
+    unknown_words,
+)
 
 
 def read_images(

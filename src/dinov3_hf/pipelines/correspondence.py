@@ -6,9 +6,9 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn.functional import cosine_similarity, normalize
 
-from ..evaluation.correspondence import find_matches, sample_tokens
-from ..visualization import heat_map, mark_places, place_colours
+from ..visualization.features import heat_map, mark_places, place_colours
 from .encoder import Encoder
+from .matching import find_matches, sample_tokens
 
 
 @dataclass(frozen=True)

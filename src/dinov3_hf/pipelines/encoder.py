@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from ..checkpoints import load_model, tiny_checkpoint
 from ..checkpoints.processors import processor_for
-from ..evaluation.features import standardize
+from ..data.views import standardize
 from ..models.configuration_dinotxt import DinoTxtConfig
 from ..models.modeling_dinotxt import DinoTxtModel
 from ..models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps, ImageSequence
 
-from ..data.decoding import to_rgb
+from ..data.pixels import to_rgb
 
 
 # Pillow reads many more; some of their readers start other programs (EPS starts Ghostscript).

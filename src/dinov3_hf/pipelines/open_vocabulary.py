@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..evaluation.zero_shot import class_embeddings
-from ..evaluation.zero_shot_segmentation import best_class, class_maps, fit_image, window_and_stride
+from .class_embeddings import class_embeddings
+from .class_maps import best_class, class_maps, fit_image, window_and_stride
 from .search import Embedder
 
 

@@ -12,12 +12,13 @@ from torch.nn.functional import normalize
 
 from ..checkpoints import tiny_checkpoint
 from ..checkpoints.processors import processor_for
-from ..data.decoding import BadImage, decode_image
-from ..data.streams import find_image_column, load_source
-from ..evaluation.zero_shot import text_features, unknown_words
+from ..data.columns import find_image_column
+from ..data.pixels import BadImage, decode_image
+from ..data.streams import load_source
 from ..models.modeling_dinotxt import DinoTxtModel
 from ..models.modeling_dinov3 import Dinov3Model
 from ..models.processing_dinotxt import DinoTxtProcessor
+from .class_embeddings import text_features, unknown_words
 from .encoder import Encoder, is_aligned
 from .inputs import InputError
 

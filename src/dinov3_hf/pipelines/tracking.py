@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate, max_pool2d, normalize
 
-from ..evaluation.pictures import overlay
-from ..evaluation.tracking import LabelPropagation, Propagation, soft_labels
-from ..visualization import mark_places
+from ..visualization.classes import overlay
+from ..visualization.features import mark_places
 from .encoder import Encoder
+from .label_propagation import LabelPropagation, Propagation, soft_labels
 
 
 # As evaluated (METHOD: tracking).

@@ -10,8 +10,8 @@ from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from ..evaluation.zero_shot import check_class_names, check_templates, class_embeddings, unknown_words
-from ..evaluation.zero_shot_segmentation import best_class, class_maps, fit_image, window_and_stride
+from .class_embeddings import check_class_names, check_templates, class_embeddings, unknown_words
+from .class_maps import best_class, class_maps, fit_image, window_and_stride
 
 
 logger = logging.get_logger(__name__)

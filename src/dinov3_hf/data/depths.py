@@ -1,0 +1,48 @@
+"""Depth maps: how stored values become metres."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from .columns import check_column, undecoded
+
+
+DEPTH_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
+
+
+def check_depth_column(rows, column: str) -> None:
+    """Raise ValueError where a data set has no such column of depth maps."""
+    check_column(rows, column, "depth_column")
+    if type(rows.features[column]).__name__ != "Image":
+        raise ValueError(f"depth_column: got {column!r}, accepted: a column of images with depths as pixels")
+    value = undecoded(rows.select_columns([column]))[0][column]
+    try:
+        # Colour pictures are refused here: later they would only count as maps that cannot be read.
+        read_stored(value or {"path": ""})
+    except OSError:
+        pass
+
+
+def read_stored(value: dict) -> np.ndarray:
+    """Read a depth column's undecoded value (`bytes` or `path`) as stored [H,W]; ValueError for pictures."""
+    with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as picture:
+        if picture.mode not in DEPTH_MODES:
+            raise ValueError(
+                f"depth_column: got an image of mode {picture.mode}, accepted: one channel of 16 or 32 bits "
+                f"({', '.join(DEPTH_MODES)})"
+            )
+        values = np.asarray(picture)
+    return values.astype(values.dtype.newbyteorder("="))
+
+
+def read_depth(value: dict, depth_unit: float, min_depth: float, max_depth: float) -> np.ndarray:
+    """Read a depth map [H,W] in stored units, 0 where it is unknown or outside the range (metres)."""
+    stored = read_stored(value)
+    metres = in_metres(stored, depth_unit)
+    return np.where((metres >= min_depth) & (metres <= max_depth), stored, 0).astype(stored.dtype)
+
+
+def in_metres(stored: np.ndarray, depth_unit: float) -> np.ndarray:
+    """Convert stored units to metres, fp64."""
+    return stored.astype(np.float64) * depth_unit

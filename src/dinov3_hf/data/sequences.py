@@ -1,0 +1,84 @@
+"""Videos among the rows of a data set, and which of their frames a clip shows."""
+
+import math
+from dataclasses import dataclass
+
+from .columns import check_column
+
+
+@dataclass(frozen=True)
+class Video:
+    """The rows of one sequence, in the order of their frames."""
+
+    name: str
+    rows: list[int]
+
+
+def read_videos(rows, sequence_column: str = "sequence", frame_column: str = "frame", least: int = 2) -> list[Video]:
+    """Group the rows of a `datasets.Dataset`, which may come in any order, into videos, by first appearance.
+
+    Raises ValueError for columns that are missing or do not name sequences and number frames, for a number that a
+    sequence has twice, and for a sequence of fewer than `least` frames.
+    """
+    from datasets import ClassLabel, Value
+
+    check_column(rows, sequence_column, "sequence_column")
+    check_column(rows, frame_column, "frame_column")
+    feature = rows.features[sequence_column]
+    names = rows[sequence_column][:] if isinstance(feature, ClassLabel | Value) else [None]
+    if not all(isinstance(name, int | str) for name in names):
+        accepted = "a column that names each row's sequence (ClassLabel, int or text)"
+        raise ValueError(f"sequence_column: got {sequence_column!r}, accepted: {accepted}")
+    frames = rows[frame_column][:]
+    if not all(isinstance(frame, int | float) and math.isfinite(frame) for frame in frames):
+        raise ValueError(f"frame_column: got {frame_column!r}, accepted: a column of numbers that order the frames")
+    row_of = {}
+    for row, (name, frame) in enumerate(zip(names, frames, strict=True)):
+        sequence = row_of.setdefault(name, {})
+        if frame in sequence:
+            raise ValueError(
+                f"frame_column: sequence {_title(feature, name)!r} has frame {frame} twice (rows {sequence[frame]} and "
+                f"{row}), accepted: each frame once"
+            )
+        sequence[frame] = row
+    videos = [
+        Video(_title(feature, name), [sequence[frame] for frame in sorted(sequence)])
+        for name, sequence in row_of.items()
+    ]
+    for video in videos:
+        if len(video.rows) < least:
+            frames = "1 frame" if len(video.rows) == 1 else f"{len(video.rows)} frames"
+            raise ValueError(f"sequence_column: sequence {video.name!r} has {frames}, accepted: at least {least}")
+    return videos
+
+
+def _title(feature, name) -> str:
+    declared = hasattr(feature, "int2str") and 0 <= name < feature.num_classes
+    return feature.int2str(name) if declared else str(name)
+
+
+def count_starts(length: int, num_frames: int, stride: int) -> int:
+    """Return at how many frames of a video of `length` a clip of `num_frames`, every `stride`-th, can start."""
+    return max(1, length - (num_frames - 1) * stride)
+
+
+def even_starts(num_starts: int, num_clips: int) -> list[int]:
+    """Return the starts of clips evenly spaced from the first possible to the last; of one clip the middle."""
+    if num_clips == 1:
+        return [(num_starts - 1) // 2]
+    return [_rounded(clip * (num_starts - 1), num_clips - 1) for clip in range(num_clips)]
+
+
+def clip_frames(length: int, num_frames: int, stride: int, start: int) -> list[int]:
+    """Return the frames of the clip that starts at `start`.
+
+    A video shorter than the clip is shown whole, its frames evenly spaced, repeated where they are too few.
+    """
+    if length > (num_frames - 1) * stride:
+        return [start + frame * stride for frame in range(num_frames)]
+    return [_rounded(frame * (length - 1), num_frames - 1) for frame in range(num_frames)]
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    """Round a quotient to the nearest whole number, halves up."""
+    return (2 * numerator + denominator) // (2 * denominator)

@@ -1,0 +1,187 @@
+"""How well every pixel of an image fits each of some names (dino.txt; DINOv3, section 5.3)."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate, normalize
+
+
+# Patches of windows that go through the network in one batch: bounds its memory.
+PATCHES_AT_ONCE = 4096
+
+
+BACKGROUND = -1
+
+
+def window_and_stride(model: nn.Module, window: int | None = None, stride: int | None = None) -> tuple[int, int]:
+    """Return side and step of windows in pixels: by default the images trained on, and 2/3 of a window.
+
+    Raises ValueError for sides that are no multiple of the patch size, and for steps that would leave gaps.
+    """
+    config = model.config.vision_config
+    patch, side = config.patch_size, config.image_size
+    if window is None:
+        side = side if isinstance(side, int) else min(side)
+        window = max(patch, side // patch * patch)
+    if window < patch or window % patch:
+        raise ValueError(f"window: got {window}, accepted: a multiple of the model's patch size ({patch})")
+    if stride is None:
+        stride = max(patch, round(window * 2 / 3 / patch) * patch)
+    if not patch <= stride <= window or stride % patch:
+        raise ValueError(f"stride: got {stride}, accepted: a multiple of the patch size ({patch}) up to {window}")
+    return window, stride
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Places where windows begin along a side; the last one is shifted back to end with it."""
+    last = max(0, length - window)
+    return [*range(0, last, stride), last]
+
+
+def window_logits(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    embeddings: torch.Tensor,
+    window: int,
+    stride: int,
+    image_embeddings: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cosines of every patch with every class, averaged where windows overlap.
+
+    Takes an image [1,3,H,W] whose sides are multiples of the patch size and embeddings [C,E/2]; returns [C,H/p,W/p].
+    With `image_embeddings` [C,E] the cosine of a window as a whole is added to those of its patches: a class that the
+    window does not show is unlikely in any of them.
+    """
+    patch = model.config.vision_config.patch_size
+    height, width = pixel_values.shape[-2:]
+    high, wide = min(window, height), min(window, width)
+    rows, columns = high // patch, wide // patch
+    places = [(y, x) for y in window_starts(height, high, stride) for x in window_starts(width, wide, stride)]
+    total = torch.zeros(len(embeddings), height // patch, width // patch, device=model.device)
+    count = torch.zeros_like(total[0])
+    embeddings = normalize(embeddings.to(model.device).float(), dim=-1)
+    at_once = max(1, PATCHES_AT_ONCE // (rows * columns))
+    for start in range(0, len(places), at_once):
+        some = places[start : start + at_once]
+        crops = torch.cat([pixel_values[..., y : y + high, x : x + wide] for y, x in some])
+        given = {"pixel_values": crops.to(model.device, model.dtype)}
+        if image_embeddings is not None:
+            given = {"vision_tokens": model.tokens(**given)}
+        features = model.get_patch_features(**given).float()
+        scores = (normalize(features, dim=-1) @ embeddings.T).transpose(1, 2).unflatten(2, (rows, columns))
+        if image_embeddings is not None:
+            whole = normalize(model.get_image_features(**given).float(), dim=-1)
+            scores = scores + (whole @ image_embeddings.to(whole.device).T)[..., None, None]
+        for (y, x), score in zip(some, scores, strict=True):
+            covered = slice(y // patch, y // patch + rows), slice(x // patch, x // patch + columns)
+            total[:, *covered] += score
+            count[covered] += 1
+    return total / count
+
+
+@torch.inference_mode()
+def class_maps(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    embeddings: torch.Tensor,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    size: tuple[int, int] | None = None,
+    image_embeddings: torch.Tensor | None = None,
+) -> Iterator[torch.Tensor]:
+    """As `segment_logits`, a stream of one [H,W] a class: of many classes on a large image only one is in memory."""
+    window, stride = window_and_stride(model, window, stride)
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales: got {list(scales)}, accepted: at least one, each above 0")
+    half = model.config.projection_dim // 2
+    if embeddings.shape[1] != half:
+        raise ValueError(
+            f"embeddings: got width {embeddings.shape[1]}, accepted: {half}, of class_embeddings' patches"
+        )
+    model.eval()
+    patch = model.config.vision_config.patch_size
+    maps = []
+    for scale in scales:
+        sides = [max(patch, round(side * scale / patch) * patch) for side in pixel_values.shape[-2:]]
+        image = pixel_values
+        if sides != list(image.shape[-2:]):
+            image = interpolate(image.float(), sides, mode="bilinear", antialias=True)
+        maps.append(window_logits(model, image, embeddings, window, stride, image_embeddings))
+    size = tuple(pixel_values.shape[-2:]) if size is None else size
+    return (sum(_upsample(scores[index], size) for scores in maps) / len(maps) for index in range(len(embeddings)))
+
+
+def _upsample(scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return interpolate(scores[None, None], size, mode="bilinear")[0, 0]
+
+
+def segment_logits(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    embeddings: torch.Tensor,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    size: tuple[int, int] | None = None,
+    image_embeddings: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cosine of every pixel of an image with every class, from windows over it at one or several scales.
+
+    Takes a normalised image [1,3,H,W] and patch embeddings [C,E/2]; `window` and `stride` in pixels. Logits are
+    averaged where windows overlap and over scales, and upsampled bilinearly; returns [C,H,W], or [C,*size]. With
+    `image_embeddings` [C,E] whole windows count too (see `window_logits`).
+    Raises ValueError for windows and steps that do not fit the patches, and embeddings of another width.
+    """
+    return torch.stack(
+        list(class_maps(model, pixel_values, embeddings, window, stride, scales, size, image_embeddings))
+    )
+
+
+def best_class(logits: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return each pixel's largest logit, its class, and how far it stands above the mean of all classes, each [H,W].
+
+    Takes logits [C,H,W] or a stream of [H,W]. Of one class alone there is no such mean, and the logit itself stands for it.
+    """
+    best = classes = total = None
+    count = 0
+    for index, scores in enumerate(logits):
+        if best is None:
+            best, classes = torch.full_like(scores, -torch.inf), torch.zeros_like(scores, dtype=torch.long)
+            total = torch.zeros_like(scores)
+        better = scores > best
+        best = torch.where(better, scores, best)
+        classes = classes.masked_fill(better, index)
+        total, count = total + scores, count + 1
+    return best, classes, best - total / count if count > 1 else best
+
+
+def segment(logits: Iterable[torch.Tensor], background_threshold: float | None = None) -> torch.Tensor:
+    """Class of every pixel [H,W] from logits [C,H,W], or a stream of them; -1 where none stands out.
+
+    None stands out where the best is less than `background_threshold` above the mean of all classes: what every name has
+    in common with a patch says nothing about which one it is.
+    """
+    _, classes, margin = best_class(logits)
+    if background_threshold is not None:
+        classes = classes.masked_fill(~(margin >= background_threshold), BACKGROUND)
+    return classes
+
+
+def fit_image(image, image_processor, window: int, patch_size: int) -> torch.Tensor:
+    """Prepare an image (uint8 [3,H,W] or PIL) as its processor does, whole and in its own proportions.
+
+    Sides are rounded to multiples of the patch size; a shorter side below one window is enlarged to it. Returns
+    [1,3,H,W].
+    """
+    tensor = isinstance(image, torch.Tensor)
+    sides = tuple(image.shape[-2:]) if tensor else (image.height, image.width)
+    scale = max(1.0, window / min(sides))
+    height, width = (max(patch_size, round(side * scale / patch_size) * patch_size) for side in sides)
+    given = {"input_data_format": "channels_first"} if tensor else {}
+    size = {"height": height, "width": width}
+    return image_processor(image, size=size, do_resize=True, do_center_crop=False, return_tensors="pt", **given)[
+        "pixel_values"
+    ]

@@ -1,0 +1,84 @@
+"""Dense features of images of any size: a map of final-normed patch tokens, by sliding windows where images are large."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..models.modeling_dinov3 import Dinov3Backbone, Dinov3Model
+from ..models.modeling_dinov3_convnext import Dinov3ConvNextModel
+from .windows import Windowed
+
+
+@torch.no_grad()
+def dense_features(
+    model: nn.Module,
+    images: torch.Tensor | Sequence[torch.Tensor],
+    window: int | None = None,
+    stride: int | None = None,
+    upsample: str | tuple[int, int] | None = None,
+) -> torch.Tensor | list[torch.Tensor]:
+    """Map [B,D,h,w] of normalised images [B,C,H,W], or a list of maps [D,h,w] of a list of images [C,H,W] of any sizes.
+
+    The map covers the whole image: sides that are no multiple of the patch size are resized to the nearest one, so that
+    cell (i, j) is the image's rectangle from (i H/h, j W/w) to ((i+1) H/h, (j+1) W/w).
+
+    Args:
+        window: side in pixels of the windows that an image is seen in, so that memory does not grow with it; tokens are
+            averaged where windows overlap. By default the network sees the whole image at once.
+        stride: step in pixels between windows, by default two thirds of one.
+        upsample: "image" interpolates the map bilinearly to the image's pixels, (height, width) to that size.
+
+    Raises:
+        ValueError: images, windows or sizes that do not fit.
+    """
+    network = getattr(model, "dinov3", model)
+    if not isinstance(network, (Dinov3Model, Dinov3ConvNextModel)) or isinstance(network, Dinov3Backbone):
+        raise ValueError(
+            f"model: got a {type(model).__name__}, accepted: a Dinov3Model, a Dinov3ConvNextModel or a model around one"
+        )
+    patch = network.config.patch_size
+    if upsample not in (None, "image") and (len(upsample) != 2 or min(upsample) < 1):
+        raise ValueError(f"upsample: got {upsample!r}, accepted: None, 'image' or (height, width) in pixels")
+    if window is not None:
+        network = Windowed(network, window)
+        network.stride = _check_stride(network.stride if stride is None else stride, window, patch)
+    elif stride is not None:
+        raise ValueError(f"stride: got {stride}, accepted: only with a window")
+    if isinstance(images, torch.Tensor):
+        return _features(network, _check(images, 4), patch, upsample)
+    images = [_check(image, 3) for image in images]
+    return [_features(network, image[None], patch, upsample)[0] for image in images]
+
+
+def _features(network: nn.Module, images: torch.Tensor, patch: int, upsample) -> torch.Tensor:
+    size = images.shape[-2:]
+    grid = [max(1, round(side / patch)) for side in size]
+    fitted = [patch * cells for cells in grid]
+    images = images.to(network.device)
+    if fitted != list(size):
+        images = nn.functional.interpolate(images.float(), fitted, mode="bilinear", antialias=True)
+    features = network(images).patch_tokens.transpose(1, 2).unflatten(2, grid)
+    if upsample is None:
+        return features.contiguous()
+    return nn.functional.interpolate(features, size if upsample == "image" else upsample, mode="bilinear")
+
+
+def _check(images: torch.Tensor, dimensions: int) -> torch.Tensor:
+    if not isinstance(images, torch.Tensor) or images.ndim != dimensions or not images.is_floating_point():
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(
+            f"images: got {got}, accepted: normalised floating-point tensors, [B,C,H,W] or a list of [C,H,W]"
+        )
+    return images
+
+
+def _check_stride(stride: int, window: int, patch: int) -> int:
+    if stride % patch or not patch <= stride <= window:
+        raise ValueError(
+            f"stride: got {stride}, accepted: a multiple of the patch size ({patch}) up to the window ({window})"
+        )
+    return stride
+
+
+__all__ = ["dense_features"]

@@ -1,0 +1,103 @@
+"""Labels of patches carried from frame to frame by similarity (DINOv3, section 6.1.5)."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+
+# Side in patches of the square whose neighbourhood is searched at once: small ones waste little outside the circle.
+TILE = 8
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """What decides from which patches a patch takes its label; `radius` in patches, context without the first frame."""
+
+    context_frames: int
+    radius: float
+    top_k: int
+    temperature: float
+
+    def __post_init__(self):
+        for name, least in (("context_frames", 0), ("radius", 0), ("top_k", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepted: at least {least}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: got {self.temperature}, accepted: above 0")
+
+
+class LabelPropagation:
+    """Carries the soft labels [P,C] of a first frame's patches through the frames that follow.
+
+    A patch takes the mean label of the `top_k` patches most similar to it, weighted by softmax(cosine / temperature),
+    among those of the first frame and of the last `context_frames` frames that lie within `radius` patches of its place.
+    Memory is that of these frames and of one tile's similarities.
+    """
+
+    def __init__(self, tokens: torch.Tensor, labels: torch.Tensor, grid: tuple[int, int], settings: Propagation):
+        self.grid, self.settings = grid, settings
+        # Shifted, for the digits where all cosines are close to one: distances stay, |a-b|^2 = 2 - 2 cos(a,b).
+        self.centre = F.normalize(tokens.float(), dim=1).mean(0)
+        self.first = (self._shift(tokens), labels)
+        self.recent = deque(maxlen=settings.context_frames)
+
+    def _shift(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.normalize(tokens.float(), dim=1) - self.centre
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the soft labels [P,C] of the next frame's tokens [P,D], which become part of the context."""
+        queries, context = self._shift(tokens), [self.first, *self.recent]
+        features, labels = (torch.stack(parts).unflatten(1, self.grid) for parts in zip(*context, strict=True))
+        half_norms = features.square().sum(3) / 2
+        found = torch.empty_like(labels[0])
+        for top in range(0, self.grid[0], TILE):
+            for left in range(0, self.grid[1], TILE):
+                tile = (slice(top, top + TILE), slice(left, left + TILE))
+                found[tile] = self._step_tile(queries.unflatten(0, self.grid), features, half_norms, labels, tile)
+        found = found.flatten(0, 1)
+        self.recent.append((queries, found))
+        return found
+
+    def _step_tile(
+        self,
+        queries: torch.Tensor,
+        features: torch.Tensor,
+        half_norms: torch.Tensor,
+        labels: torch.Tensor,
+        tile: tuple[slice, slice],
+    ) -> torch.Tensor:
+        """Return the labels [a,b,C] of a tile of queries [h,w,D], from a context [T,h,w,D] with labels [T,h,w,C]."""
+        settings = self.settings
+        reach = int(min(settings.radius, max(self.grid)))
+        near = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in tile)
+        places = [torch.arange(length, device=queries.device) for length in self.grid]
+        down, across = (
+            (place[inner, None] - place[outer]).square()
+            for place, inner, outer in zip(places, tile, near, strict=True)
+        )
+        far = down[:, None, :, None] + across[None, :, None, :] > settings.radius**2
+        queries, bank = queries[tile], features[:, *near].flatten(0, 2)
+        # Up to a constant of each query, which softmax drops, this is the cosine.
+        scores = (queries.flatten(0, 1) @ bank.T).sub_(half_norms[:, *near].flatten())
+        scores.unflatten(1, (len(features), -1)).masked_fill_(far.flatten(2).flatten(0, 1)[:, None], -torch.inf)
+        scores, indices = scores.topk(min(settings.top_k, scores.shape[1]), dim=1)
+        weights = (scores / settings.temperature).softmax(1)
+        mixed = weights[:, None] @ labels[:, *near].flatten(0, 2)[indices]
+        return mixed.view(*queries.shape[:2], -1)
+
+
+def soft_labels(indices: torch.Tensor, num_classes: int, grid: tuple[int, int]) -> torch.Tensor:
+    """Return the share [P,C] of each class in the area of every patch, for a mask [H,W] of class indices."""
+    down, across = (_area_matrix(*lengths) for lengths in zip(indices.shape, grid, strict=True))
+    shares = [down @ (indices == index).double() @ across.T for index in range(num_classes)]
+    return torch.stack(shares, dim=-1).flatten(0, 1).float()
+
+
+def _area_matrix(length: int, cells: int) -> torch.Tensor:
+    """Return the share [cells,length] that each pixel along a side has in each cell."""
+    edges = torch.arange(cells + 1, dtype=torch.float64) * length / cells
+    pixels = torch.arange(length, dtype=torch.float64)
+    shared = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    return shared.clamp(min=0) * cells / length

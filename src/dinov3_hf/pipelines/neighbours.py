@@ -1,0 +1,90 @@
+"""Nearest neighbours by cosine similarity, and what they vote for."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+TEMPERATURE = 0.07
+
+
+QUERY_CHUNK, BANK_CHUNK = 1024, 16384
+
+
+class NeighbourBank:
+    """Labelled features to look neighbours up in by cosine similarity: features [N,D], labels [N].
+
+    Memory beyond one copy of the features is one chunk of similarities; the chunks do not change the result.
+    """
+
+    def __init__(
+        self,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        num_classes: int,
+        query_chunk: int = QUERY_CHUNK,
+        bank_chunk: int = BANK_CHUNK,
+    ):
+        # Shifting both sides by the bank's mean leaves every distance as it is, |a-b|^2 = 2 - 2 cos(a,b), and keeps
+        # the digits where all similarities are close to one, as with an untrained network of small layer scale.
+        features = nn.functional.normalize(features.float(), dim=1)
+        self.centre = features.mean(0, dtype=torch.float64).float()
+        self.features = features.sub_(self.centre)
+        self.half_norms = self.features.square().sum(1) / 2
+        self.labels = labels.to(features.device)
+        self.num_classes, self.query_chunk, self.bank_chunk = num_classes, query_chunk, bank_chunk
+
+    def search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return similarities and labels [Q,k] of the `k` nearest of each query [Q,D], nearest first.
+
+        Raises ValueError if the bank has fewer than `k` rows.
+        """
+        if not 1 <= k <= len(self.features):
+            raise ValueError(f"k: got {k}, accepted: 1 to the size of the bank ({len(self.features)})")
+        found = [self._search_chunk(rows, k) for rows in queries.split(self.query_chunk)]
+        similarities, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return similarities, self.labels[indices]
+
+    def _search_chunk(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        queries = nn.functional.normalize(queries.float(), dim=1) - self.centre
+        scores = queries.new_empty(len(queries), 0)
+        indices = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+        for start in range(0, len(self.features), self.bank_chunk):
+            part = slice(start, start + self.bank_chunk)
+            found = torch.addmm(-self.half_norms[part], queries, self.features[part].T)
+            found, places = found.topk(min(k, found.shape[1]), dim=1)
+            scores, indices = torch.cat([scores, found], dim=1), torch.cat([indices, places + start], dim=1)
+            scores, order = scores.topk(min(k, scores.shape[1]), dim=1)
+            indices = indices.gather(1, order)
+        return 1 + scores - queries.square().sum(1, keepdim=True) / 2, indices
+
+    def classify(
+        self, queries: torch.Tensor, ks: Sequence[int], temperature: float = TEMPERATURE
+    ) -> dict[int, torch.Tensor]:
+        """Predict the class of queries [Q,D] for several k in one search; returns the predictions [Q] of each k."""
+        similarities, labels = self.search(queries, max(ks))
+        return {k: vote(similarities[:, :k], labels[:, :k], self.num_classes, temperature) for k in ks}
+
+
+def vote(
+    similarities: torch.Tensor, labels: torch.Tensor, num_classes: int, temperature: float = TEMPERATURE
+) -> torch.Tensor:
+    """Predict the class with the largest sum of exp(similarity / temperature) among neighbours [Q,k]; returns [Q]."""
+    weights = ((similarities - similarities.amax(1, keepdim=True)) / temperature).exp()
+    return weights.new_zeros(len(labels), num_classes).scatter_add_(1, labels, weights).argmax(1)
+
+
+def knn_classify(
+    bank: torch.Tensor,
+    bank_labels: torch.Tensor,
+    queries: torch.Tensor,
+    k: int,
+    num_classes: int,
+    temperature: float = TEMPERATURE,
+) -> torch.Tensor:
+    """Classify `queries` [Q,D] by their `k` nearest neighbours in `bank` [N,D] with labels [N]; returns [Q].
+
+    Raises ValueError if the bank has fewer than `k` rows.
+    """
+    return NeighbourBank(bank, bank_labels, num_classes).classify(queries, [k], temperature)[k]

@@ -1,0 +1,1 @@
+"""Pictures of features and of results, and the report of a run."""
