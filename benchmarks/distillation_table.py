@@ -18,12 +18,12 @@ from dinov3_hf import tiny_checkpoint
 from dinov3_hf.cli import main as dinov3
 from dinov3_hf.commands.evaluate import EvaluateArguments, evaluate
 from dinov3_hf.evaluation.results import markdown, replace_table
+from dinov3_hf.recipe import build_recipe
 from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.collate import MASKS
 from dinov3_hf.training.distill_arguments import DistillRecipe, parse_student
 from dinov3_hf.training.distillation import Distillation
 from dinov3_hf.training.initialization import build_student
-from dinov3_hf.training.recipe import build_recipe
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.self_distillation import SelfDistillation
 from dinov3_hf.training.students import load_teacher, new_student, student_config
@@ -50,7 +50,7 @@ def flops(objective: torch.nn.Module, batch: dict, values: dict) -> int:
 
 
 def flops_distilled(name: str) -> int:
-    recipe = build_recipe("distill_tiny_cpu", DistillRecipe, students=[entry(name)])
+    recipe = build_recipe(DistillRecipe, "distill_tiny_cpu", students=[entry(name)])
     arguments, crops = recipe.distillation, recipe.crops
     teacher, heads = load_teacher(arguments)
     student = new_student(
@@ -66,7 +66,7 @@ def flops_distilled(name: str) -> int:
 
 
 def flops_pretrained(name: str) -> int:
-    recipe = build_recipe("tiny_cpu", PretrainRecipe, **SHAPES[name])
+    recipe = build_recipe(PretrainRecipe, "tiny_cpu", **SHAPES[name])
     crops, (student, _) = recipe.crops, build_student(recipe.model, recipe.crops)
     masks = torch.rand(2, IMAGES, (crops.global_crop_size // SHARED["patch_size"]) ** 2) < 0.15
     batch = {

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dinov3_hf.cli import main
-from dinov3_hf.training.recipe import RECIPES
+from dinov3_hf.recipe import folder_of
+from dinov3_hf.training.arguments import PretrainRecipe
 
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -61,7 +62,7 @@ def test_quickstart_writes_its_report(tmp_path, capsys):
     lines = [
         f"{flag.lstrip('-').replace('-', '_')}: {value}" for flag, value in zip(SMALL[::2], SMALL[1::2], strict=True)
     ]
-    recipe.write_text("\n".join([*(RECIPES / "tiny_cpu.yaml").read_text().splitlines(), *lines]))
+    recipe.write_text("\n".join([*(folder_of(PretrainRecipe) / "tiny_cpu.yaml").read_text().splitlines(), *lines]))
     flags = ["--config", str(recipe), "--output-dir", str(tmp_path / "out"), "--num-train", "40", "--num-test", "20"]
     flags += ["--text-steps", "3"]
     assert main(["quickstart", *flags]) == 0

@@ -4,7 +4,6 @@ Images pass through the frozen backbone and a few trainable blocks, captions thr
 features are drawn together and all others of the global batch pushed apart (dino.txt; DINOv3, section 5.3).
 """
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -22,14 +21,6 @@ def open_sources(data: CaptionArguments) -> list:
         columns = find_caption_columns(load_source(source, data.split, **options), data.caption_columns)
         sources.append(load_source(source, data.split, columns=columns, **options))
     return sources
-
-
-def fingerprint(model) -> str:
-    """Return a digest of a backbone's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def build_probe(data: CaptionArguments, transform, tokenizer):
@@ -53,9 +44,10 @@ def align(recipe: AlignRecipe):
 
     from dinov3_hf import DinoTxtProcessor
     from dinov3_hf.data.streams import load_source
+    from dinov3_hf.provenance import versions, weights_digest
     from dinov3_hf.training.collate import make_loader
     from dinov3_hf.training.loop import train
-    from dinov3_hf.training.pretrain import prepare_output, versions
+    from dinov3_hf.training.pretrain import prepare_output
     from dinov3_hf.training.schedules import StepValues, warmup_cosine
     from dinov3_hf.training.sharding import build_accelerator
 
@@ -85,7 +77,7 @@ def align(recipe: AlignRecipe):
     output_dir = prepare_output(recipe) if accelerator.is_main_process else Path(run.output_dir)
     if data.cache_features is not None:
         about = {
-            "backbone": fingerprint(backbone),
+            "backbone": weights_digest(backbone),
             "image_size": size,
             "data": data.data,
             "num_images": data.num_images,

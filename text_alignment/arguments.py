@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from dinov3_hf.recipe import Recipe, described, require
 from dinov3_hf.training.arguments import RunArguments
-from dinov3_hf.training.fields import Recipe, described, require
 from dinov3_hf.training.source_arguments import SourceArguments
 
 

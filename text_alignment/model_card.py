@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from dinov3_hf.provenance import public
 from dinov3_hf.training.model_card import PRIVATE_FIELDS, PRIVATE_VERSIONS
 
 
@@ -58,12 +59,7 @@ def write_model_card(
     directory: Path, recipe: dict, state: dict, metrics: dict | None, versions: dict, known_words: list[str] | None
 ) -> Path:
     """Write README.md beside an exported `DinoTxtModel` and return its path."""
-    shown = {name: value for name, value in recipe.items() if name not in PRIVATE_FIELDS}
-    for name in ("backbone", "cache_features", "probe_data", "tokenizer"):
-        # The folders of one machine are nobody else's business.
-        if isinstance(shown[name], str) and (shown[name].startswith(("/", "~", ".")) or shown[name].count("/") > 1):
-            shown[name] = Path(shown[name]).name
-    shown["data"] = [Path(source).name if Path(source).exists() else source for source in shown["data"]]
+    shown = {name: public(value) for name, value in recipe.items() if name not in PRIVATE_FIELDS}
     words = "Those of its tokenizer's training text, which is not known here."
     if known_words is not None:
         more = f" and {len(known_words) - SHOWN_WORDS:,} more" if len(known_words) > SHOWN_WORDS else ""

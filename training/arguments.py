@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Literal
 
-from .fields import Recipe, described, require
+from dinov3_hf.recipe import Recipe, described, require
+
 from .gram_arguments import GramArguments
 from .source_arguments import SourceArguments
 

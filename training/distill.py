@@ -7,8 +7,10 @@ learns to give what the teacher gives (DINOv3, section 5.2). What is measured an
 import sys
 from pathlib import Path
 
+from dinov3_hf.provenance import versions
+
 from .distill_arguments import DistillRecipe
-from .pretrain import build_probe, open_sources, prepare_output, versions
+from .pretrain import build_probe, open_sources, prepare_output
 
 
 class StudentAlarms:
@@ -32,7 +34,7 @@ def of_student(name: str, metrics: dict) -> dict:
 
 def check_crops(crops, teacher_patch: int, students: dict, is_full: bool) -> None:
     """Refuse crops that the networks' grids do not cover, and local crops that nobody would look at."""
-    from .fields import require
+    from dinov3_hf.recipe import require
 
     crops.check_patches(teacher_patch, None)
     for name, config in students.items():
@@ -49,7 +51,8 @@ def check_crops(crops, teacher_patch: int, students: dict, is_full: bool) -> Non
 
 def check_batches(recipe: DistillRecipe, processes: int) -> list[list[int]] | None:
     """Return the ranks of each student's processes, None without groups; refuse what cannot be shared out evenly."""
-    from .fields import require
+    from dinov3_hf.recipe import require
+
     from .regroup import ranks_of
 
     sizes, batch = recipe.distillation.group_sizes, recipe.optimization.batch_size * processes

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dinov3_hf.recipe import Recipe, described, require
+
 from .arguments import CropArguments, DataArguments, ObjectiveArguments, OptimizationArguments, RunArguments
-from .fields import Recipe, described, require
 
 
 @dataclass

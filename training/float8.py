@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from .fields import require
+from dinov3_hf.recipe import require
 
 
 def check_float8() -> None:

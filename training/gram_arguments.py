@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .fields import described, require
+from dinov3_hf.recipe import described, require
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
 import yaml
@@ -10,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from dinov3_hf.evaluation.results import markdown
+from dinov3_hf.provenance import is_hub_id, public
 
 
 TAGS = ["dinov3", "self-supervised", "dinov3-hf"]
@@ -88,17 +88,17 @@ def write_model_card(
         tags=TAGS,
         base_model=base_models[0] if len(base_models) == 1 else base_models or None,
         base_model_relation="finetune" if base_models else None,
-        datasets=[source.partition(":")[0] for source in sources if _is_hub_id(source)] or None,
+        datasets=[source.partition(":")[0] for source in sources if is_hub_id(source)] or None,
     )
     parameters = sum(map(math.prod, _shapes(directory / "model.safetensors").values()))
     beside = directory / "heads.safetensors"
     heads = _shapes(beside) if beside.is_file() else {}
-    origin = f"going on from `{_public(start)}`" if start else "from random weights"
+    origin = f"going on from `{public(start)}`" if start else "from random weights"
     paper = "[DINOv3](https://arxiv.org/abs/2508.10104)'s"
     how = f"Pretrained {origin}, without labels, on {_sources(sources, recipe)}, with {paper} self-distillation"
     average = "EMA teacher's"
     if teacher:
-        how = f"Distilled from `{_public(teacher)}`, {origin}, without labels, on {_sources(sources, recipe)}"
+        how = f"Distilled from `{public(teacher)}`, {origin}, without labels, on {_sources(sources, recipe)}"
         how, average = (
             f"{how}, with {paper} distillation of one teacher into several students",
             "student's moving average's",
@@ -137,24 +137,9 @@ def _shapes(file: Path) -> dict[str, list[int]]:
         return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
 
 
-def _is_hub_id(name: str) -> bool:
-    """Say whether a source of data or weights is `owner/name` on the hub, and not a path of this machine."""
-    is_file = name.endswith((".pth", ".safetensors", ".parquet", ".tar"))
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name)) and not is_file and not Path(name).exists()
-
-
-def _public(value):
-    """Cut absolute paths, which tell of the machine and its user, to their last part."""
-    if isinstance(value, list):
-        return [_public(item) for item in value]
-    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
-        return Path(value).name
-    return value
-
-
 def _base_models(start: str | None) -> list[str]:
     """Return the hub ids of the weights that a run started from, those of a local model by its own card."""
-    if start is None or _is_hub_id(start):
+    if start is None or is_hub_id(start):
         return [start] if start else []
     card = Path(start).expanduser() / "README.md"
     try:
@@ -170,11 +155,11 @@ def _sources(sources: list[str], recipe: dict) -> str:
     for source in sources:
         if source.split(":")[0] == "scenes":
             named.append(f"rendered scenes (`{source}`, {recipe['num_images']:,} images)")
-        elif _is_hub_id(source):
+        elif is_hub_id(source):
             repository = source.partition(":")[0]
             named.append(f"[{source}](https://huggingface.co/datasets/{repository})")
         else:
-            named.append(f"the images of `{_public(source)}`")
+            named.append(f"the images of `{public(source)}`")
     return f"{', '.join(named)}, split `{recipe['split']}`"
 
 
@@ -225,7 +210,7 @@ def _training(recipe: dict, state: dict) -> str:
 
 
 def _recipe(recipe: dict) -> str:
-    public = {name: _public(value) for name, value in recipe.items() if name not in PRIVATE_FIELDS}
+    public = {name: public(value) for name, value in recipe.items() if name not in PRIVATE_FIELDS}
     return yaml.safe_dump(public, sort_keys=False, default_flow_style=None)
 
 
@@ -287,17 +272,17 @@ def _licence(start: str | None, base_models: list[str], recipe: dict, teacher: s
         behind = [name for name in base_models if name != start]
         through = f" (itself derived from {', '.join(f'`{name}`' for name in behind)})" if behind else ""
         lines.append(
-            f"**These weights derive from `{_public(start)}`{through}: its licence applies to them.** Checkpoints "
+            f"**These weights derive from `{public(start)}`{through}: its licence applies to them.** Checkpoints "
             "published by Meta come under the DINOv3 License: read what it asks of derivatives."
         )
     if teacher:
         lines.append(
-            f"Their teacher was `{_public(teacher)}`: see whether its licence covers what is distilled from it (that "
+            f"Their teacher was `{public(teacher)}`: see whether its licence covers what is distilled from it (that "
             "of Meta's checkpoints, the DINOv3 License, speaks of derivatives)."
         )
     if recipe.get("gram_checkpoint"):
         lines.append(
-            f"Their Gram teacher was `{_public(recipe['gram_checkpoint'])}`: see whether its licence covers what is "
+            f"Their Gram teacher was `{public(recipe['gram_checkpoint'])}`: see whether its licence covers what is "
             "trained with it."
         )
     return "\n\n".join(lines)

@@ -6,11 +6,12 @@ of the student, sees the global crops whole. The student learns to give the teac
 """
 
 import json
-import platform
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+
+from dinov3_hf.provenance import versions
+from dinov3_hf.recipe import RECIPE_FILE, check_run_folder, write_recipe
 
 from .arguments import CropArguments, DataArguments, PretrainRecipe
 
@@ -35,46 +36,15 @@ FREE_ON_RESUME = {
 
 def prepare_output(recipe: PretrainRecipe) -> Path:
     """Refuse, clear or reuse the output folder, and write down the recipe, the versions and the state of git."""
-    import yaml
-
-    run = recipe.run
-    output_dir = Path(run.output_dir)
-    file = output_dir / "recipe.yaml"
-    if file.exists() and run.overwrite:
+    output_dir = Path(recipe.run.output_dir)
+    resumed = check_run_folder(output_dir, recipe, FREE_ON_RESUME)
+    if not resumed and (output_dir / RECIPE_FILE).is_file():
         for name in ("checkpoints", "model"):
             shutil.rmtree(output_dir / name, ignore_errors=True)
         (output_dir / "metrics.jsonl").unlink(missing_ok=True)
-    elif file.exists() and not run.resume:
-        raise FileExistsError(
-            f"output_dir: {output_dir} already holds a run, accepted: another folder, --resume or --overwrite"
-        )
-    elif file.exists():
-        before, now = yaml.safe_load(file.read_text()), recipe.as_flat_dict()
-        changed = sorted(name for name in now if name not in FREE_ON_RESUME and before.get(name) != now[name])
-        if changed:
-            shown = ", ".join(f"{name} (was {before.get(name)}, now {now[name]})" for name in changed)
-            raise ValueError(
-                f"resume: the recipe differs from the run in {output_dir}: {shown}; accepted: the same recipe, or --overwrite"
-            )
-    output_dir.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(recipe.as_flat_dict(), sort_keys=False))
+    write_recipe(output_dir, recipe)
     (output_dir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
     return output_dir
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python, of the libraries that decide the numbers, and the git commit if there is one."""
-    from importlib.metadata import version
-
-    found = {name: version(name) for name in ("torch", "torchvision", "transformers", "accelerate", "datasets")}
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "python": platform.python_version(),
-        "dinov3_hf": version("dinov3-hf"),
-        **found,
-        "git": git.stdout.strip(),
-        "command": " ".join(sys.argv),
-    }
 
 
 def open_sources(data: DataArguments) -> list:

@@ -12,9 +12,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dinov3_hf.recipe import require
+
 from .allocator import keep_freed_memory
 from .arguments import RunArguments
-from .fields import require
 from .float8 import check_float8, convert_to_float8
 
 

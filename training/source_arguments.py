@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .fields import described, require
+from dinov3_hf.recipe import described, require
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dinov3_hf.commands import finetune
 from dinov3_hf.evaluation.results import format_table, read_results
 from dinov3_hf.finetuning_adapters import load_adapter
 from dinov3_hf.finetuning_recipe import FinetuneRecipe
-from dinov3_hf.training.recipe import build_recipe, folder_of
+from dinov3_hf.recipe import build_recipe, folder_of
 
 
 SIZES = {
@@ -107,5 +107,5 @@ def test_no_model_is_refused():
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in folder_of(FinetuneRecipe).glob("*.yaml")))
 def test_every_recipe_is_one(name):
-    recipe = build_recipe(name, FinetuneRecipe, model="a/model").validate()
+    recipe = build_recipe(FinetuneRecipe, name, model="a/model").validate()
     assert recipe.task.model == "a/model" and name.startswith((recipe.task.task, "canopy_height"))

@@ -12,9 +12,10 @@ from PIL import Image as PilImage
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.views import Preprocessing, WholeImage, image_sizes
 from dinov3_hf.evaluation import feature_store
-from dinov3_hf.evaluation.bench import Bench, weights_digest
+from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.feature_store import Extractor, FeatureStore
 from dinov3_hf.pipelines.windows import Windowed
+from dinov3_hf.provenance import weights_digest
 
 
 SIZES = [(32, 32), (40, 24), (24, 64), (24, 64), (31, 33)]

@@ -17,10 +17,10 @@ from dinov3_hf.checkpoints import export
 from dinov3_hf.cli import main
 from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.pixels import BadImage, decode_image
+from dinov3_hf.recipe import build_recipe
 from dinov3_hf.text_alignment.align import align
 from dinov3_hf.text_alignment.arguments import AlignRecipe, CaptionArguments
 from dinov3_hf.text_alignment.captions import CaptionBatches, ImageTransform, drop_words
-from dinov3_hf.training.recipe import build_recipe
 
 
 TINY = [
@@ -240,7 +240,7 @@ def test_a_text_tower_and_a_backbone_of_another_width_do_not_pair(finished, back
 
 def test_recipes_are_valid():
     for name in ("tiny_cpu", "vitl16_dinotxt"):
-        assert build_recipe(name, AlignRecipe).towers.vision_head_layers == 2
+        assert build_recipe(AlignRecipe, name).towers.vision_head_layers == 2
     assert callable(align)
 
 

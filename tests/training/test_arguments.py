@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from dinov3_hf.recipe import add_recipe_flags, build_recipe, fields_of, folder_of, groups_of, recipe_from_flags
 from dinov3_hf.training import arguments
-from dinov3_hf.training.recipe import RECIPES, add_recipe_flags, build_recipe, fields_of, groups_of, recipe_from_flags
+from dinov3_hf.training.arguments import PretrainRecipe
 
 
 def from_flags(*argv):
     parser = argparse.ArgumentParser()
-    add_recipe_flags(parser)
-    return recipe_from_flags(parser.parse_args(list(argv)))
+    add_recipe_flags(parser, PretrainRecipe)
+    return recipe_from_flags(parser.parse_args(list(argv)), PretrainRecipe)
 
 
 def write(tmp_path, text):
@@ -23,12 +24,14 @@ def write(tmp_path, text):
     return str(file)
 
 
-PRETRAINING = sorted(file.stem for file in RECIPES.glob("*.yaml") if not file.stem.startswith("distill_"))
+PRETRAINING = sorted(
+    file.stem for file in folder_of(PretrainRecipe).glob("*.yaml") if not file.stem.startswith("distill_")
+)
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_shipped_recipes_are_valid(name):
-    assert build_recipe(name).optimization.steps > 0
+    assert build_recipe(PretrainRecipe, name).optimization.steps > 0
 
 
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
@@ -52,7 +55,7 @@ def test_text_fields_keep_their_text():
 
 def test_unknown_key_names_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"unknown field 'momentun'.*did you mean momentum\?"):
-        build_recipe(write(tmp_path, "momentun: 0.9\n"))
+        build_recipe(PretrainRecipe, write(tmp_path, "momentun: 0.9\n"))
 
 
 @pytest.mark.parametrize(
@@ -127,13 +130,13 @@ def test_unknown_key_names_the_nearest(tmp_path):
 )
 def test_wrong_values_are_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(ValueError) as error:
-        build_recipe(write(tmp_path, text + "\n"))
+        build_recipe(PretrainRecipe, write(tmp_path, text + "\n"))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_recipe_lists_the_known():
     with pytest.raises(FileNotFoundError, match="no recipe 'huge'.*tiny_cpu"):
-        build_recipe("huge")
+        build_recipe(PretrainRecipe, "huge")
 
 
 def test_field_names_are_unique_over_groups():
@@ -159,13 +162,13 @@ def test_every_field_is_read_somewhere():
 
 
 def test_one_source_needs_no_brackets():
-    assert build_recipe(data="folder").data.data == ["folder"]
+    assert build_recipe(PretrainRecipe, data="folder").data.data == ["folder"]
     assert from_flags("--data", "a", "b", "--data-weights", "1", "2").data.data_weights == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_every_recipe_is_valid_and_says_what_it_costs(name):
-    recipe = build_recipe(name)
-    assert "Cost:" in (RECIPES / f"{name}.yaml").read_text()
+    recipe = build_recipe(PretrainRecipe, name)
+    assert "Cost:" in (folder_of(PretrainRecipe) / f"{name}.yaml").read_text()
     for size, _, gram_size in recipe.crops.sizes(recipe.gram.gram_crop_size):
         assert size % (recipe.model.patch_size or 16) == 0 and (gram_size or 0) % (recipe.model.patch_size or 16) == 0

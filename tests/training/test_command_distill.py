@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from dinov3_hf.cli import main
+from dinov3_hf.recipe import build_recipe, fields_of, folder_of
+from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.distill_arguments import DistillRecipe
 from dinov3_hf.training.distill_plan import DistillPlan, apportion, format_plan
-from dinov3_hf.training.recipe import RECIPES, build_recipe, fields_of
 
 
 VIT = "vits16:patch_size=8,hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,layerscale_value=0.5"
@@ -133,14 +134,14 @@ def test_a_student_that_was_never_trained_cannot_be_resumed(finished, tmp_path, 
     assert "has no part 'other'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in RECIPES.glob("distill_*.yaml")))
+@pytest.mark.parametrize("name", sorted(file.stem for file in folder_of(PretrainRecipe).glob("distill_*.yaml")))
 def test_shipped_recipes_are_valid_and_say_what_they_cost(name):
-    recipe = build_recipe(name, DistillRecipe)
-    assert "Cost:" in (RECIPES / f"{name}.yaml").read_text() and len(recipe.distillation.specs()) > 1
+    recipe = build_recipe(DistillRecipe, name)
+    assert "Cost:" in (folder_of(PretrainRecipe) / f"{name}.yaml").read_text() and len(recipe.distillation.specs()) > 1
 
 
 def test_every_field_is_read():
-    folder = RECIPES.parent
+    folder = folder_of(PretrainRecipe).parent
     text = "\n".join(file.read_text() for file in folder.glob("*.py") if file.name != "distill_arguments.py")
     patterned = ("pos_embed_", "dino_head_", "ibot_head_")
     for name in fields_of(DistillRecipe):

@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Valu
 from PIL import Image as PILImage
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.recipe import fields_of
 from dinov3_hf.training import health
 from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.health import (
@@ -28,7 +29,6 @@ from dinov3_hf.training.health import (
     rankme,
 )
 from dinov3_hf.training.losses import sinkhorn_knopp
-from dinov3_hf.training.recipe import fields_of
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

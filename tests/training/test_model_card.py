@@ -11,8 +11,9 @@ from PIL import Image
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
 from dinov3_hf.checkpoints import export
+from dinov3_hf.recipe import build_recipe
+from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.model_card import write_model_card
-from dinov3_hf.training.recipe import build_recipe
 
 
 STATE = {"step": 600, "images_read": 38400, "bad_images": 0}
@@ -41,7 +42,7 @@ def folder(network, tmp_path):
 
 
 def write(folder, metrics=METRICS, state=STATE, **changes):
-    recipe = build_recipe("tiny_cpu", output_dir="/home/someone/out").as_flat_dict() | changes
+    recipe = build_recipe(PretrainRecipe, "tiny_cpu", output_dir="/home/someone/out").as_flat_dict() | changes
     path = write_model_card(folder, recipe, state, metrics, VERSIONS)
     assert path == folder / "README.md"
     return path.read_text()
@@ -109,8 +110,8 @@ def test_the_recipe_can_be_run_again(folder, tmp_path):
     text = write(folder)
     values = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, flags=re.S)[1])
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(values))
-    again = build_recipe(str(tmp_path / "again.yaml")).as_flat_dict()
-    assert again == build_recipe("tiny_cpu").as_flat_dict()
+    again = build_recipe(PretrainRecipe, str(tmp_path / "again.yaml")).as_flat_dict()
+    assert again == build_recipe(PretrainRecipe, "tiny_cpu").as_flat_dict()
 
 
 def test_paths_of_the_machine_stay_on_it(folder):

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
 from dinov3_hf.checkpoints import export
 from dinov3_hf.cli import main
+from dinov3_hf.recipe import build_recipe
+from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.masking import draw_masks
 from dinov3_hf.training.plan import (
     KG_CO2_PER_KWH,
@@ -24,7 +26,6 @@ from dinov3_hf.training.plan import (
     fullest,
     make_plan,
 )
-from dinov3_hf.training.recipe import build_recipe
 from dinov3_hf.training.schedules import Schedules
 
 
@@ -47,7 +48,7 @@ BILLIONS = {
 
 
 def tiny(**fields):
-    return build_recipe(**TINY | fields)
+    return build_recipe(PretrainRecipe, **TINY | fields)
 
 
 @cache
@@ -242,7 +243,7 @@ def test_nothing_fake_is_left_behind():
 
 def test_seven_billion_parameters_are_planned_in_seconds():
     start = time.process_time()
-    plan = make_plan(build_recipe(**BILLIONS), processes=256, device_memory=80)
+    plan = make_plan(build_recipe(PretrainRecipe, **BILLIONS), processes=256, device_memory=80)
     # On a busy machine too: processor time, not the clock's.
     assert time.process_time() - start < 60
     assert plan.parameters["backbone"] / 1e6 == pytest.approx(6716.04, abs=0.005)

@@ -4,15 +4,15 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from dinov3_hf.recipe import add_recipe_flags
     from dinov3_hf.text_alignment.arguments import AlignRecipe
-    from dinov3_hf.training.recipe import add_recipe_flags
 
     add_recipe_flags(parser, AlignRecipe)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from dinov3_hf.recipe import recipe_from_flags
     from dinov3_hf.text_alignment.align import align
     from dinov3_hf.text_alignment.arguments import AlignRecipe
-    from dinov3_hf.training.recipe import recipe_from_flags
 
     return 0 if align(recipe_from_flags(arguments, AlignRecipe)).finished else 130

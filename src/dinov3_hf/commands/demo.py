@@ -5,6 +5,8 @@ import difflib
 import importlib
 from pathlib import Path
 
+from dinov3_hf.provenance import is_local
+
 
 DEMOS = {
     "dense_features": "PCA map of an image's patches; click one to see which are similar",
@@ -66,5 +68,5 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"data: got {arguments.data!r}, accepted: only with image_search")
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
         raise ValueError(f"port: got {arguments.port}, accepted: 1 to 65535")
-    if model and model.startswith((".", "/", "~")) and not Path(model).exists():
+    if model and is_local(model) and not Path(model).expanduser().exists():
         raise FileNotFoundError(f"model: {model!r} is not there, accepted: a directory, a hub id or a file of weights")

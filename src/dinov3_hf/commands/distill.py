@@ -5,8 +5,8 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from dinov3_hf.recipe import add_recipe_flags
     from dinov3_hf.training.distill_arguments import DistillRecipe
-    from dinov3_hf.training.recipe import add_recipe_flags
 
     parser.add_argument(
         "--plan",
@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from dinov3_hf.recipe import recipe_from_flags
     from dinov3_hf.training.distill_arguments import DistillRecipe
-    from dinov3_hf.training.recipe import recipe_from_flags
 
     recipe = recipe_from_flags(arguments, DistillRecipe)
     if arguments.plan:

@@ -6,10 +6,10 @@ Flags are in `evaluate_arguments.py`, rows in `evaluate_data.py`, calls of proto
 
 import argparse
 import datetime
-import hashlib
 import os
-import platform
 from pathlib import Path
+
+from dinov3_hf.provenance import describe_weights, versions
 
 from .evaluate_arguments import OPTIONS, TASKS, EvaluateArguments, option_help, read_config
 from .evaluate_data import is_rendered
@@ -142,7 +142,7 @@ def load_model(settings: EvaluateArguments):
     name = settings.model
     model = load_any(name)
     model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
-    provenance, processor = provenance_of(name, model), processor_for(name, model.config.image_size)
+    provenance, processor = describe_weights(name, model), processor_for(name, model.config.image_size)
     image_size = settings.image_size or image_side(processor)
     resize_size = settings.resize_size or (image_size if is_rendered(settings.data) else round(image_size * 256 / 224))
     statistics = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
@@ -151,33 +151,6 @@ def load_model(settings: EvaluateArguments):
     if settings.window is not None:
         model = Windowed(model, settings.window)
     return model, provenance, Preprocessing(image_size, resize_size, **statistics)
-
-
-def provenance_of(name: str, model) -> dict:
-    """Return where a model came from: digests of its files, or its revision on the hub."""
-    path = Path(name)
-    if path.is_file():
-        return {"path": name, "sha256": file_digest(path)}
-    provenance = {"path": name, "revision": getattr(model.config, "_commit_hash", None)}
-    if path.is_dir():
-        provenance["sha256"] = {file.name: file_digest(file) for file in sorted(path.glob("model*.safetensors"))}
-    return provenance
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that decide the numbers."""
-    from importlib.metadata import version
-
-    found = {name: version(name) for name in ("torch", "torchvision", "transformers", "datasets")}
-    return {"python": platform.python_version(), "dinov3_hf": version("dinov3-hf"), **found}
-
-
-def file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def format_classes(result: dict) -> str:

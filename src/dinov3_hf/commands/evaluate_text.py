@@ -40,12 +40,11 @@ def load_aligned(name: str):
     from transformers import PreTrainedConfig
 
     from dinov3_hf import DinoTxtModel, DinoTxtProcessor
-    from dinov3_hf.commands.evaluate import provenance_of
+    from dinov3_hf.provenance import describe_weights, is_local
 
     accepted = "accepted for tasks with text: a dinotxt directory, as dinov3 align writes it, or such a hub id"
     path = Path(name)
-    looks_local = path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if path.is_file() or (looks_local and not (path / "config.json").is_file()):
+    if path.is_file() or (is_local(name) and not (path / "config.json").is_file()):
         raise ValueError(f"model: got {name!r}, {accepted}")
     try:
         found, _ = PreTrainedConfig.get_config_dict(name)
@@ -60,7 +59,7 @@ def load_aligned(name: str):
     except (OSError, ValueError) as error:
         raise ValueError(f"model: {name!r} has no processor ({str(error).splitlines()[0]}), {accepted}") from None
     model = DinoTxtModel.from_pretrained(name, dtype=torch.float32)
-    provenance = provenance_of(name, model)
+    provenance = describe_weights(name, model)
     if model.config.backbone is not None:
         provenance["backbone"] = {"path": model.config.backbone, "revision": model.config.backbone_revision}
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

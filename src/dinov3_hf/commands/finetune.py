@@ -4,7 +4,8 @@ import argparse
 import datetime
 from pathlib import Path
 
-from .evaluate import provenance_of, versions
+from dinov3_hf.provenance import describe_weights, is_hub_id, versions
+
 from .evaluate_data import draw_rows, hold_out
 
 
@@ -15,7 +16,7 @@ NUM_SCENES = {"train": 2000, "test": 500}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from dinov3_hf.finetuning_recipe import FinetuneRecipe
-    from dinov3_hf.training.recipe import add_recipe_flags
+    from dinov3_hf.recipe import add_recipe_flags
 
     # Of another name than the field: argparse would let the absent one overwrite the other.
     parser.add_argument("model_name", nargs="?", metavar="MODEL", help="as --model")
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dinov3_hf.evaluation.results import format_table, write_results
     from dinov3_hf.finetuning import finetune
     from dinov3_hf.finetuning_recipe import FinetuneRecipe
-    from dinov3_hf.training.recipe import recipe_from_flags
+    from dinov3_hf.recipe import recipe_from_flags
 
     if arguments.model_name is not None:
         arguments.model = arguments.model_name
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         record = {
             "results": [result],
-            "model": provenance_of(recipe.task.model, load_backbone(recipe.task.model)),
+            "model": describe_weights(recipe.task.model, load_backbone(recipe.task.model)),
             "settings": recipe.as_flat_dict(),
             "versions": versions(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -116,7 +117,7 @@ def write_card(record: dict, folder: Path) -> None:
 
     settings, result = record["settings"], record["results"][0]
     base, method = settings["model"], settings["method"]
-    is_hub_id = base.count("/") == 1 and not Path(base).exists()
+    is_id = is_hub_id(base)
     has_adapter = method in ("lora", "dora")
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     module = "dinov3_hf" if architecture.startswith("Dinov3") else "transformers"
@@ -126,11 +127,11 @@ def write_card(record: dict, folder: Path) -> None:
         snippet = "import dinov3_hf  # noqa: F401\n" + snippet
     text = CARD.format(
         library="peft" if has_adapter else "dinov3-hf",
-        base=f"base_model: {base}\n" if is_hub_id else "",
+        base=f"base_model: {base}\n" if is_id else "",
         task=result["task"],
         title=f"{result['task'].capitalize()} with DINOv3, {method}",
         summary=(
-            f"`{architecture}` on {'random weights shaped as ' if settings['untrained'] else ''}`{base if is_hub_id else Path(base).name}`, "
+            f"`{architecture}` on {'random weights shaped as ' if settings['untrained'] else ''}`{base if is_id else Path(base).name}`, "
             f"method `{method}`, {result['trainable_parameters']:,} trained parameters, by `dinov3 finetune`. No licence is "
             "set: it follows those of the base and of the training images."
         ),

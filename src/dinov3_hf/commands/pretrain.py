@@ -4,7 +4,8 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from dinov3_hf.training.recipe import add_recipe_flags
+    from dinov3_hf.recipe import add_recipe_flags
+    from dinov3_hf.training.arguments import PretrainRecipe
 
     parser.add_argument(
         "--plan", action="store_true", help="print the memory, FLOPs and energy needed, and train nothing"
@@ -13,17 +14,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device-memory", type=float, metavar="GIB", help="plan for devices of this size [default: this machine's]"
     )
-    add_recipe_flags(parser)
+    add_recipe_flags(parser, PretrainRecipe)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dinov3_hf.training.recipe import recipe_from_flags
+    from dinov3_hf.recipe import recipe_from_flags
+    from dinov3_hf.training.arguments import PretrainRecipe
 
     if arguments.plan:
         from dinov3_hf.training.plan import format_plan, make_plan
 
         processes = 1 if arguments.processes is None else arguments.processes
-        print(format_plan(make_plan(recipe_from_flags(arguments), processes, arguments.device_memory)))
+        print(format_plan(make_plan(recipe_from_flags(arguments, PretrainRecipe), processes, arguments.device_memory)))
         return 0
     for name in ("processes", "device_memory"):
         if getattr(arguments, name) is not None:
@@ -31,4 +33,4 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dinov3_hf.training.pretrain import pretrain
 
-    return 0 if pretrain(recipe_from_flags(arguments)).finished else 130
+    return 0 if pretrain(recipe_from_flags(arguments, PretrainRecipe)).finished else 130

@@ -34,12 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from dinov3_hf.recipe import build_recipe
+    from dinov3_hf.training.arguments import PretrainRecipe
     from dinov3_hf.training.pretrain import pretrain
-    from dinov3_hf.training.recipe import build_recipe
 
     names = ("output_dir", "steps", "seed", "resume", "overwrite")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    recipe = build_recipe(arguments.config, **given)
+    recipe = build_recipe(PretrainRecipe, arguments.config, **given)
     start = time.perf_counter()
     if not pretrain(recipe).finished:
         return 130

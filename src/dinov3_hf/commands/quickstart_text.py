@@ -11,9 +11,9 @@ PALETTE_SEED = 3
 
 def align_on_scenes(folder: Path, model: Path, steps: int | None, seed: int, resume: bool, overwrite: bool):
     """Align a tiny text tower to `model` on captions of scenes, in `folder`; returns the run's result."""
+    from dinov3_hf.recipe import build_recipe
     from dinov3_hf.text_alignment.align import align
     from dinov3_hf.text_alignment.arguments import AlignRecipe
-    from dinov3_hf.training.recipe import build_recipe
 
     steps = STEPS if steps is None else steps
     given = {
@@ -30,7 +30,7 @@ def align_on_scenes(folder: Path, model: Path, steps: int | None, seed: int, res
     if overwrite:
         # They are another model's.
         shutil.rmtree(folder / "features", ignore_errors=True)
-    return align(build_recipe("tiny_cpu", AlignRecipe, **given))
+    return align(build_recipe(AlignRecipe, "tiny_cpu", **given))
 
 
 def measure_words(folder: Path, num_test: int) -> tuple[list[dict], list]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..data.views import Preprocessing, WholeImage
+from ..provenance import weights_digest
 from .feature_store import Extractor, Features, FeatureStore
 from .features import (
     RAW_PIXELS_SIDE,
@@ -103,14 +104,3 @@ class Bench:
         """Return the file in which the head that these values describe keeps the state of its training."""
         text = json.dumps([*self._digests.values(), repr(self.preprocessing), self.seed, *about], default=repr)
         return self.store.folder / "heads" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.pt"
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return a digest of a network's class, configuration and weights."""
-    about = {"class": type(model).__name__, "window": getattr(model, "window", None)}
-    digest = hashlib.sha256(json.dumps(about | model.config.to_diff_dict(), default=repr, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # As bytes, because numpy does not know bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:20]

@@ -6,13 +6,42 @@ import functools
 import sys
 import types
 import typing
+from collections.abc import Collection
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
-from .arguments import PretrainRecipe
+from .errors import Refused
 
 
-RECIPES = Path(__file__).parent / "recipes"
+# The recipe of a run, resolved, in its folder.
+RECIPE_FILE = "recipe.yaml"
+
+
+def described(text: str, default=dataclasses.MISSING, **kwargs):
+    """Return a dataclass field with its help text; a list is copied for each instance."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text, **kwargs})
+    return field(default=default, metadata={"help": text, **kwargs})
+
+
+def require(condition: bool, name: str, value, accepted: str) -> None:
+    """Raise `Refused`, naming the field, its value and what is accepted, unless the condition holds."""
+    if not condition:
+        raise Refused(f"{name}: got {value!r}, accepted: {accepted}")
+
+
+class Recipe:
+    """A dataclass of groups of fields, each of which refuses what contradicts itself."""
+
+    def validate(self):
+        for group in dataclasses.fields(self):
+            getattr(self, group.name).validate()
+        return self
+
+    def as_flat_dict(self) -> dict:
+        """Return every field of every group in one dictionary, as a recipe file holds them."""
+        return {key: value for group in dataclasses.asdict(self).values() for key, value in group.items()}
 
 
 def groups_of(recipe_class: type) -> dict[str, type]:
@@ -115,7 +144,7 @@ def nearest(name: str, known) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def read_recipe(name_or_path: str, recipe_class: type = PretrainRecipe) -> dict:
+def read_recipe(name_or_path: str, recipe_class: type) -> dict:
     """Read a recipe by its name (a file of `folder_of`) or path, checking every key and value.
 
     Raises FileNotFoundError for a missing recipe and ValueError for an unknown key or a value of the wrong type.
@@ -139,7 +168,7 @@ def read_recipe(name_or_path: str, recipe_class: type = PretrainRecipe) -> dict:
     return {key: convert(key, value, hints_of(recipe_class)[key]) for key, value in values.items()}
 
 
-def build_recipe(config: str | None = None, recipe_class: type = PretrainRecipe, **overrides):
+def build_recipe(recipe_class: type, config: str | None = None, **overrides):
     """Build a validated recipe: defaults, then the recipe file `config`, then single fields."""
     values, known = read_recipe(config, recipe_class) if config else {}, fields_of(recipe_class)
     for key, value in overrides.items():
@@ -153,7 +182,7 @@ def build_recipe(config: str | None = None, recipe_class: type = PretrainRecipe,
     return recipe_class(**groups).validate()
 
 
-def add_recipe_flags(parser, recipe_class: type = PretrainRecipe) -> None:
+def add_recipe_flags(parser, recipe_class: type) -> None:
     """Add `--config` and one flag for each recipe field to an argparse parser."""
     parser.add_argument("--config", help="recipe: a name from the package or a YAML file; flags override its fields")
     hints = hints_of(recipe_class)
@@ -184,7 +213,7 @@ def add_recipe_flags(parser, recipe_class: type = PretrainRecipe) -> None:
             )
 
 
-def recipe_from_flags(arguments, recipe_class: type = PretrainRecipe):
+def recipe_from_flags(arguments, recipe_class: type):
     """Build the recipe from parsed flags; values are read as in a recipe file (`null`, `true`, numbers)."""
     import yaml
 
@@ -199,3 +228,36 @@ def recipe_from_flags(arguments, recipe_class: type = PretrainRecipe):
             is_text = str in _alternatives(hints[name]) and text != "null"
             parsed[name] = text if is_text else yaml.safe_load(text)
     return build_recipe(arguments.config, recipe_class, **parsed)
+
+
+def check_run_folder(folder: Path, recipe: Recipe, may_change: Collection[str] = ()) -> bool:
+    """Say whether the folder of a run holds one to go on with, by the recipe's `resume` and `overwrite`.
+
+    Raises FileExistsError where a run is there and neither is asked for, `Refused` where the run to resume had another
+    recipe, in a field that may not change.
+    """
+    import yaml
+
+    file, now = Path(folder) / RECIPE_FILE, recipe.as_flat_dict()
+    if not file.is_file() or now["overwrite"]:
+        return False
+    if not now["resume"]:
+        raise FileExistsError(
+            f"output_dir: {folder} already holds a run, accepted: another folder, --resume or --overwrite"
+        )
+    before = yaml.safe_load(file.read_text())
+    changed = sorted(name for name in now if name not in may_change and before.get(name) != now[name])
+    if changed:
+        shown = ", ".join(f"{name} (was {before.get(name)}, now {now[name]})" for name in changed)
+        raise Refused(
+            f"resume: the recipe differs from the run in {folder}: {shown}; accepted: the same recipe, or --overwrite"
+        )
+    return True
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe of a run into its folder, which is made if need be."""
+    import yaml
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / RECIPE_FILE).write_text(yaml.safe_dump(recipe.as_flat_dict(), sort_keys=False))
