@@ -17,8 +17,8 @@ from dinov3_hf import tiny_checkpoint
 from dinov3_hf.cli import OneLineParser
 from dinov3_hf.commands.finetune import load_splits
 from dinov3_hf.evaluation.results import markdown, replace_table
-from dinov3_hf.finetuning import finetune
-from dinov3_hf.finetuning_recipe import FinetuneRecipe
+from dinov3_hf.finetuning.arguments import FinetuneRecipe
+from dinov3_hf.finetuning.run import finetune
 
 
 METHODS = ("frozen", "lora", "full")

@@ -17,12 +17,12 @@ from torchvision.ops import box_convert
 from transformers.utils import logging
 
 from dinov3_hf import Dinov3Backbone, Dinov3Config
+from dinov3_hf.data.boxes import boxes_of_masks
 from dinov3_hf.data.masks import read_mask
 from dinov3_hf.data.pixels import decode_image
 from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
-from dinov3_hf.dense_heads import HEADS, build_head, mask_targets
 from dinov3_hf.evaluation.results import markdown, replace_table
-from dinov3_hf.finetuning_detection import boxes_of_masks
+from dinov3_hf.finetuning.heads import HEADS, build_head, mask_targets
 
 
 IMAGE_SIZE = 64

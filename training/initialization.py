@@ -4,6 +4,7 @@ import copy
 
 from dinov3_hf import Dinov3Config, Dinov3ConvNextModel, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import load_backbone, load_model
+from dinov3_hf.checkpoints.adapters import target_pattern
 from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 
 from .arguments import CropArguments, GramArguments, ModelArguments
@@ -81,9 +82,8 @@ def add_adapters(student: Dinov3ForPreTraining, rank: int, alpha: float) -> None
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ValueError(f"lora_rank: got {rank}, accepted: null, or after pip install peft") from None
-    targets = r"layer\.\d+\.(attention\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
     backbone = student.dinov3
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), backbone)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=target_pattern()), backbone)
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_("lora_" in name or "mask_token" in name or "local_cls_norm" in name)
 

@@ -1,8 +1,8 @@
 """Parameter groups: layer-wise learning rates and what is not decayed (DINOv2, appendix; BEiT)."""
 
-import re
-
 from torch import nn
+
+from dinov3_hf.models.layers_dinov3 import layer_number
 
 
 def parameter_groups(model: nn.Module, layerwise_decay: float, patch_embed_lr_mult: float) -> list[dict]:
@@ -14,19 +14,13 @@ def parameter_groups(model: nn.Module, layerwise_decay: float, patch_embed_lr_mu
     (prototypes, which may be frozen at first) and "is_backbone" (which may rest while new heads warm up).
     """
     names = [name for name, _ in model.named_parameters()]
-    blocks = 1 + max(
-        (int(found[1]) for name in names if (found := re.search(r"(?:^|\.)layer\.(\d+)\.", name))), default=-1
-    )
+    # What comes after the blocks has no place yet.
+    blocks = max(0, *(layer_number(name, -1) for name in names))
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = blocks + 1
-        if found := re.search(r"(?:^|\.)layer\.(\d+)\.", name):
-            depth = int(found[1]) + 1
-        elif "embeddings." in name:
-            depth = 0
-        lr_multiplier = layerwise_decay ** (blocks + 1 - depth)
+        lr_multiplier = layerwise_decay ** (blocks + 1 - layer_number(name, blocks))
         if "patch_embeddings." in name:
             lr_multiplier *= patch_embed_lr_mult
         # Tokens have three dimensions; biases, norms and layer scales, and nothing else, have one.

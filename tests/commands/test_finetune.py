@@ -10,8 +10,8 @@ from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.commands import finetune
 from dinov3_hf.evaluation.results import format_table, read_results
-from dinov3_hf.finetuning_adapters import load_adapter
-from dinov3_hf.finetuning_recipe import FinetuneRecipe
+from dinov3_hf.finetuning.adapters import load_adapter
+from dinov3_hf.finetuning.arguments import FinetuneRecipe
 from dinov3_hf.recipe import build_recipe, folder_of
 
 

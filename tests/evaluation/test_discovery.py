@@ -7,9 +7,10 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PilImage
+from torchvision.ops import box_iou
 
 from dinov3_hf import Dinov3Config, Dinov3Model
-from dinov3_hf.data.boxes import box_iou, mask_boxes, read_boxes
+from dinov3_hf.data.boxes import mask_boxes, read_boxes
 from dinov3_hf.data.scenes import load_scenes
 from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation.bench import Bench
@@ -159,7 +160,9 @@ def test_iou_is_that_of_counted_pixels():
     for number, (x0, y0, x1, y1) in enumerate(boxes):
         canvas[number, y0:y1, x0:x1] = True
     expected = [[(a & b).sum() / (a | b).sum() for b in canvas[2:]] for a in canvas[:2]]
-    np.testing.assert_allclose(box_iou(boxes[:2], boxes[2:]), expected)
+    np.testing.assert_allclose(
+        box_iou(*(torch.from_numpy(part).double() for part in (boxes[:2], boxes[2:]))), expected
+    )
 
 
 def test_boxes_of_masks_and_columns():

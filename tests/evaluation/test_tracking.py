@@ -12,9 +12,9 @@ from PIL import Image as PilImage
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.sequences import clip_frames, count_starts, even_starts, read_videos
 from dinov3_hf.data.views import Preprocessing
-from dinov3_hf.evaluation import tracking
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.tracking import boundary_measure, evaluate_tracking, region_similarity
+from dinov3_hf.pipelines import label_propagation
 from dinov3_hf.pipelines.label_propagation import LabelPropagation, Propagation, soft_labels
 
 
@@ -103,7 +103,7 @@ def naive_propagation(frames, first_labels, grid, settings):
     ],
 )
 def test_propagation_is_that_of_a_naive_loop(grid, settings, tile, monkeypatch):
-    monkeypatch.setattr(tracking, "TILE", tile)
+    monkeypatch.setattr(label_propagation, "TILE", tile)
     generator = torch.Generator().manual_seed(0)
     frames = torch.randn(5, grid[0] * grid[1], 6, generator=generator) + 0.5
     labels = torch.rand(grid[0] * grid[1], 3, generator=generator).softmax(1)

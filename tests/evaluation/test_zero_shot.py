@@ -15,6 +15,7 @@ from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.evaluation import zero_shot
 from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot, read_labels
 from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
+from dinov3_hf.pipelines import class_embeddings as class_embeddings_module
 from dinov3_hf.pipelines.class_embeddings import (
     TEMPLATES,
     check_class_names,
@@ -73,7 +74,7 @@ def test_class_embeddings_are_the_average_of_normalised_prompts(part, aligned, m
         mean = sum(vectors) / len(vectors)
         expected.append(mean / np.sqrt((mean**2).sum()))
     for texts_at_once in (256, 4, 1):
-        monkeypatch.setattr(zero_shot, "TEXTS_AT_ONCE", texts_at_once)
+        monkeypatch.setattr(class_embeddings_module, "TEXTS_AT_ONCE", texts_at_once)
         found = class_embeddings(model, processor.tokenizer, NAMES, templates, part)
         assert found.shape == (6, 32 if part == "image" else 16)
         np.testing.assert_allclose(found, np.stack(expected), atol=2e-6)

@@ -15,13 +15,13 @@ from torch.nn.functional import interpolate
 from transformers import DINOv3ViTImageProcessor
 
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
-from dinov3_hf.evaluation import zero_shot_segmentation
 from dinov3_hf.evaluation.zero_shot_segmentation import (
     chance_iou,
     choose_background_threshold,
     evaluate_zero_shot_segmentation,
 )
 from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
+from dinov3_hf.pipelines import class_maps as class_maps_module
 from dinov3_hf.pipelines.class_embeddings import class_embeddings
 from dinov3_hf.pipelines.class_maps import (
     best_class,
@@ -116,7 +116,7 @@ def embeddings(aligned):
     "side, stride, patches_at_once", [((32, 56), 16, 4096), ((40, 72), 24, 16), ((48, 32), 32, 40)]
 )
 def test_logits_equal_a_naive_loop(side, stride, patches_at_once, aligned, embeddings, monkeypatch):
-    monkeypatch.setattr(zero_shot_segmentation, "PATCHES_AT_ONCE", patches_at_once)
+    monkeypatch.setattr(class_maps_module, "PATCHES_AT_ONCE", patches_at_once)
     pixel_values = torch.randn(1, 3, *side, generator=torch.Generator().manual_seed(0))
     found = segment_logits(aligned[0], pixel_values, embeddings, window=32, stride=stride)
     expected = naive_logits(aligned[0], pixel_values, embeddings, 32, stride)

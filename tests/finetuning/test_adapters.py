@@ -12,7 +12,7 @@ from transformers import DINOv3ViTModel, UperNetConfig, UperNetForSemanticSegmen
 
 from dinov3_hf import Dinov3Config, Dinov3ForImageClassification, Dinov3Model
 from dinov3_hf.checkpoints import export
-from dinov3_hf.finetuning_adapters import (
+from dinov3_hf.finetuning.adapters import (
     add_adapters,
     export_merged,
     export_stock_adapter,

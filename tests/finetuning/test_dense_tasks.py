@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
+from dinov3_hf.data.boxes import boxes_of_masks
 from dinov3_hf.data.masks import read_mask
 from dinov3_hf.data.scenes import load_scenes
-from dinov3_hf.finetuning import finetune, make_task
-from dinov3_hf.finetuning_adapters import load_adapter
-from dinov3_hf.finetuning_detection import average_precision, boxes_of_masks, match
-from dinov3_hf.finetuning_recipe import FinetuneRecipe
-from dinov3_hf.finetuning_tasks import View
+from dinov3_hf.finetuning.adapters import load_adapter
+from dinov3_hf.finetuning.arguments import FinetuneRecipe
+from dinov3_hf.finetuning.detection import average_precision, match
+from dinov3_hf.finetuning.examples import View
+from dinov3_hf.finetuning.run import finetune, make_task
 
 
 SMALL = {
@@ -218,7 +219,7 @@ def test_a_depth_head_starts_at_the_median(base):
 def test_boxes_cover_their_objects_and_flip_with_the_image():
     instances, mask = np.zeros((20, 30), int), np.zeros((20, 30), int)
     instances[3:8, 10:14], mask[3:8, 10:14] = 2, 5
-    boxes, classes = boxes_of_masks(instances, mask)
+    boxes, classes = boxes_of_masks(torch.from_numpy(instances), torch.from_numpy(mask))
     assert boxes.tolist() == [[10, 3, 4, 5]] and classes == [4]
     task = make_task(recipe_of("detection"), TRAIN, TEST, VIEW)
     task.flip.p = 1.0

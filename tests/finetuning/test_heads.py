@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from dinov3_hf import Dinov3Backbone, Dinov3Config, Dinov3ForImageClassification, Dinov3Model
-from dinov3_hf.dense_heads import HEADS, build_head, class_scores, mask_targets
-from dinov3_hf.finetuning_adapters import backbone_of
+from dinov3_hf.finetuning.adapters import backbone_of
+from dinov3_hf.finetuning.heads import HEADS, build_head, class_scores, mask_targets
 
 
 TABLE = SimpleNamespace(**runpy.run_path(Path(__file__).parents[2] / "benchmarks" / "heads_table.py"))

@@ -11,10 +11,11 @@ from transformers import AutoImageProcessor
 from dinov3_hf import Dinov3Config, Dinov3ForImageClassification, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.data.scenes import load_scenes
-from dinov3_hf.finetuning import finetune, parameter_groups
-from dinov3_hf.finetuning_adapters import load_adapter
-from dinov3_hf.finetuning_recipe import FinetuneRecipe
-from dinov3_hf.finetuning_tasks import Classification, Examples, View, collate
+from dinov3_hf.finetuning.adapters import load_adapter
+from dinov3_hf.finetuning.arguments import FinetuneRecipe
+from dinov3_hf.finetuning.classification import Classification
+from dinov3_hf.finetuning.examples import Examples, View, collate
+from dinov3_hf.finetuning.run import finetune, parameter_groups
 
 
 SMALL = {

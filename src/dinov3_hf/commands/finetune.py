@@ -15,7 +15,7 @@ NUM_SCENES = {"train": 2000, "test": 500}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from dinov3_hf.finetuning_recipe import FinetuneRecipe
+    from dinov3_hf.finetuning.arguments import FinetuneRecipe
     from dinov3_hf.recipe import add_recipe_flags
 
     # Of another name than the field: argparse would let the absent one overwrite the other.
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from dinov3_hf.checkpoints import load_backbone
     from dinov3_hf.evaluation.results import format_table, write_results
-    from dinov3_hf.finetuning import finetune
-    from dinov3_hf.finetuning_recipe import FinetuneRecipe
+    from dinov3_hf.finetuning.arguments import FinetuneRecipe
+    from dinov3_hf.finetuning.run import finetune
     from dinov3_hf.recipe import recipe_from_flags
 
     if arguments.model_name is not None:
@@ -101,7 +101,7 @@ library_name: {library}
 {snippet}
 ```
 """
-LOAD_ADAPTER = """from dinov3_hf.finetuning_adapters import load_adapter
+LOAD_ADAPTER = """from dinov3_hf.finetuning.adapters import load_adapter
 
 model = load_adapter("{folder}")  # a PeftModel; base="..." where the base lies elsewhere"""
 LOAD_MODEL = """from {module} import {name}

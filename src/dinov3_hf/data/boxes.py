@@ -1,27 +1,36 @@
 """Boxes around objects: from a column, or from masks."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
+from torchvision.ops import box_convert, masks_to_boxes
 
 
-def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes [N,4] and [M,4] (x0, y0, x1, y1), none of them empty; returns [N,M]."""
-    sides = np.minimum(boxes[:, None, 2:], others[None, :, 2:]) - np.maximum(boxes[:, None, :2], others[None, :, :2])
-    both = sides.clip(min=0).prod(2)
-    areas = [(of[:, 2:] - of[:, :2]).prod(1) for of in (boxes, others)]
-    return both / (areas[0][:, None] + areas[1][None] - both)
+# What the class of an object is called in a column of objects.
+CATEGORY_NAMES = ("category", "categories", "label", "labels", "category_id")
+
+
+def object_boxes(mask: torch.Tensor, not_objects: Collection[int | None] = (0,)) -> tuple[list[int], torch.Tensor]:
+    """Return the values of a mask [H,W] that are objects, and their boxes [K,4] (x0, y0, x1, y1 in pixels), fp64."""
+    values = [value for value in mask.unique().tolist() if value not in not_objects]
+    if not values:
+        return [], torch.zeros(0, 4, dtype=torch.float64)
+    boxes = masks_to_boxes(mask == torch.tensor(values)[:, None, None]).double()
+    # The last pixel is inside.
+    return values, boxes + torch.tensor([0, 0, 1, 1])
 
 
 def mask_boxes(mask: torch.Tensor, ignore_index: int | None = None) -> np.ndarray:
     """Box [K,4] (x0, y0, x1, y1 in 0..1 of the sides) of each value of a mask [H,W], 0 and `ignore_index` left out."""
     height, width = mask.shape
-    boxes = []
-    for value in mask.unique().tolist():
-        if value not in (0, ignore_index):
-            rows, columns = (mask == value).nonzero().unbind(1)
-            box = (columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height)
-            boxes.append([side.item() for side in box])
-    return np.array(boxes).reshape(-1, 4)
+    return object_boxes(mask, (0, ignore_index))[1].numpy() / (width, height, width, height)
+
+
+def boxes_of_masks(instances: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """Return boxes [n,4] (x, y, width, height) and classes of objects k in `instances` [H,W]; `mask` holds 1 + class."""
+    values, boxes = object_boxes(instances)
+    return box_convert(boxes, "xyxy", "xywh").float(), [int(mask[instances == value][0]) - 1 for value in values]
 
 
 def read_boxes(values: list, sizes: list[tuple[int, int] | None]) -> list[np.ndarray]:
@@ -41,3 +50,13 @@ def read_boxes(values: list, sizes: list[tuple[int, int] | None]) -> list[np.nda
         height, width = size or (1, 1)
         found.append(boxes / (width, height, width, height))
     return found
+
+
+def declared_names(rows, column: str) -> list[str]:
+    """Return the class names that a column of objects declares, none where it does not."""
+    feature = (rows.features or {}).get(column)
+    inner = getattr(feature, "feature", feature)
+    for name in CATEGORY_NAMES if isinstance(inner, dict) else ():
+        if name in inner:
+            return list(getattr(getattr(inner[name], "feature", inner[name]), "names", None) or [])
+    return []

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
+from torchvision.ops import box_iou
 from tqdm.auto import tqdm
 
-from ..data.boxes import box_iou, mask_boxes, read_boxes
+from ..data.boxes import mask_boxes, read_boxes
 from ..data.columns import check_column, undecoded
 from ..data.masks import check_mask_column, read_masks
 from ..data.pixels import decode_image
@@ -140,7 +141,7 @@ def evaluate_discovery(
     centre = np.array([[(1 - side) / 2] * 2 + [(1 + side) / 2] * 2 for side in CENTRE_SIDES])
     found["chance"] = np.broadcast_to(centre, (len(places), *centre.shape))
     hits = {
-        name: np.stack([(box_iou(of, truth[place]) >= MIN_IOU).any(1) for of, place in zip(some, places, strict=True)])
+        name: np.stack([_any_hit(of, truth[place]) for of, place in zip(some, places, strict=True)])
         for name, some in found.items()
     }
     half = torch.randperm(len(places), generator=torch.Generator().manual_seed(bench.seed)).numpy() % 2
@@ -185,6 +186,12 @@ def evaluate_discovery(
         "measures": measures,
         "pictures": {"discovery": discovery_picture(test, image_column, examples)},
     }
+
+
+def _any_hit(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Say of each box [N,4] whether it overlaps one of the true ones [K,4] enough; bool [N]."""
+    overlap = box_iou(torch.tensor(boxes, dtype=torch.float64), torch.from_numpy(truth))
+    return (overlap >= MIN_IOU).any(1).numpy()
 
 
 def patch_cosines(tokens: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ and norms see all tokens together, attention, RoPE and drop path each group by i
 each group.
 """
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,16 @@ def pack_crops(groups: list[torch.Tensor]) -> torch.Tensor:
     if len(groups) == 1:
         return groups[0]
     return torch.cat([group.flatten(0, 1) for group in groups])[None]
+
+
+def layer_number(name: str, num_layers: int) -> int:
+    """Return the place of a backbone's parameter for layer-wise decay (BEiT, appendix).
+
+    0 for the embeddings, i + 1 for block i, `num_layers` + 1 for what comes after the blocks.
+    """
+    if found := re.search(r"(?:^|\.)layer\.(\d+)\.", name):
+        return int(found[1]) + 1
+    return 0 if re.search(r"(?:^|\.)embeddings\.", name) else num_layers + 1
 
 
 class Dinov3Embeddings(nn.Module):

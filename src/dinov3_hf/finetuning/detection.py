@@ -6,12 +6,13 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert, box_iou
 from torchvision.transforms import v2
 
-from .data.columns import check_column
-from .data.masks import read_mask
-from .data.pixels import BadImage, decode_image, read_size
-from .finetuning_dense import build_dense, progress
-from .finetuning_tasks import View
-from .models.modeling_dinov3 import Dinov3Model
+from ..data.boxes import CATEGORY_NAMES, boxes_of_masks, declared_names
+from ..data.columns import check_column
+from ..data.masks import read_mask
+from ..data.pixels import BadImage, decode_image, read_size
+from ..models.modeling_dinov3 import Dinov3Model
+from .examples import View, progress
+from .heads import build_dense
 
 
 MIN_IOU = 0.5
@@ -69,12 +70,11 @@ class Detection:
     def objects(self, row: dict) -> tuple[torch.Tensor, list[int]]:
         """Return the boxes [n,4] of a row as x, y, width, height in pixels, and their classes."""
         if self.from_masks:
-            return boxes_of_masks(read_mask(row["instances"]).numpy(), read_mask(row["mask"]).numpy())
+            return boxes_of_masks(read_mask(row["instances"]), read_mask(row["mask"]))
         objects = row[self.column]
         if isinstance(objects, list):
             objects = {name: [item[name] for item in objects] for name in (objects[0] if objects else ())}
-        names = ("category", "categories", "label", "labels", "category_id")
-        classes = next((objects[name] for name in names if name in objects), None)
+        classes = next((objects[name] for name in CATEGORY_NAMES if name in objects), None)
         boxes = objects.get("bbox", objects.get("boxes"))
         if objects and (classes is None or boxes is None or len(classes) != len(boxes)):
             raise ValueError(
@@ -129,27 +129,6 @@ class Detection:
             if total
         ]
         return [{"measure": "AP@0.5", "model": float(np.mean(precisions)) if precisions else float("nan")}]
-
-
-def declared_names(rows, column: str) -> list[str]:
-    """Return the class names that a column of objects declares, none where it does not."""
-    feature = (rows.features or {}).get(column)
-    inner = getattr(feature, "feature", feature)
-    for name in ("category", "categories", "label", "labels", "category_id") if isinstance(inner, dict) else ():
-        if name in inner:
-            return list(getattr(getattr(inner[name], "feature", inner[name]), "names", None) or [])
-    return []
-
-
-def boxes_of_masks(instances: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, list[int]]:
-    """Return boxes [n,4] (x, y, width, height) and classes of objects k in `instances` [H,W]; `mask` holds 1 + class."""
-    boxes, classes = [], []
-    for number in np.unique(instances[instances > 0]):
-        rows, columns = np.nonzero(instances == number)
-        top, left = rows.min(), columns.min()
-        boxes.append([left, top, columns.max() + 1 - left, rows.max() + 1 - top])
-        classes.append(int(mask[rows[0], columns[0]]) - 1)
-    return torch.tensor(boxes, dtype=torch.float).view(-1, 4), classes
 
 
 def match(

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from .checkpoints import export, load_backbone
-from .models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
+from ..checkpoints import export, load_backbone
+from ..checkpoints.adapters import TARGET_MODULES, target_pattern
+from ..models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
+
+# Registers the pyramid that some heads read their backbone through.
+from ..models.modeling_dinov3_pyramid import Dinov3PyramidBackbone  # noqa: F401
 
 
-# Every linear layer of a block.
-TARGET_MODULES = ("[qkvo]_proj", "(gate|up|down)_proj")
 TOKENS = ("cls_token", "mask_token", "register_tokens")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
@@ -76,7 +78,7 @@ def add_adapters(
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=rf"{re.escape(inside)}layer\.\d+\.(?:\w+\.)?(?:{'|'.join(target_modules)})",
+        target_modules=target_pattern(inside, target_modules),
         # PEFT compares ends of names: `embeddings` alone would also wrap `patch_embeddings`, and then fail to load.
         modules_to_save=head_modules(model, prefix) + ([f"{inside}embeddings"] if train_tokens else []),
         use_dora=dora,
@@ -152,9 +154,6 @@ def load_adapter(directory: str | os.PathLike, base: str | Dinov3Model | None = 
     import transformers
     from peft import PeftModel
     from transformers import AutoConfig
-
-    # Registers the pyramid that some heads read their backbone through.
-    from . import dense_heads  # noqa: F401
 
     directory = Path(directory)
     named = read_adapter_config(directory)["base_model_name_or_path"]

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch import nn
 from transformers import DINOv3ViTConfig, PreTrainedModel
 
-from .checkpoints import export
-from .finetuning_adapters import backbone_of
-from .models.configuration_dinov3 import Dinov3Config
-from .models.configuration_dinov3_pyramid import Dinov3PyramidConfig
-from .models.modeling_dinov3 import Dinov3Model
+from ..checkpoints import export
+from ..models.configuration_dinov3 import Dinov3Config
+from ..models.configuration_dinov3_pyramid import Dinov3PyramidConfig
+from ..models.modeling_dinov3 import Dinov3Model
 
 # Registers the pyramid, which heads find by its configuration.
-from .models.modeling_dinov3_pyramid import Dinov3PyramidBackbone  # noqa: F401
+from ..models.modeling_dinov3_pyramid import Dinov3PyramidBackbone  # noqa: F401
+from .adapters import backbone_of
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,21 @@ def class_scores(outputs) -> torch.Tensor:
     """
     classes = outputs.class_queries_logits.softmax(-1)[..., :-1]
     return torch.einsum("bqk,bqhw->bkhw", classes, outputs.masks_queries_logits.sigmoid())
+
+
+def build_dense(task: str, backbone: Dinov3Model, name: str, head: str | None, names: list[str] | None, fields: dict):
+    """Return a head of transformers on the backbone's weights; `fields` are its own configuration's."""
+    model = build_head(backbone, task, head, None if names is None else len(names), **fields)
+    if names is not None:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {label: index for index, label in enumerate(names)}
+    model.name_or_path = name
+    return model
+
+
+def upsample_to(maps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Resize maps [B,C,h,w] to the height and width of the labels, bilinearly."""
+    return nn.functional.interpolate(maps.float(), labels.shape[-2:], mode="bilinear")
 
 
 __all__ = ["DEFAULTS", "HEADS", "Head", "build_head", "class_scores", "mask_targets"]

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoints import load_backbone
-from .checkpoints.processors import image_side, processor_for
-from .data.columns import find_image_column, undecoded
-from .data.views import check_image_size
-from .evaluation.features import untrained_twin
-from .finetuning_adapters import (
+from ..checkpoints import load_backbone
+from ..checkpoints.processors import image_side, processor_for
+from ..data.columns import find_image_column, undecoded
+from ..data.views import check_image_size
+from ..evaluation.features import untrained_twin
+from ..models.layers_dinov3 import layer_number
+from ..recipe import check_run_folder, write_recipe
+from .adapters import (
     TOKENS,
     add_adapters,
     backbone_of,
@@ -25,14 +27,16 @@ from .finetuning_adapters import (
     merge,
     save_adapter,
 )
-from .finetuning_dense import Depth, Segmentation
-from .finetuning_detection import Detection
-from .finetuning_recipe import FinetuneRecipe
-from .finetuning_tasks import Classification, Examples, View, collate
+from .arguments import FinetuneRecipe
+from .classification import Classification
+from .depth import Depth
+from .detection import Detection
+from .examples import Examples, View, collate
+from .segmentation import Segmentation
 
 
 # Fields that may differ between a run and the one that resumes it.
-_NOT_THE_RUN = ("output_dir", "resume", "overwrite", "export", "num_workers")
+MAY_CHANGE = ("output_dir", "resume", "overwrite", "export", "num_workers")
 
 
 def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = None) -> dict:
@@ -112,7 +116,7 @@ def make_task(recipe: FinetuneRecipe, train, test, view: View):
         if not len(rows):
             raise ValueError(f"data: {name} has no rows, accepted: at least one image")
     if recipe.task.task != "classification":
-        from .dense_heads import HEADS, check_head
+        from .heads import HEADS, check_head
 
         # Now, not when the head is built: every mask or box is read in between.
         head = check_head(recipe.task.task, recipe.task.head)
@@ -134,35 +138,19 @@ def preprocessing_of(recipe: FinetuneRecipe, backbone) -> tuple:
 
 
 def find_checkpoint(recipe: FinetuneRecipe, output: Path) -> str | None:
-    """Return the checkpoint to resume from, None for a new run.
-
-    Raises FileExistsError where a run is there and neither `resume` nor `overwrite` is asked, ValueError where the run to
-    resume was another.
-    """
-    import yaml
+    """Return the checkpoint to resume from, None for a new run; errors as those of `check_run_folder`."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    file = output / "recipe.yaml"
-    if not file.is_file() or recipe.output.overwrite:
-        return None
-    if not recipe.output.resume:
-        raise FileExistsError(f"output_dir: {output} holds a run, accepted: another folder, --resume or --overwrite")
-    before = yaml.safe_load(file.read_text())
-    for name, value in recipe.as_flat_dict().items():
-        if name not in _NOT_THE_RUN and before.get(name) != value:
-            raise ValueError(f"{name}: got {value!r}, accepted: {before.get(name)!r}, as in the run to resume")
     checkpoints = output / "checkpoints"
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    is_resumed = check_run_folder(output, recipe, MAY_CHANGE) and checkpoints.is_dir()
+    return get_last_checkpoint(str(checkpoints)) if is_resumed else None
 
 
 def start_folder(recipe: FinetuneRecipe, output: Path, checkpoint: str | None) -> None:
     """Make the folder of a run, with its recipe and without what an earlier run left."""
-    import yaml
-
     if checkpoint is None and (output / "checkpoints").is_dir():
         shutil.rmtree(output / "checkpoints")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_flat_dict(), sort_keys=False))
+    write_recipe(output, recipe)
 
 
 def resumed_epoch(checkpoint: str | None) -> float | None:
@@ -183,12 +171,8 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layerwise
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth, parts = blocks + 1, name.removeprefix(inside).split(".")
-        if name.startswith(inside) and parts[0] == "layer":
-            depth = int(parts[1]) + 1
-        elif name.startswith(inside) and parts[0] == "embeddings":
-            depth = 0
-        is_decayed = parameter.ndim > 1 and parts[-1] not in TOKENS
+        depth = layer_number(name.removeprefix(inside), blocks) if name.startswith(inside) else blocks + 1
+        is_decayed = parameter.ndim > 1 and name.split(".")[-1] not in TOKENS
         rate = lr * layerwise_decay ** (blocks + 1 - depth)
         decay = weight_decay if is_decayed else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

@@ -1,0 +1,108 @@
+"""What fine-tuning learns of distances: the depth of every pixel."""
+
+import math
+
+import torch
+from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from ..data.depths import check_depth_column, in_metres, read_depth
+from ..data.pixels import BadImage, decode_image
+from ..evaluation.depth import depth_errors, sigma_loss
+from ..models.modeling_dinov3 import Dinov3Model
+from .examples import View, progress
+from .heads import build_dense, upsample_to
+
+
+# Depths below it (metres) do not count, and no prediction is taken for less.
+MIN_DEPTH = 0.001
+
+
+class Depth:
+    """Depths of pixels in metres; RMSE, mean absolute relative error, delta1."""
+
+    def __init__(self, recipe, train, test, view: View, image_column: str):
+        data = recipe.data
+        self.view, self.image_column, self.column = view, image_column, data.depth_column
+        self.head, self.unit, self.max_depth = recipe.task.head, data.depth_unit, data.max_depth
+        for rows in (train, test):
+            check_depth_column(rows, data.depth_column)
+        medians = []
+        for row in progress(train.select_columns([data.depth_column]), "depths of train"):
+            depths = self._depths(row)
+            if depths is not None and (depths > 0).any():
+                medians.append(depths[depths > 0].median())
+        if not medians:
+            raise ValueError(
+                f"depth_column: got {self.column!r} without a depth in range, accepted: depths up to {self.max_depth} m"
+            )
+        self.constant = torch.stack(medians).median()
+        # No crop: what is enlarged would seem nearer than it is.
+        self.crop = v2.RandomHorizontalFlip(0.5 if data.augment else 0.0)
+
+    def _depths(self, row: dict) -> torch.Tensor | None:
+        """Return the metres [H,W] of a row, 0 where unknown, None where they cannot be read."""
+        try:
+            stored = read_depth(row[self.column] or {"path": ""}, self.unit, MIN_DEPTH, self.max_depth)
+        except OSError:
+            return None
+        return torch.from_numpy(in_metres(stored, self.unit)).float()
+
+    def build(self, backbone: Dinov3Model, name: str, fields: dict):
+        model = build_dense("depth", backbone, name, self.head, None, fields)
+        last = [part for part in model.modules() if isinstance(part, nn.Conv2d) and part.out_channels == 1]
+        if last and type(model).__name__ == "DPTForDepthEstimation":
+            # It ends in a ReLU, and would take long from its zero to the metres of a room, if it ever left it.
+            nn.init.constant_(last[-1].bias, float(self.constant))
+        return model
+
+    def read(self, row: dict, train: bool) -> dict:
+        """Return pixel values [3,S,S] and metres [S,S] of a row; raises BadImage."""
+        image, depths = decode_image(row[self.image_column]), self._depths(row)
+        if depths is None:
+            raise BadImage("its depths cannot be read")
+        if train:
+            image, depths = self.crop(image, tv_tensors.Mask(depths))
+        size = [self.view.size, self.view.size]
+        depths = F.resize(torch.as_tensor(depths)[None], size, v2.InterpolationMode.NEAREST_EXACT)[0]
+        return {"pixel_values": self.view.image(image), "labels": depths}
+
+    def _predicted(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        return upsample_to(outputs.predicted_depth[:, None], labels)[:, 0].clamp(MIN_DEPTH)
+
+    def targets(self, labels: torch.Tensor) -> dict:
+        """Return nothing: transformers' depth heads have no loss of their own."""
+        return {}
+
+    def loss(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """Sigma loss of the linear probe and, so that depths that start at 0 move too, mean absolute error in metres."""
+        valid = labels > 0
+        predicted = upsample_to(outputs.predicted_depth[:, None], labels)[:, 0]
+        absolute = torch.where(valid, predicted - labels, 0).abs().sum() / valid.sum().clamp(min=1)
+        return sigma_loss(predicted.clamp(MIN_DEPTH), labels) + absolute
+
+    def figures(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """Return RMSE, error and delta1 of each image, then those of a constant [B,6]; NaN for images without depth."""
+        predicted = self._predicted(outputs, labels)
+        return torch.cat(
+            [_depth_errors(p, labels) for p in (predicted, torch.full_like(labels, self.constant))], dim=1
+        )
+
+    def measures(self, figures: torch.Tensor) -> list[dict]:
+        """Return the means over images of figures [N,6]."""
+        found, constant = figures.double().mean(0).view(2, 3).tolist()
+        names = (("RMSE", True), ("ARel", True), ("delta1", False))
+        return [
+            {"measure": name, **({"lower_is_better": True} if lower else {}), "model": model, "chance": chance}
+            for (name, lower), model, chance in zip(names, found, constant, strict=True)
+        ]
+
+
+def _depth_errors(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return RMSE, mean absolute relative error and delta1 of each depth map [B,S,S] over its known pixels: [B,3]."""
+    pairs = zip(predicted.float().cpu(), truth.float().cpu(), strict=True)
+    known = [(one[of > 0].numpy(), of[of > 0].numpy()) for one, of in pairs]
+    errors = [depth_errors(*pair) if pair[1].size else (math.nan,) * 3 for pair in known]
+    return torch.tensor(errors, dtype=torch.float32, device=predicted.device)

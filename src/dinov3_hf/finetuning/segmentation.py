@@ -1,0 +1,120 @@
+"""What fine-tuning learns of pixels: classes and depths."""
+
+import torch
+from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from ..data.masks import check_mask_column, check_mask_fits, read_mask, resize_mask
+from ..data.pixels import BadImage, decode_image, read_size
+from ..evaluation.iou import confusion_matrix, intersection_over_union
+from ..models.modeling_dinov3 import Dinov3Model
+from .examples import SMALLEST_CROP, View, progress
+from .heads import build_dense, class_scores, mask_targets, upsample_to
+
+
+class Segmentation:
+    """Classes of pixels; mIoU over the classes of the test masks."""
+
+    def __init__(self, recipe, train, test, view: View, image_column: str):
+        data = recipe.data
+        self.view, self.image_column, self.mask_column = view, image_column, data.mask_column
+        self.head, self.ignore_index, self.augment = recipe.task.head, data.ignore_index, data.augment
+        if self.head not in (None, "upernet", "mask2former"):
+            # EoMT has blocks of its own: nothing to freeze, adapt or save apart.
+            raise ValueError(f"head: got {self.head!r}, accepted for segmentation here: upernet, mask2former")
+        largest, counts = 0, torch.zeros(1, dtype=torch.long)
+        for name, rows in (("train", train), ("test", test)):
+            check_mask_column(rows, data.mask_column)
+            for row, values in progress(
+                enumerate(rows.select_columns([image_column, data.mask_column])), f"masks of {name}"
+            ):
+                labels = self._labels(values)
+                if labels is None:
+                    continue
+                try:
+                    check_mask_fits(labels, read_size(values[image_column]), row)
+                except BadImage:
+                    continue
+                labels = labels[labels != data.ignore_index]
+                if not len(labels):
+                    continue
+                if labels.min() < 0 or (data.class_names and labels.max() >= len(data.class_names)):
+                    wrong = labels.min() if labels.min() < 0 else labels.max()
+                    top = f"up to {len(data.class_names) - 1} (class_names)" if data.class_names else "from 0"
+                    raise ValueError(
+                        f"mask_column: row {row} of {name} has a pixel of class {wrong}, accepted: {top}, and "
+                        f"ignore_index ({data.ignore_index})"
+                    )
+                largest = max(largest, int(labels.max()))
+                if name == "train":
+                    found = torch.bincount(labels, minlength=len(counts))
+                    counts = found + nn.functional.pad(counts, (0, len(found) - len(counts)))
+        self.names = list(data.class_names) or [str(index) for index in range(largest + 1)]
+        self.most_frequent = int(counts.argmax())
+        self.crop = v2.Compose(
+            [
+                v2.RandomResizedCrop(view.size, (SMALLEST_CROP, 1.0), antialias=True),
+                v2.RandomHorizontalFlip(),
+            ]
+        )
+
+    def _labels(self, row: dict) -> torch.Tensor | None:
+        """Return the mask [H,W] of a row, None where it cannot be read."""
+        try:
+            return read_mask(row[self.mask_column] or {"path": ""})
+        except OSError:
+            return None
+
+    def build(self, backbone: Dinov3Model, name: str, fields: dict):
+        if self.head != "mask2former":
+            # Without the auxiliary head: `loss` below sees the main logits only.
+            fields = {"use_auxiliary_head": False, "loss_ignore_index": self.ignore_index} | fields
+        return build_dense("segmentation", backbone, name, self.head, self.names, fields)
+
+    def targets(self, labels: torch.Tensor) -> dict:
+        """Return what the head's own loss takes, if it has one: Mask2Former's takes the mask of each class."""
+        return mask_targets(labels, self.ignore_index) if self.head == "mask2former" else {}
+
+    def _scores(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """Return the scores [B,K,S,S] of pixels for classes."""
+        return upsample_to(class_scores(outputs) if self.head == "mask2former" else outputs.logits, labels)
+
+    def read(self, row: dict, train: bool) -> dict:
+        """Return pixel values [3,S,S] and classes [S,S] of a row; raises BadImage."""
+        image, labels = decode_image(row[self.image_column]), self._labels(row)
+        if labels is None:
+            raise BadImage("its mask cannot be read")
+        labels = resize_mask(labels, tuple(image.shape[1:]))
+        if train and self.augment:
+            image, labels = self.crop(image, tv_tensors.Mask(labels))
+        labels = resize_mask(torch.as_tensor(labels), (self.view.size, self.view.size))
+        return {"pixel_values": self.view.image(image), "labels": labels}
+
+    def loss(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """Mask2Former's own; else cross-entropy of logits, upsampled to the labels [B,S,S], over the pixels that count."""
+        if self.head == "mask2former":
+            return outputs.loss
+        logits = self._scores(outputs, labels)
+        counted = (labels != self.ignore_index).sum().clamp(min=1)
+        return nn.functional.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum") / counted
+
+    def figures(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+        """Return the confusion of each image [B,K*K], rows are labels."""
+        predicted, found = self._scores(outputs, labels).argmax(1), []
+        for guess, truth in zip(predicted, labels, strict=True):
+            counted = truth != self.ignore_index
+            found.append(confusion_matrix(guess[counted], truth[counted], len(self.names)).flatten())
+        return torch.stack(found)
+
+    def measures(self, figures: torch.Tensor) -> list[dict]:
+        """Return mIoU and pixel accuracy of figures [N,K*K]."""
+        confusion = figures.double().sum(0).view(len(self.names), -1)
+        constant = torch.zeros_like(confusion)
+        constant[:, self.most_frequent] = confusion.sum(1)
+        values = [
+            (intersection_over_union(found).nanmean().item(), (found.diagonal().sum() / found.sum()).item())
+            for found in (confusion, constant)
+        ]
+        names = ("mIoU", "pixel accuracy")
+        return [{"measure": n, "model": m, "chance": c} for n, m, c in zip(names, *values, strict=True)]
