@@ -7,7 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from dinov3_hf.commands.evaluate import EvaluateArguments, evaluate
+from dinov3_hf.commands.evaluate import EvaluateArguments
+from dinov3_hf.evaluation.run import evaluate
 from dinov3_hf.training.monitor import read_metrics
 
 

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dinov3_hf import tiny_checkpoint
 from dinov3_hf.cli import main as dinov3
-from dinov3_hf.commands.evaluate import EvaluateArguments, evaluate
+from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.evaluation.results import markdown, replace_table
+from dinov3_hf.evaluation.run import evaluate
 from dinov3_hf.recipe import build_recipe
 from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.collate import MASKS

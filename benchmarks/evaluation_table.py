@@ -18,8 +18,9 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 
 from dinov3_hf import tiny_checkpoint
-from dinov3_hf.commands.evaluate import EvaluateArguments, evaluate
+from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.evaluation.results import markdown, measure_title, replace_table, write_results
+from dinov3_hf.evaluation.run import evaluate
 
 
 ALSO = ("top-1 (corrupted)", "top-1 difference (corrupted - test)")

@@ -18,10 +18,11 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from dinov3_hf import Dinov3Model
-from dinov3_hf.commands.evaluate import EvaluateArguments, evaluate
+from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.data.pixels import decode_image
 from dinov3_hf.data.scenes import load_scenes
 from dinov3_hf.data.views import Preprocessing
+from dinov3_hf.evaluation.run import evaluate
 
 
 FAILURE = {

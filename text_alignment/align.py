@@ -42,8 +42,8 @@ def align(recipe: AlignRecipe):
     import numpy as np
     import torch
 
-    from dinov3_hf import DinoTxtProcessor
     from dinov3_hf.data.streams import load_source
+    from dinov3_hf.models.processing_dinotxt import DinoTxtProcessor
     from dinov3_hf.provenance import versions, weights_digest
     from dinov3_hf.training.collate import make_loader
     from dinov3_hf.training.loop import train

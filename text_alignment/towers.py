@@ -4,11 +4,12 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from dinov3_hf import DinoTxtModel, tiny_checkpoint
 from dinov3_hf.checkpoints import load_backbone as load_vit
+from dinov3_hf.checkpoints import tiny_checkpoint
 from dinov3_hf.checkpoints.processors import processor_for
 from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.pixels import BadImage
+from dinov3_hf.models.modeling_dinotxt import DinoTxtModel
 
 from .arguments import TowerArguments
 

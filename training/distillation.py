@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from dinov3_hf import Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import export
+from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 from .arguments import ObjectiveArguments
 from .collate import MASKS

@@ -2,9 +2,11 @@
 
 import copy
 
-from dinov3_hf import Dinov3Config, Dinov3ConvNextModel, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import load_backbone, load_model
 from dinov3_hf.checkpoints.adapters import target_pattern
+from dinov3_hf.models.configuration_dinov3 import Dinov3Config
+from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.models.modeling_dinov3_convnext import Dinov3ConvNextModel
 from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 
 from .arguments import CropArguments, GramArguments, ModelArguments

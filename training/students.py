@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dinov3_hf import Dinov3Config, Dinov3ConvNextConfig, Dinov3ConvNextModel, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import load_model, tiny_checkpoint
-from dinov3_hf.models.configuration_dinov3 import SIZES
-from dinov3_hf.models.configuration_dinov3_convnext import CONVNEXT_SIZES
+from dinov3_hf.models.configuration_dinov3 import SIZES, Dinov3Config
+from dinov3_hf.models.configuration_dinov3_convnext import CONVNEXT_SIZES, Dinov3ConvNextConfig
 from dinov3_hf.models.heads_dinov3 import Dinov3ProjectionHead
+from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.models.modeling_dinov3_convnext import Dinov3ConvNextModel
 from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 
 from .arguments import CropArguments

@@ -29,7 +29,8 @@ def test_it_is_small_and_says_where_it_comes_from():
 
 @pytest.mark.slow
 def test_it_beats_raw_pixels_and_its_untrained_twin():
-    from dinov3_hf.commands.evaluate import EvaluateArguments, evaluate
+    from dinov3_hf.commands.evaluate import EvaluateArguments
+    from dinov3_hf.evaluation.run import evaluate
 
     settings = EvaluateArguments(
         model=tiny_checkpoint(), task=["knn", "patch-knn"], num_train=2000, num_test=500, k=[10]

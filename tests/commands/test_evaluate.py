@@ -11,15 +11,16 @@ from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTMode
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.cli import main
-from dinov3_hf.commands.evaluate import EvaluateArguments, load_model
-from dinov3_hf.commands.evaluate_arguments import TASKS
-from dinov3_hf.commands.evaluate_data import load_splits
-from dinov3_hf.commands.evaluate_text import TEXT_TASKS, load_aligned
+from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
+from dinov3_hf.evaluation.arguments import TASKS
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.image_text_retrieval import evaluate_retrieval
 from dinov3_hf.evaluation.knn import evaluate_knn
 from dinov3_hf.evaluation.results import format_table
+from dinov3_hf.evaluation.rows import load_splits
+from dinov3_hf.evaluation.run import load_model
+from dinov3_hf.evaluation.text_tasks import TEXT_TASKS, load_aligned
 from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
 from dinov3_hf.evaluation.zero_shot_segmentation import evaluate_zero_shot_segmentation
 from dinov3_hf.models.tokenization_dinotxt import train_tokenizer

@@ -303,7 +303,7 @@ def test_colour_masks_and_other_embeddings_are_refused(aligned):
 LARGE_IMAGE = """
 import resource, sys, torch
 from dinov3_hf import Dinov3Config, Dinov3Model, DinoTxtModel
-from dinov3_hf.evaluation.zero_shot_segmentation import segment, segment_logits
+from dinov3_hf.pipelines.class_maps import segment, segment_logits
 size, side, window, scales = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
 fields = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 config = Dinov3Config.from_size(size) if size != "tiny" else Dinov3Config(**fields, patch_size=8)

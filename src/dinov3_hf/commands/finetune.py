@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dinov3_hf.provenance import describe_weights, is_hub_id, versions
 
-from .evaluate_data import draw_rows, hold_out
+from ..data.splits import draw_rows, split_off_test
 
 
 # What a task reads of the scenes, and how many where nothing is said.
@@ -82,7 +82,7 @@ def load_splits(recipe) -> tuple:
         )
         for name, (split, count) in zip(NUM_SCENES, asked, strict=True)
     )
-    train, test = hold_out(train, test, seed, data.data, data.test_split)
+    train, test = split_off_test(train, test, seed, data.data, data.test_split)
     return draw_rows(train, data.num_train, seed), draw_rows(test, data.num_test, seed)
 
 

@@ -82,7 +82,8 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     from dinov3_hf.training.monitor import read_metrics
     from dinov3_hf.visualization.report import Curve, Pictures, compare, verdict, write_report
 
-    from .evaluate import EvaluateArguments, evaluate, load_model
+    from ..evaluation.run import evaluate, load_model
+    from .evaluate import EvaluateArguments
 
     folder = Path(recipe.run.output_dir)
     with tempfile.TemporaryDirectory() as cache:

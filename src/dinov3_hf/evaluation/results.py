@@ -225,3 +225,13 @@ def _differences(key: tuple, found: dict[str, dict]) -> list[str]:
             listed = "; ".join(f"{record}: {(value or 'none')[:60]}" for record, value in values.items())
             remarks.append(f"{key[0]} ({key[1]}) differs in {name}: {listed}")
     return remarks
+
+
+def format_classes(result: dict) -> str:
+    """Lay out the IoU of each class as aligned lines."""
+    from .results import align
+
+    lines = [["IoU", "pixels", "model", "chance"]]
+    for row in result["per_class"]:
+        lines.append([row["class"], str(row["pixels"]), f"{row['model']:.4f}", f"{row['chance']:.4f}"])
+    return align(lines)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .evaluate_data import (
+from ..data.splits import draw_rows
+from .rows import (
     describe_rows,
-    draw_rows,
     ignored_class,
     is_rendered,
     load_rows,
@@ -14,7 +14,7 @@ from .evaluate_data import (
     sequence_column,
     source_of,
 )
-from .evaluate_text import mask_names
+from .text_tasks import mask_names
 
 
 DEFAULT_STEPS = 2000
@@ -40,8 +40,8 @@ def needed_splits(settings) -> dict[str, tuple]:
 
 def measure_again(task: str, inner: str, bench, rows: tuple, settings) -> dict:
     """Run `inner` layer by layer, at several sizes, or once and split by group."""
-    from dinov3_hf.evaluation.layers import evaluate_layers
-    from dinov3_hf.evaluation.resolution import evaluate_resolution
+    from .layers import evaluate_layers
+    from .resolution import evaluate_resolution
 
     train, test = rows
 
@@ -49,7 +49,7 @@ def measure_again(task: str, inner: str, bench, rows: tuple, settings) -> dict:
         return PROTOCOLS[inner](other, train, test, settings)
 
     if task == "fairness":
-        from dinov3_hf.evaluation.fairness import by_group, read_groups
+        from .fairness import by_group, read_groups
 
         read_groups(test, settings.group_column)
         result = by_group(run(bench), test, settings.group_column)
@@ -69,7 +69,7 @@ def described(result: dict, task: str, train, test, settings) -> dict:
 
 
 def image_column(rows, settings) -> str:
-    from dinov3_hf.data.columns import find_image_column
+    from ..data.columns import find_image_column
 
     return find_image_column(rows, settings.image_column)
 
@@ -94,13 +94,13 @@ def steps_and_rate(settings, paper_steps: int, paper_rate: float) -> dict:
 
 
 def run_knn(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.knn import evaluate_knn
+    from .knn import evaluate_knn
 
     return evaluate_knn(bench, train, test, image_column(train, settings), settings.label_column, settings.k)
 
 
 def run_patch_knn(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.patch_knn import evaluate_patch_knn
+    from .patch_knn import evaluate_patch_knn
 
     return evaluate_patch_knn(
         bench,
@@ -115,14 +115,14 @@ def run_patch_knn(bench, train, test, settings) -> dict:
 
 
 def run_linear(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.linear import evaluate_linear
+    from .linear import evaluate_linear
 
     others = load_others(settings)
     return evaluate_linear(bench, train, test, image_column(train, settings), settings.label_column, others)
 
 
 def run_linear_sgd(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.linear_sgd import evaluate_linear_sgd
+    from .linear_sgd import evaluate_linear_sgd
 
     columns = (image_column(train, settings), settings.label_column)
     # The paper's batch of 1024 would be all of a small data set.
@@ -132,7 +132,7 @@ def run_linear_sgd(bench, train, test, settings) -> dict:
 
 
 def run_segmentation(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.segmentation import PAPER_STEPS, evaluate_segmentation
+    from .segmentation import PAPER_STEPS, evaluate_segmentation
 
     return evaluate_segmentation(
         bench,
@@ -148,7 +148,7 @@ def run_segmentation(bench, train, test, settings) -> dict:
 
 
 def run_depth(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.depth import PAPER_STEPS, evaluate_depth
+    from .depth import PAPER_STEPS, evaluate_depth
 
     return evaluate_depth(
         bench,
@@ -164,8 +164,8 @@ def run_depth(bench, train, test, settings) -> dict:
 
 
 def run_correspondence(bench, train, test, settings) -> dict:
-    from dinov3_hf.data.streams import load_table
-    from dinov3_hf.evaluation.correspondence import evaluate_correspondence
+    from ..data.streams import load_table
+    from .correspondence import evaluate_correspondence
 
     pairs = load_table(settings.data, settings.pairs_split) if settings.pairs_split else None
     columns = (image_column(test, settings), settings.keypoints_column)
@@ -173,7 +173,7 @@ def run_correspondence(bench, train, test, settings) -> dict:
 
 
 def run_tracking(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.tracking import evaluate_tracking
+    from .tracking import evaluate_tracking
 
     return evaluate_tracking(
         bench,
@@ -187,7 +187,7 @@ def run_tracking(bench, train, test, settings) -> dict:
 
 
 def run_discovery(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.discovery import evaluate_discovery
+    from .discovery import evaluate_discovery
 
     return evaluate_discovery(
         bench,
@@ -200,7 +200,7 @@ def run_discovery(bench, train, test, settings) -> dict:
 
 
 def run_retrieval(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.retrieval import evaluate_instance_retrieval
+    from .retrieval import evaluate_instance_retrieval
 
     # Two views of a rendered scene show the same objects: the scene is the instance.
     is_default = settings.instance_column == "instance_id"
@@ -219,7 +219,7 @@ def run_retrieval(bench, train, test, settings) -> dict:
 
 
 def run_video(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.video import evaluate_video
+    from .video import evaluate_video
 
     return evaluate_video(
         bench,
@@ -246,7 +246,7 @@ def load_others(settings) -> dict:
 
 
 def run_outliers(bench, train, test, settings) -> dict:
-    from dinov3_hf.evaluation.outliers import evaluate_outliers
+    from .outliers import evaluate_outliers
 
     return evaluate_outliers(bench, test, image_column(test, settings))
 

@@ -1,5 +1,8 @@
 """The rows that each task of `dinov3 evaluate` measures: sources, splits, and what is drawn from them."""
 
+from ..data.splits import draw_rows, split_off_test
+
+
 # What a task reads of the scenes: one object for whole images, crowds for patches, pairs and clips for their tasks.
 SCENES = {
     "knn": "single",
@@ -47,27 +50,14 @@ def load_splits(task: str, settings) -> tuple:
         counts.pop(settings.train_split)
     splits = [load_rows(source, split, count, settings) for split, count in counts.items()]
     if len(splits) == 2:
-        splits = hold_out(*splits, settings.seed, f"{task}: {settings.data}", settings.test_split)
+        splits = split_off_test(*splits, settings.seed, f"{task}: {settings.data}", settings.test_split)
     drawn = [draw(task, rows, count, settings) for rows, count in zip(splits, counts.values(), strict=True)]
     return (None, *drawn) if len(drawn) == 1 else tuple(drawn)
 
 
-def hold_out(train, test, seed: int, title: str, test_split: str) -> tuple:
-    """Return train and test rows; of a source without splits, which reads the same for both, a fifth becomes the test rows."""
-    if train._fingerprint != test._fingerprint:
-        return train, test
-    print(f"{title} has no splits: a fifth of it is held out as {test_split}")
-    return tuple(train.train_test_split(test_size=0.2, seed=seed).values())
-
-
-def draw_rows(rows, count: int | None, seed: int):
-    """Return `count` rows (all where None or there are no more), drawn by seed because many sources are sorted by class."""
-    return rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count))
-
-
 def load_rows(source: str, split: str, count: int, settings):
     """Open one split; ValueError where it has no rows."""
-    from dinov3_hf.data.streams import load_source
+    from ..data.streams import load_source
 
     rows = load_source(source, split, streaming=False, image_column=settings.image_column, num_images=count)
     if not len(rows):
@@ -100,7 +90,7 @@ def draw_sequences(rows, count: int, settings):
     """Return whole videos, in an order drawn by seed, until they have `count` frames."""
     import numpy as np
 
-    from dinov3_hf.data.columns import check_column
+    from ..data.columns import check_column
 
     column = sequence_column(settings)
     check_column(rows, column, "sequence_column")
@@ -133,7 +123,7 @@ def mask_column(task: str, settings) -> str:
 
 def ignored_class(settings) -> int:
     """Return the value of class masks that does not count; masks of objects have none unless it is given."""
-    from dinov3_hf.data.masks import IGNORE_INDEX
+    from ..data.masks import IGNORE_INDEX
 
     return IGNORE_INDEX if settings.ignore_index is None else settings.ignore_index
 

@@ -4,7 +4,7 @@ import difflib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
-from .evaluate_text import TEXT_TASKS, check_settings
+from .text_tasks import TEXT_TASKS, check_settings
 
 
 # What each task measures, for the help.

@@ -39,8 +39,9 @@ def load_aligned(name: str):
     import torch
     from transformers import PreTrainedConfig
 
-    from dinov3_hf import DinoTxtModel, DinoTxtProcessor
-    from dinov3_hf.provenance import describe_weights, is_local
+    from ..models.modeling_dinotxt import DinoTxtModel
+    from ..models.processing_dinotxt import DinoTxtProcessor
+    from ..provenance import describe_weights, is_local
 
     accepted = "accepted for tasks with text: a dinotxt directory, as dinov3 align writes it, or such a hub id"
     path = Path(name)
@@ -68,10 +69,10 @@ def load_aligned(name: str):
 
 def evaluate_text(settings) -> tuple[list[dict], dict]:
     """Run the text tasks; returns their results and where the model came from."""
-    from dinov3_hf.commands.evaluate_data import describe_rows, draw
-    from dinov3_hf.data.captions import find_caption_columns
-    from dinov3_hf.data.columns import check_column
-    from dinov3_hf.data.streams import load_source
+    from ..data.captions import find_caption_columns
+    from ..data.columns import check_column
+    from ..data.streams import load_source
+    from .rows import describe_rows, draw
 
     sources = {
         task: SOURCES[task] if settings.data == "scenes" else settings.data for task in dict.fromkeys(settings.task)
@@ -97,12 +98,11 @@ def evaluate_text(settings) -> tuple[list[dict], dict]:
 
 def measure_text(task: str, model, processor, rows, settings) -> dict:
     """Run one task on its rows."""
-    from dinov3_hf.data.columns import find_image_column
-    from dinov3_hf.evaluation.image_text_retrieval import evaluate_retrieval
-    from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
-    from dinov3_hf.evaluation.zero_shot_segmentation import evaluate_zero_shot_segmentation
-
-    from .evaluate_data import ignored_class
+    from ..data.columns import find_image_column
+    from .image_text_retrieval import evaluate_retrieval
+    from .rows import ignored_class
+    from .zero_shot import evaluate_zero_shot
+    from .zero_shot_segmentation import evaluate_zero_shot_segmentation
 
     image_column = find_image_column(rows, settings.image_column)
     if task == "image-text-retrieval":
@@ -142,7 +142,7 @@ def read_templates(templates: list[str]) -> list[str] | None:
 
 
 def from_open_clip(function: str) -> list[str]:
-    from dinov3_hf.evaluation import zero_shot
+    from . import zero_shot
 
     try:
         return getattr(zero_shot, function)()
@@ -154,6 +154,6 @@ def mask_names(data: str) -> list[str]:
     """Return what the values of the masks are called: known of the scenes only."""
     if data.split(":")[0] != "scenes":
         raise ValueError("class_names: missing, accepted: the names of the mask's values, in order, from 0")
-    from dinov3_hf.data.scenes import SCENE_CLASSES
+    from ..data.scenes import SCENE_CLASSES
 
     return [BACKGROUND, *SCENE_CLASSES]
