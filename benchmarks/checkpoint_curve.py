@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.evaluation.run import evaluate
-from dinov3_hf.training.monitor import read_metrics
+from dinov3_hf.training.engine.monitor import read_metrics
 
 
 def main() -> None:

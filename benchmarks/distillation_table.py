@@ -21,7 +21,7 @@ from dinov3_hf.evaluation.results import markdown, replace_table
 from dinov3_hf.evaluation.run import evaluate
 from dinov3_hf.recipe import build_recipe
 from dinov3_hf.training.arguments import PretrainRecipe
-from dinov3_hf.training.collate import MASKS
+from dinov3_hf.training.batches.collate import MASKS
 from dinov3_hf.training.distill_arguments import DistillRecipe, parse_student
 from dinov3_hf.training.distillation import Distillation
 from dinov3_hf.training.initialization import build_student

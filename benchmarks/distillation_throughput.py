@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from dinov3_hf import Dinov3Config, Dinov3Model
-from dinov3_hf.training.allocator import keep_freed_memory
 from dinov3_hf.training.arguments import CropArguments, ObjectiveArguments, OptimizationArguments
-from dinov3_hf.training.collate import MASKS
+from dinov3_hf.training.batches.collate import MASKS
 from dinov3_hf.training.distill_arguments import DistillArguments
 from dinov3_hf.training.distillation import Distillation
-from dinov3_hf.training.loop import build_optimizer, clip_gradients, set_rates
+from dinov3_hf.training.engine.allocator import keep_freed_memory
+from dinov3_hf.training.engine.loop import build_optimizer, clip_gradients, set_rates
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.students import HeadedNetwork, new_student, student_config

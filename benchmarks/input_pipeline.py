@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from dinov3_hf.data.pixels import decode_image
 from dinov3_hf.data.scenes import render_scene
 from dinov3_hf.training.arguments import CropArguments
-from dinov3_hf.training.augment import MultiCrop
+from dinov3_hf.training.batches.augment import MultiCrop
 
 
 JITTER_ONLY = {"grayscale_probability": 0.0, "blur_probability": [0.0, 0.0, 0.0], "solarize_probability": 0.0}

@@ -18,11 +18,11 @@ import torch
 
 from dinov3_hf.recipe import build_recipe
 from dinov3_hf.training.arguments import PretrainRecipe
+from dinov3_hf.training.engine.loop import build_optimizer, clip_gradients, set_rates
 from dinov3_hf.training.initialization import build_student
-from dinov3_hf.training.loop import build_optimizer, clip_gradients, set_rates
 from dinov3_hf.training.masking import draw_masks
 from dinov3_hf.training.param_groups import parameter_groups
-from dinov3_hf.training.plan import GIB, make_plan
+from dinov3_hf.training.planning.plan import GIB, make_plan
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.self_distillation import SelfDistillation
 

@@ -17,14 +17,14 @@ import torch
 from torch.nn.functional import linear
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
-from dinov3_hf.training.allocator import keep_freed_memory
 from dinov3_hf.training.arguments import ObjectiveArguments, OptimizationArguments
-from dinov3_hf.training.loop import build_optimizer, clip_gradients, set_rates
+from dinov3_hf.training.engine.allocator import keep_freed_memory
+from dinov3_hf.training.engine.loop import build_optimizer, clip_gradients, set_rates
+from dinov3_hf.training.engine.sharding import blocks
 from dinov3_hf.training.masking import draw_masks
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.self_distillation import SelfDistillation
-from dinov3_hf.training.sharding import blocks
 
 
 GLOBAL_SIZE, LOCAL_SIZE, LOCAL_CROPS = 224, 96, 8

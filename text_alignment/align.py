@@ -26,7 +26,7 @@ def open_sources(data: CaptionArguments) -> list:
 def build_probe(data: CaptionArguments, transform, tokenizer):
     """Read the held-out pairs whose retrieval is measured during training, None where the recipe names none."""
     from dinov3_hf.data.streams import load_source
-    from dinov3_hf.training.pretrain import probe_source
+    from dinov3_hf.training.run import probe_source
 
     from .health import RetrievalProbe
 
@@ -45,11 +45,11 @@ def align(recipe: AlignRecipe):
     from dinov3_hf.data.streams import load_source
     from dinov3_hf.models.processing_dinotxt import DinoTxtProcessor
     from dinov3_hf.provenance import versions, weights_digest
-    from dinov3_hf.training.collate import make_loader
-    from dinov3_hf.training.loop import train
-    from dinov3_hf.training.pretrain import prepare_output
+    from dinov3_hf.training.batches.collate import make_loader
+    from dinov3_hf.training.engine.loop import train
+    from dinov3_hf.training.engine.sharding import build_accelerator
+    from dinov3_hf.training.run import finish, prepare_output
     from dinov3_hf.training.schedules import StepValues, warmup_cosine
-    from dinov3_hf.training.sharding import build_accelerator
 
     from .alignment import TextAlignment
     from .captions import TOKENS, CaptionBatches, ImageTransform
@@ -69,12 +69,16 @@ def align(recipe: AlignRecipe):
     tokenizer = build_tokenizer(towers, sources, data.caption_columns)
     accelerator = build_accelerator(run)
     torch.manual_seed(run.seed)
-    objective = TextAlignment(build_model(towers, backbone, tokenizer), alignment.gram_weight)
+    objective = TextAlignment(
+        build_model(towers, backbone, tokenizer),
+        alignment.gram_weight,
+        None if towers.save_backbone else towers.backbone,
+    )
     processor = DinoTxtProcessor(image_processor, tokenizer)
     mean, std = image_processor.image_mean, image_processor.image_std
     transform = ImageTransform(size, mean, std, data.random_crop_scale)
     probe = build_probe(data, transform, tokenizer)
-    output_dir = prepare_output(recipe) if accelerator.is_main_process else Path(run.output_dir)
+    output_dir = prepare_output(recipe, accelerator)
     if data.cache_features is not None:
         about = {
             "backbone": weights_digest(backbone),
@@ -132,7 +136,7 @@ def align(recipe: AlignRecipe):
     )
 
     def export(directory: Path, state: dict, metrics: dict) -> None:
-        objective.export(directory, None if towers.save_backbone else towers.backbone)
+        objective.export(directory)
         if accelerator.is_main_process:
             processor.save_pretrained(directory)
             write_model_card(directory, recipe.as_flat_dict(), state, metrics, versions(), tokenizer.known_words)
@@ -149,11 +153,7 @@ def align(recipe: AlignRecipe):
         export,
         None if probe is None else lambda: probe(objective.model),
     )
-    accelerator.print(f"{result.steps} steps; {result.images_read} pairs read, {result.bad_images} of them left out")
-    if result.finished:
-        accelerator.print(f"model: {output_dir / 'model'}")
-    accelerator.end_training()
-    return result
+    return finish(accelerator, result, [output_dir / "model"], "pairs", "left out")
 
 
 if __name__ == "__main__":

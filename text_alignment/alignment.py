@@ -10,39 +10,31 @@ from torch import nn
 from dinov3_hf.checkpoints.weights import gather
 from dinov3_hf.models.modeling_dinotxt import MAX_LOGIT_SCALE, DinoTxtModel
 from dinov3_hf.training.losses import gram_loss
-from dinov3_hf.training.self_distillation import ObjectiveOutput, local
+from dinov3_hf.training.objective import Objective, ObjectiveOutput, local
 
 from .contrastive import contrastive_loss
 
 
-class TextAlignment(nn.Module):
+class TextAlignment(Objective):
     """A `DinoTxtModel` whose backbone is frozen, and the contrastive loss, with a Gram loss on patches if asked.
 
-    `process_group` is None on one process; the loop sets it where the global batch spans several.
+    An exported model holds its backbone, or by `backbone` names the folder or hub id where it is.
     """
 
     shown_metrics = ("contrastive", "gram", "batch_accuracy")
 
-    def __init__(self, model: DinoTxtModel, gram_weight: float = 0.0):
+    def __init__(self, model: DinoTxtModel, gram_weight: float = 0.0, backbone: str | None = None):
         super().__init__()
-        self.model, self.gram_weight = model, gram_weight
+        self.model, self.gram_weight, self.backbone = model, gram_weight, backbone
         self.model.vision_model.requires_grad_(False).eval()
-        self.process_group = None
-
-    def train(self, mode: bool = True) -> "TextAlignment":
-        super().train(mode)
-        self.model.vision_model.eval()
-        return self
 
     def networks(self) -> dict[str, nn.Module]:
         """Return what is trained; the frozen backbone inside has no gradients to clip."""
         return {"dinotxt": self.model}
 
     def frozen_networks(self) -> dict[str, nn.Module]:
+        """Return the backbone, which is a part of the model."""
         return {"backbone": self.model.vision_model}
-
-    def before_step(self, step: int) -> None:
-        """Nothing is prepared."""
 
     @torch.no_grad()
     def after_step(self, step: int, values: Mapping[str, float]) -> None:
@@ -63,8 +55,9 @@ class TextAlignment(nn.Module):
             loss = loss + self.gram_weight * metrics["gram"]
         return ObjectiveOutput(loss, {name: value.detach().float() for name, value in metrics.items()})
 
-    def export(self, directory: Path, backbone: str | None = None) -> None:
-        """Write the model as transformers does; with `backbone` its backbone is named instead of saved inside."""
+    def export(self, directory: Path) -> Path:
+        """Write the model as transformers does; the first process writes, all must call."""
         tensors = gather(self.model)
         if not dist.is_initialized() or dist.get_rank() == 0:
-            self.model.save_pretrained(directory, backbone=backbone, state_dict=tensors)
+            self.model.save_pretrained(directory, backbone=self.backbone, state_dict=tensors)
+        return Path(directory)

@@ -7,8 +7,8 @@ from torch.nn.functional import interpolate
 from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.columns import find_image_column
 from dinov3_hf.data.pixels import decode_image
-from dinov3_hf.training.augment import draw_box
-from dinov3_hf.training.collate import StreamBatches
+from dinov3_hf.training.batches.augment import draw_box
+from dinov3_hf.training.batches.collate import StreamBatches
 
 from .arguments import CaptionArguments
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from dinov3_hf.provenance import versions
 
 from .distill_arguments import DistillRecipe
-from .pretrain import build_probe, open_sources, prepare_output
+from .run import build_probe, crop_processor, finish, open_sources, prepare_output
 
 
 class StudentAlarms:
@@ -53,7 +53,7 @@ def check_batches(recipe: DistillRecipe, processes: int) -> list[list[int]] | No
     """Return the ranks of each student's processes, None without groups; refuse what cannot be shared out evenly."""
     from dinov3_hf.recipe import require
 
-    from .regroup import ranks_of
+    from .batches.regroup import ranks_of
 
     sizes, batch = recipe.distillation.group_sizes, recipe.optimization.batch_size * processes
     good = not sizes or sum(sizes) == processes
@@ -70,17 +70,15 @@ def check_batches(recipe: DistillRecipe, processes: int) -> list[list[int]] | No
 def distill(recipe: DistillRecipe):
     """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
     import torch
-    from accelerate.utils import gather_object
-    from transformers import DINOv3ViTImageProcessor
 
-    from .collate import DistillationBatches, make_loader
+    from .batches.collate import DistillationBatches, make_loader
     from .distillation import Distillation
+    from .engine.loop import train
+    from .engine.sharding import build_accelerator
     from .health import CollapseAlarm
-    from .loop import train
     from .model_card import write_model_card
     from .param_groups import parameter_groups
     from .schedules import Schedules
-    from .sharding import build_accelerator
     from .students import HeadedNetwork, load_teacher, load_weights, new_student, student_config
 
     distillation, data, crops = recipe.distillation, recipe.data, recipe.crops
@@ -120,14 +118,12 @@ def distill(recipe: DistillRecipe):
     probe = build_probe(data, crops)
 
     def measure() -> dict[str, float]:
-        found = {f"{name}/{key}": value for name in students for key, value in probe(objective.ema(name)).items()}
-        return {key: value for part in gather_object([found]) for key, value in part.items()}
+        return {f"{name}/{key}": value for name in students for key, value in probe(objective.ema(name)).items()}
 
     prototypes = heads.dino_head_num_prototypes if heads is not None else teacher.config.hidden_size
     alarm_of = (prototypes, 2 * global_batch, optimization.lr_warmup_steps)
     alarms = StudentAlarms({name: CollapseAlarm(*alarm_of) for name in configs})
-    output_dir = prepare_output(recipe) if accelerator.is_main_process else Path(run.output_dir)
-    accelerator.wait_for_everyone()
+    output_dir = prepare_output(recipe, accelerator)
     for index, (name, skeleton) in enumerate(skeletons.items()):
         where = "" if groups is None else f" on {len(groups[index])} processes"
         accelerator.print(
@@ -138,8 +134,7 @@ def distill(recipe: DistillRecipe):
         f"{'its prototypes' if heads else 'its features'}; {optimization.steps} steps of {global_batch} images; peak learning rate "
         f"{schedules.values['lr'].max():.3g} after lr_scaling"
     )
-    side, mean, std = crops.global_crop_size, crops.image_mean, crops.image_std
-    processor = DINOv3ViTImageProcessor(size={"height": side, "width": side}, image_mean=mean, image_std=std)
+    processor = crop_processor(crops)
     shown = recipe.as_flat_dict() | {"students": [f"{spec.name}={Path(spec.source).name}" for spec in specs]}
 
     def export(directory: Path, state: dict, metrics: dict) -> None:
@@ -166,13 +161,7 @@ def distill(recipe: DistillRecipe):
         None if probe is None else measure,
         alarms,
     )
-    accelerator.print(
-        f"{result.steps} steps; {result.images_read} images read, {result.bad_images} of them could not be decoded"
-    )
-    if result.finished:
-        accelerator.print("models: " + ", ".join(str(output_dir / "model" / name) for name in configs))
-    accelerator.end_training()
-    return result
+    return finish(accelerator, result, [output_dir / "model" / name for name in configs])
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from dinov3_hf.checkpoints import export
 from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 from .arguments import ObjectiveArguments
-from .collate import MASKS
+from .batches.collate import MASKS
+from .batches.regroup import Regroup, slices_of
 from .losses import sinkhorn_knopp
-from .regroup import Regroup, slices_of
-from .self_distillation import ObjectiveOutput, local, mask_weights, mean_koleo, prototype_losses
+from .objective import Objective, ObjectiveOutput, local
+from .self_distillation import mask_weights, mean_koleo, prototype_losses
 from .students import HeadedNetwork
 
 
@@ -26,7 +27,7 @@ from .students import HeadedNetwork
 STUDENT, EMA = "student_", "ema_"
 
 
-class Distillation(nn.Module):
+class Distillation(Objective):
     """A frozen teacher, and for every student it trains here, the student and its moving average (DINOv3, section 5.2).
 
     Full mode: the teacher's prototypes are the targets, as in pretraining, but the student sees whole crops; the patch
@@ -35,12 +36,8 @@ class Distillation(nn.Module):
     the others.
 
     With `groups` (ranks of each student's processes, in the order of `skeletons`) a process has one student; each group
-    sees the whole global batch. `skeletons` has every student of the run, on the meta device. `process_group` and
-    `group` (all processes, and those of this process's students) are set by the loop, None on one process.
+    sees the whole global batch. `skeletons` has every student of the run, on the meta device.
     """
-
-    # Networks that span all processes, whatever the groups.
-    shared = ("teacher",)
 
     def __init__(
         self,
@@ -61,7 +58,6 @@ class Distillation(nn.Module):
             ema = copy.deepcopy(student).requires_grad_(False).eval()
             ema.backbone.rope_augmentation = None
             self.add_module(EMA + name, ema)
-        self.process_group, self.group = None, None
         # The teacher is read again from where it lies: a checkpoint holds what the run made.
         self.register_state_dict_post_hook(_without_teacher)
 
@@ -77,26 +73,26 @@ class Distillation(nn.Module):
         """Return the student's moving average, which is what is measured and exported."""
         return self.get_submodule(EMA + name)
 
-    def train(self, mode: bool = True) -> "Distillation":
-        super().train(mode)
-        for network in self.frozen_networks().values():
-            network.eval()
-        return self
-
     def networks(self) -> dict[str, nn.Module]:
         """Return what is trained, each part of each student clipped by itself."""
         parts = ("backbone", "dino_head", "ibot_head")
         return {f"{name}/{part}": getattr(self.student(name), part) for name in self.names for part in parts}
 
     def frozen_networks(self) -> dict[str, nn.Module]:
+        """Return the teacher and the averages."""
         return {"teacher": self.teacher} | {EMA + name: self.ema(name) for name in self.names}
+
+    def process_groups(self) -> list[list[int]] | None:
+        """Return the ranks of each student's processes."""
+        return self.groups
+
+    def spanning_networks(self) -> tuple[str, ...]:
+        """Return the teacher: its one look at a batch is everybody's."""
+        return ("teacher",)
 
     def part_of(self, name: str) -> str:
         """Return the student that a tensor of this name belongs to: each has a part of the checkpoint to itself."""
         return name.partition(".")[0].partition("_")[2]
-
-    def before_step(self, step: int) -> None:
-        """Nothing is prepared."""
 
     @torch.no_grad()
     def after_step(self, step: int, values: Mapping[str, float]) -> None:
@@ -121,14 +117,25 @@ class Distillation(nn.Module):
         return image.view_as(output.dino_logits_global), rows
 
     def forward(self, batch: Mapping[str, torch.Tensor], values: Mapping[str, float]) -> ObjectiveOutput:
-        """Compute the sum of the losses of this process's students.
+        """Compute the sum of the losses of this process's students; see `student_losses`."""
+        masks = masks_of(batch)
+        targets = self.targets(batch["global_crops"], masks, values["teacher_temperature"])
+        return self.student_losses(batch, values, *targets)
+
+    def student_losses(
+        self,
+        batch: Mapping[str, torch.Tensor],
+        values: Mapping[str, float],
+        image_targets: torch.Tensor,
+        patch_targets: Mapping[int, torch.Tensor],
+    ) -> ObjectiveOutput:
+        """Compute the sum of the losses of this process's students with the teacher's targets of the batch.
 
         `batch`: global_crops [G, B, 3, H, W], local_crops [L, B, 3, h, w] (absent without local crops), masks_S
         [G, B, P_S] for every patch size S of a student; `values`: teacher_temperature and local_weight of this step.
         """
         global_crops, local_crops = batch["global_crops"], batch.get("local_crops")
-        masks = {int(name.removeprefix(MASKS)): mask for name, mask in batch.items() if name.startswith(MASKS)}
-        image_targets, patch_targets = self.targets(global_crops, masks, values["teacher_temperature"])
+        masks = masks_of(batch)
         if self.groups is not None:
             slices = slices_of(self.groups, global_crops.shape[1] * dist.get_world_size(self.process_group))
             regroup = Regroup(slices, self.process_group)
@@ -209,6 +216,11 @@ class Distillation(nn.Module):
             if is_first:
                 export(with_tensors(skeleton, tensors, self.feature_loss is None), Path(directory) / name)
         return [Path(directory) / name for name in self.skeletons]
+
+
+def masks_of(batch: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Return the masks of a batch by the patch size that they are for."""
+    return {int(name.removeprefix(MASKS)): mask for name, mask in batch.items() if name.startswith(MASKS)}
 
 
 def with_tensors(skeleton: HeadedNetwork, tensors: dict[str, torch.Tensor], with_heads: bool) -> nn.Module:

@@ -2,13 +2,11 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from dinov3_hf.checkpoints import export
 from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
@@ -16,19 +14,7 @@ from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 from .arguments import GramArguments, ObjectiveArguments
 from .health import assignment_entropy, prototype_usage
 from .losses import dino_loss, gram_loss, ibot_loss, koleo_loss, resize_patches, sinkhorn_knopp
-
-
-def local(parameter: torch.Tensor) -> torch.Tensor:
-    """Return this process's shard of a sharded parameter, or the parameter."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
-@dataclass
-class ObjectiveOutput:
-    """The loss to minimise and its unweighted parts, fp32 scalars."""
-
-    loss: torch.Tensor
-    metrics: dict[str, torch.Tensor]
+from .objective import Objective, ObjectiveOutput, local
 
 
 def prototype_losses(
@@ -86,11 +72,11 @@ def mean_koleo(
     return torch.stack([koleo_loss(crop, arguments.koleo_topk, size, group) for crop in cls_tokens]).mean()
 
 
-class SelfDistillation(nn.Module):
+class SelfDistillation(Objective):
     """Student, EMA teacher, Gram teacher, and the weighted sum of image loss, patch loss, KoLeo and Gram loss.
 
     `gram_teacher` is needed where `gram` says "checkpoint" or "ema_copy" (its weights are then overwritten at
-    gram_start_step). `process_group` is None on one process; the loop sets it where the global batch spans several.
+    gram_start_step).
     """
 
     shown_metrics = ("dino_global", "dino_local", "ibot", "koleo", "gram")
@@ -115,13 +101,6 @@ class SelfDistillation(nn.Module):
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.teacher.dinov3.rope_augmentation = None
-        self.process_group = None
-
-    def train(self, mode: bool = True) -> "SelfDistillation":
-        super().train(mode)
-        for network in self.frozen_networks().values():
-            network.eval()
-        return self
 
     def networks(self) -> dict[str, nn.Module]:
         """Return what is trained, each clipped by itself."""
@@ -216,6 +195,6 @@ class SelfDistillation(nn.Module):
             student_patches.flatten(0, 1), teacher_patches, gram.gram_normalize, gram.gram_per_image, gram.gram_clamp
         )
 
-    def export(self, directory: Path) -> None:
+    def export(self, directory: Path) -> Path:
         """Write the teacher as a stock `dinov3_vit` directory, its heads beside it."""
-        export(self.teacher, directory, layout="transformers")
+        return export(self.teacher, directory, layout="transformers")

@@ -7,6 +7,7 @@ import os
 import sys
 
 from ._version import __version__
+from .errors import Failed
 
 
 VERBS = {
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return its exit code: 0 done, 2 refused input, 130 interrupted."""
+    """Run one verb and return its exit code: 0 done, 2 refused input, 3 broken off, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = build_parser()
     if not argv or argv[0].startswith("-"):
@@ -74,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         message = " ".join(str(error).split())
         print(f"dinov3 {verb}: error: {message}", file=sys.stderr)
         return 2
+    except Failed as error:
+        print(f"dinov3 {verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 3
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("dinov3_hf"):
             raise

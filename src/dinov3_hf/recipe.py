@@ -227,7 +227,7 @@ def recipe_from_flags(arguments, recipe_class: type):
             # A path or hub id stays the text it is: YAML would read `10` or `no` as something else.
             is_text = str in _alternatives(hints[name]) and text != "null"
             parsed[name] = text if is_text else yaml.safe_load(text)
-    return build_recipe(arguments.config, recipe_class, **parsed)
+    return build_recipe(recipe_class, arguments.config, **parsed)
 
 
 def check_run_folder(folder: Path, recipe: Recipe, may_change: Collection[str] = ()) -> bool:

@@ -17,7 +17,7 @@ from PIL import Image
 from dinov3_hf.data.pixels import BadImage, decode_image
 from dinov3_hf.data.streams import RowStream, StreamError, load_source
 from dinov3_hf.training.arguments import CropArguments, DataArguments
-from dinov3_hf.training.collate import TrainingBatches
+from dinov3_hf.training.batches.collate import TrainingBatches
 
 
 GOOD = 1000

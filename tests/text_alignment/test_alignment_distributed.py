@@ -13,7 +13,7 @@ from dinov3_hf import DinoTxtModel, Dinov3Config, Dinov3Model
 from dinov3_hf.text_alignment.alignment import TextAlignment
 from dinov3_hf.text_alignment.arguments import AlignmentArguments
 from dinov3_hf.training.arguments import RunArguments
-from dinov3_hf.training.loop import train
+from dinov3_hf.training.engine.loop import train
 from dinov3_hf.training.schedules import StepValues, warmup_cosine
 
 

@@ -20,12 +20,12 @@ from torch.distributed.tensor import DTensor
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
 from dinov3_hf.training.arguments import CropArguments, ObjectiveArguments, OptimizationArguments, RunArguments
-from dinov3_hf.training.checkpointing import Checkpoints, list_checkpoints
+from dinov3_hf.training.batches.regroup import Regroup, ranks_of, slices_of
 from dinov3_hf.training.distill_arguments import DistillArguments
 from dinov3_hf.training.distillation import Distillation
-from dinov3_hf.training.loop import LostProcess, name_lost_process, train
+from dinov3_hf.training.engine.checkpointing import Checkpoints, list_checkpoints
+from dinov3_hf.training.engine.loop import LostProcess, name_lost_process, train
 from dinov3_hf.training.param_groups import parameter_groups
-from dinov3_hf.training.regroup import Regroup, ranks_of, slices_of
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.students import HeadedNetwork, new_student, student_config
 

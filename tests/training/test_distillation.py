@@ -11,7 +11,7 @@ from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
 from dinov3_hf.training.arguments import CropArguments, ObjectiveArguments
 from dinov3_hf.training.distill_arguments import DistillArguments, parse_student
 from dinov3_hf.training.distillation import Distillation
-from dinov3_hf.training.loop import build_optimizer, clip_gradients, set_rates
+from dinov3_hf.training.engine.loop import build_optimizer, clip_gradients, set_rates
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.students import HeadedNetwork, load_weights, new_student, student_config
 

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import export, load_pretraining
 from dinov3_hf.training.arguments import CropArguments, GramArguments, ModelArguments, ObjectiveArguments
+from dinov3_hf.training.engine.loop import build_optimizer, set_rates
 from dinov3_hf.training.initialization import build_gram_teacher, build_student
-from dinov3_hf.training.loop import build_optimizer, set_rates
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.self_distillation import SelfDistillation
 

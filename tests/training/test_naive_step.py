@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import load_meta
 from dinov3_hf.training.arguments import GramArguments, ObjectiveArguments, OptimizationArguments, RunArguments
-from dinov3_hf.training.loop import build_optimizer, clip_gradients, set_rates, train
+from dinov3_hf.training.engine.loop import build_optimizer, clip_gradients, set_rates, train
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.self_distillation import SelfDistillation

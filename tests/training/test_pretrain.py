@@ -76,7 +76,7 @@ def test_stock_transformers_reads_the_teacher(finished):
 
 
 def test_exported_weights_are_the_teachers(finished):
-    from dinov3_hf.training.checkpointing import TENSORS, list_checkpoints
+    from dinov3_hf.training.engine.checkpointing import TENSORS, list_checkpoints
 
     (file,) = (list_checkpoints(finished)[-1] / TENSORS).glob("*.safetensors")
     state = {name.removeprefix("objective."): tensor for name, tensor in load_file(file).items()}

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
 from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 from dinov3_hf.training.arguments import ObjectiveArguments
-from dinov3_hf.training.loop import build_optimizer, clip_gradients, set_rates
+from dinov3_hf.training.engine.loop import build_optimizer, clip_gradients, set_rates
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.self_distillation import SelfDistillation
 
@@ -193,7 +193,7 @@ def share(rank, port, folder):
     results = {}
     for name, group in (("joint", dist.group.WORLD), ("apart", None)):
         objective = make(koleo_distributed=True)
-        objective.process_group = group
+        objective.join(group, group)
         output = objective(batch, VALUES)
         output.loss.backward()
         for parameter in objective.student.parameters():

@@ -1,7 +1,6 @@
 """`dinov3 distill`: train small students from one fixed teacher."""
 
 import argparse
-import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     recipe = recipe_from_flags(arguments, DistillRecipe)
     if arguments.plan:
-        from dinov3_hf.training.distill_plan import format_plan, make_plan
+        from dinov3_hf.training.planning.distill_plan import format_plan, make_plan
 
         print(format_plan(make_plan(recipe, 1 if arguments.processes is None else arguments.processes)))
         return 0
@@ -31,10 +30,5 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"processes: got {arguments.processes}, accepted: only with --plan")
 
     from dinov3_hf.training.distill import distill
-    from dinov3_hf.training.loop import LostProcess
 
-    try:
-        return 0 if distill(recipe).finished else 130
-    except LostProcess as error:
-        print(f"dinov3 distill: error: {error}", file=sys.stderr)
-        return 3
+    return 0 if distill(recipe).finished else 130

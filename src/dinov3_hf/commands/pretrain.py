@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dinov3_hf.training.arguments import PretrainRecipe
 
     if arguments.plan:
-        from dinov3_hf.training.plan import format_plan, make_plan
+        from dinov3_hf.training.planning.plan import format_plan, make_plan
 
         processes = 1 if arguments.processes is None else arguments.processes
         print(format_plan(make_plan(recipe_from_flags(arguments, PretrainRecipe), processes, arguments.device_memory)))

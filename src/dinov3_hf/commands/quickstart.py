@@ -79,7 +79,7 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
 
     from dinov3_hf.evaluation.features import untrained_twin
     from dinov3_hf.evaluation.results import format_table, write_results
-    from dinov3_hf.training.monitor import read_metrics
+    from dinov3_hf.training.engine.monitor import read_metrics
     from dinov3_hf.visualization.report import Curve, Pictures, compare, verdict, write_report
 
     from ..evaluation.run import evaluate, load_model

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from dinov3_hf.training.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ FLAGS = [
 def train(folder, output, seen):
     """Run to the end in a process of its own, writing down which image filled which place of which step."""
     from dinov3_hf.cli import main
-    from dinov3_hf.training import collate
+    from dinov3_hf.training.batches import collate
 
     torch.set_num_threads(1)
     names, decode, make = [], collate.decode_image, collate.TrainingBatches.make_batch
@@ -69,7 +69,7 @@ def test_killed_twenty_times(tmp_path):
         pixels = np.random.default_rng(index).integers(0, 256, (40, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:03d}.png")
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["dinov3_hf.training.pretrain", "dinov3_hf.training.loop", "datasets"])
+    context.set_forkserver_preload(["dinov3_hf.training.pretrain", "dinov3_hf.training.engine.loop", "datasets"])
 
     def start(name):
         process = context.Process(target=train, args=(folder, tmp_path / name, tmp_path / f"{name}.seen"))

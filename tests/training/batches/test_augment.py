@@ -6,9 +6,9 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from dinov3_hf.training import augment
 from dinov3_hf.training.arguments import CropArguments
-from dinov3_hf.training.augment import CropDraw, MultiCrop, augment_colors, resized_crop
+from dinov3_hf.training.batches import augment
+from dinov3_hf.training.batches.augment import CropDraw, MultiCrop, augment_colors, resized_crop
 
 
 COUNT = 6

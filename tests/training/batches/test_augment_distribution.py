@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from dinov3_hf.data.pixels import decode_image
 from dinov3_hf.data.scenes import render_scene
 from dinov3_hf.training.arguments import CropArguments
-from dinov3_hf.training.augment import MultiCrop, draw_box, draw_crop
+from dinov3_hf.training.batches.augment import MultiCrop, draw_box, draw_crop
 
 
 GLOBAL_SIZE, LOCAL_SIZE = 48, 24

@@ -15,17 +15,8 @@ from dinov3_hf.cli import main
 from dinov3_hf.recipe import build_recipe
 from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.masking import draw_masks
-from dinov3_hf.training.plan import (
-    KG_CO2_PER_KWH,
-    PUE,
-    WATTS,
-    Stage,
-    build_networks,
-    fake_tensors,
-    format_plan,
-    fullest,
-    make_plan,
-)
+from dinov3_hf.training.planning.plan import KG_CO2_PER_KWH, PUE, WATTS, format_plan, fullest, make_plan
+from dinov3_hf.training.planning.rehearsal import Stage, build_networks, fake_tensors
 from dinov3_hf.training.schedules import Schedules
 
 

@@ -14,8 +14,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dinov3_hf.recipe import require
 
+from ..arguments import RunArguments
+from ..objective import Objective
 from .allocator import keep_freed_memory
-from .arguments import RunArguments
 from .float8 import check_float8, convert_to_float8
 
 
@@ -60,14 +61,12 @@ def build_accelerator(run: RunArguments) -> Accelerator:
 
 
 def distribute(
-    objective: nn.Module, accelerator: Accelerator, activation_checkpointing: bool = False, float8: bool = False
+    objective: Objective, accelerator: Accelerator, activation_checkpointing: bool = False, float8: bool = False
 ) -> nn.Module:
     """Put an objective's networks on the device, over all processes; returns the module to call for the loss.
 
-    Every direct child of the objective is a network that is entered through its own `__call__`: under FSDP2 its blocks
-    are sharded one by one, then the network. An objective may divide its networks among groups of processes: `groups`
-    has the ranks of each, `shared` the names of children that span all processes all the same. Trained networks recompute
-    their blocks' activations when asked; all blocks are compiled one by one if the launch configuration names a dynamo
+    Under FSDP2 every network's blocks are sharded one by one, then the network, over the processes that train it, or over
+    all where the objective says that it spans them. Trained networks recompute their blocks' activations when asked; all blocks are compiled one by one if the launch configuration names a dynamo
     backend. Build optimizers afterwards.
     """
     if float8:
@@ -87,8 +86,7 @@ def distribute(
             block.compile(**kwargs)
     if accelerator.num_processes == 1:
         return objective.to(accelerator.device)
-    objective.process_group = dist.group.WORLD
-    objective.group = create_group(objective)
+    objective.join(dist.group.WORLD, create_group(objective))
     if plugin is not None:
         shard(objective, accelerator, plugin)
         return objective
@@ -99,22 +97,22 @@ def distribute(
     return DistributedDataParallel(objective, device_ids=devices, process_group=objective.group, **options)
 
 
-def create_group(objective: nn.Module) -> dist.ProcessGroup:
-    """Return the processes that train the same networks as this one: its group if the objective has `groups`, else all.
+def create_group(objective: Objective) -> dist.ProcessGroup:
+    """Return the processes that train the same networks as this one: its group if the objective has groups, else all.
 
     Every process must call it: process groups are created by all together.
     """
-    groups = getattr(objective, "groups", None)
+    groups = objective.process_groups()
     return dist.group.WORLD if groups is None else dist.new_subgroups_by_enumeration(groups)[0]
 
 
-def place_in_group(objective: nn.Module) -> tuple[int, int]:
+def place_in_group(objective: Objective) -> tuple[int, int]:
     """Return this process's rank among those that train the same networks, and their number."""
-    group = getattr(objective, "group", None)
+    group = objective.group
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
 
-def shard(objective: nn.Module, accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+def shard(objective: Objective, accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
     """Shard every network of an objective block by block (FSDP2), students and teachers alike."""
     device = accelerator.device.type
     parallelism = getattr(accelerator, "parallelism_config", None)
@@ -124,7 +122,7 @@ def shard(objective: nn.Module, accelerator: Accelerator, plugin: FullyShardedDa
         mesh = init_device_mesh(device, sizes, mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh(device, (accelerator.num_processes,))
-    own_mesh, shared = mesh, getattr(objective, "shared", ())
+    own_mesh, spanning = mesh, objective.spanning_networks()
     if objective.group is not dist.group.WORLD:
         own_mesh = DeviceMesh.from_group(objective.group, device)
     # Weights are gathered in the compute precision; gradients are summed in fp32 (Accelerate's own policy sums in bf16).
@@ -135,7 +133,7 @@ def shard(objective: nn.Module, accelerator: Accelerator, plugin: FullyShardedDa
         # What stays whole after a forward without backward (a teacher's) would break the moving average.
         is_trained = any(parameter.requires_grad for parameter in network.parameters())
         reshard = bool(plugin.reshard_after_forward) or not is_trained
-        placed = mesh if name in shared else own_mesh
+        placed = mesh if name in spanning else own_mesh
         options = {"mesh": placed, "mp_policy": policy, "offload_policy": offload, "reshard_after_forward": reshard}
         for module in [*blocks(network), network]:
             fully_shard(module, **options)
@@ -144,7 +142,7 @@ def shard(objective: nn.Module, accelerator: Accelerator, plugin: FullyShardedDa
             buffer.data = buffer.data.to(accelerator.device)
 
 
-def set_gradient_sync(module: nn.Module, objective: nn.Module, sync: bool) -> None:
+def set_gradient_sync(module: nn.Module, objective: Objective, sync: bool) -> None:
     """Say whether the next backward passes sum gradients over processes (all but the last of an accumulation do not)."""
     if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = sync

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dinov3_hf.training.losses import gram_loss, resize_patches
 
 
-GOLDEN = Path(__file__).parents[1] / "data" / "gram.safetensors"
+GOLDEN = Path(__file__).parents[2] / "data" / "gram.safetensors"
 CLAMPS = {None: "none", "both": "remove_neg", "teacher": "remove_only_teacher_neg"}
 
 

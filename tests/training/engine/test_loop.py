@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from dinov3_hf.training.arguments import OptimizationArguments, RunArguments
-from dinov3_hf.training.checkpointing import list_checkpoints
-from dinov3_hf.training.loop import NonFiniteLoss, set_rates, train
+from dinov3_hf.training.engine.checkpointing import list_checkpoints
+from dinov3_hf.training.engine.loop import NonFiniteLoss, set_rates, train
 
 
 class Line(torch.nn.Module):

@@ -12,7 +12,7 @@ from dinov3_hf.cli import main
 from dinov3_hf.recipe import build_recipe, fields_of, folder_of
 from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.distill_arguments import DistillRecipe
-from dinov3_hf.training.distill_plan import DistillPlan, apportion, format_plan
+from dinov3_hf.training.planning.distill_plan import DistillPlan, apportion, format_plan
 
 
 VIT = "vits16:patch_size=8,hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,layerscale_value=0.5"

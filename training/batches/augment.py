@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .arguments import CropArguments
+from ..arguments import CropArguments
 
 
 WHITE = 255.0

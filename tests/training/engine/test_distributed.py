@@ -16,11 +16,11 @@ from torch.distributed.tensor import DTensor
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.training.arguments import GramArguments, ObjectiveArguments, OptimizationArguments, RunArguments
-from dinov3_hf.training.loop import train
+from dinov3_hf.training.engine.loop import train
+from dinov3_hf.training.engine.sharding import blocks
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.self_distillation import SelfDistillation
-from dinov3_hf.training.sharding import blocks
 
 
 STEPS, GLOBAL_BATCH, PATCHES = 10, 8, 9

@@ -6,9 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from dinov3_hf.training import checkpointing
 from dinov3_hf.training.arguments import RunArguments
-from dinov3_hf.training.checkpointing import Checkpoints, list_checkpoints
+from dinov3_hf.training.engine import checkpointing
+from dinov3_hf.training.engine.checkpointing import Checkpoints, list_checkpoints
 
 
 class Loader:

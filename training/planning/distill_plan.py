@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from .arguments import CropArguments
-from .collate import MASKS
-from .distill_arguments import DistillRecipe
-from .loop import build_optimizer, clip_gradients, set_rates
-from .param_groups import parameter_groups
-from .schedules import Schedules
-from .sharding import compute_precision
-from .students import load_teacher, load_weights, new_student, student_config
+from ..arguments import CropArguments
+from ..batches.collate import MASKS
+from ..distill_arguments import DistillRecipe
+from ..engine.loop import build_optimizer, clip_gradients, set_rates
+from ..engine.sharding import compute_precision
+from ..param_groups import parameter_groups
+from ..schedules import Schedules
+from ..students import load_teacher, load_weights, new_student, student_config
 
 
 STEPS = 3
@@ -63,7 +63,7 @@ def apportion(costs: list[float], processes: int, global_batch: int) -> list[int
 
 def make_plan(recipe: DistillRecipe, processes: int) -> DistillPlan:
     """Measure a few steps on this machine's first device; raises ValueError for fewer processes than students."""
-    from .distillation import Distillation
+    from ..distillation import Distillation, masks_of
 
     arguments, crops, optimization = recipe.distillation, recipe.crops, recipe.optimization
     specs = arguments.specs()
@@ -80,10 +80,10 @@ def make_plan(recipe: DistillRecipe, processes: int) -> DistillPlan:
         crops, optimization.batch_size, {config.patch_size for config in configs.values()}, heads is not None
     )
     batch = {name: value.to(device) for name, value in batch.items()}
-    masks = {int(name.removeprefix(MASKS)): mask for name, mask in batch.items() if name.startswith(MASKS)}
+    look = (batch["global_crops"], masks_of(batch), values["teacher_temperature"])
     with torch.autocast(device, torch.bfloat16, enabled=precision != "no"):
-        seconds = {"": measure(lambda: objective.targets(batch["global_crops"], masks, values["teacher_temperature"]))}
-    targets = None
+        teacher_seconds, targets = measure(lambda: objective.targets(*look)), objective.targets(*look)
+    seconds = {}
     for spec in specs:
         student = new_student(spec.name, configs[spec.name], arguments, teacher, heads, recipe.run.seed)
         load_weights(student, spec)
@@ -92,13 +92,10 @@ def make_plan(recipe: DistillRecipe, processes: int) -> DistillPlan:
         alone = Distillation(teacher, {spec.name: student}, recipe.objective, feature_loss).to(device).train()
         optimizer = build_optimizer(parameter_groups(student, 0.9, 1.0), optimization.adam_betas)
         set_rates(optimizer, values)
-        with torch.autocast(device, torch.bfloat16, enabled=precision != "no"):
-            targets = targets or objective.targets(batch["global_crops"], masks, values["teacher_temperature"])
-        alone.targets = lambda *call, targets=targets: targets
 
         def step(alone=alone, optimizer=optimizer) -> None:
             with torch.autocast(device, torch.bfloat16, enabled=precision != "no"):
-                loss = alone(batch, values).loss
+                loss = alone.student_losses(batch, values, *targets).loss
             loss.backward()
             clip_gradients(alone.networks(), optimization.clip_grad_norm)
             optimizer.step()
@@ -106,7 +103,6 @@ def make_plan(recipe: DistillRecipe, processes: int) -> DistillPlan:
             alone.after_step(0, values)
 
         seconds[spec.name] = measure(step)
-    teacher_seconds = seconds.pop("")
     sizes = None
     if len(specs) <= processes:
         sizes = apportion(list(seconds.values()), processes, optimization.batch_size * processes)

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from dinov3_hf import Dinov3Config, Dinov3Model
-from dinov3_hf.training.float8 import check_float8, convert_to_float8
-from dinov3_hf.training.sharding import blocks, compute_precision
+from dinov3_hf.training.engine.float8 import check_float8, convert_to_float8
+from dinov3_hf.training.engine.sharding import blocks, compute_precision
 
 
 def test_fp8_is_refused_in_one_line_where_it_cannot_run(monkeypatch):

@@ -14,9 +14,9 @@ from dinov3_hf.data.mixing import MixedRows
 from dinov3_hf.data.pixels import BadImage, decode_image
 from dinov3_hf.data.streams import StreamError
 
-from .arguments import CropArguments, DataArguments, GramArguments
+from ..arguments import CropArguments, DataArguments, GramArguments
+from ..masking import draw_masks
 from .augment import MultiCrop
-from .masking import draw_masks
 
 
 # Streams of random numbers of crops and of crop sizes, apart from those of masks under the same seed.

@@ -13,7 +13,8 @@ import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from .arguments import RunArguments
+from ..arguments import RunArguments
+from ..objective import Objective
 from .sharding import place_in_group
 
 
@@ -33,7 +34,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted(path for path in found if (path / STATE_FILE).is_file())
 
 
-def checkpoint_tensors(objective: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict:
+def checkpoint_tensors(objective: Objective, optimizer: torch.optim.AdamW) -> dict:
     """Return every tensor of a run by name: networks, and AdamW's moments, allocated where no step was taken yet.
 
     These are the run's own tensors (shards of them where a network is sharded): reading into them restores the run.
@@ -51,11 +52,11 @@ def checkpoint_tensors(objective: torch.nn.Module, optimizer: torch.optim.AdamW)
     return {name: tensor.view(1) if tensor.ndim == 0 else tensor for name, tensor in tensors.items()}
 
 
-def checkpoint_parts(objective: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, dict]:
+def checkpoint_parts(objective: Objective, optimizer: torch.optim.AdamW) -> dict[str, dict]:
     """Return the tensors of a run by part, each a folder of its own: one without a name, or those of `part_of`."""
-    part_of, parts = getattr(objective, "part_of", lambda name: ""), {}
+    parts = {}
     for name, tensor in checkpoint_tensors(objective, optimizer).items():
-        parts.setdefault(part_of(name.partition(".")[2]), {})[name] = tensor
+        parts.setdefault(objective.part_of(name.partition(".")[2]), {})[name] = tensor
     return parts
 
 
@@ -67,12 +68,11 @@ class Checkpoints:
     the usable export.
     """
 
-    def __init__(self, run: RunArguments, accelerator: Accelerator, objective, optimizer):
+    def __init__(self, run: RunArguments, accelerator: Accelerator, objective: Objective, optimizer):
         self.run, self.accelerator, self.objective, self.optimizer = run, accelerator, objective, optimizer
         self.output_dir = Path(run.output_dir)
         # Parts are written and read by the processes that train them.
-        group = getattr(objective, "group", None)
-        self.distribution = {"process_group": group, "no_dist": place_in_group(objective)[1] == 1}
+        self.distribution = {"process_group": objective.group, "no_dist": place_in_group(objective)[1] == 1}
 
     def last_good(self) -> str:
         """Say which checkpoint a run can go on from."""

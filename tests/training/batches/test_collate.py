@@ -10,7 +10,7 @@ from PIL import Image
 
 from dinov3_hf.data.streams import StreamError
 from dinov3_hf.training.arguments import CropArguments, DataArguments, GramArguments
-from dinov3_hf.training.collate import TrainingBatches, make_loader
+from dinov3_hf.training.batches.collate import TrainingBatches, make_loader
 
 
 CROPS = CropArguments(global_crop_size=16, local_crop_size=8, local_crops=2, mask_ratio=[0.2, 0.6])

@@ -1,0 +1,1 @@
+"""Batches of a step, each a function of (seed, step, place in the global batch)."""

@@ -1,0 +1,1 @@
+"""The loop and what it alone knows: processes, devices, precision, sharding, checkpoints."""

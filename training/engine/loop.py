@@ -1,0 +1,298 @@
+"""The training loop: one for every objective, and the only place that knows devices, precision and checkpoints.
+
+The order of a step is the paper's: schedules, forward, backward, clip each network, AdamW, then the objective's own
+`after_step` (the teacher's moving average).
+"""
+
+import contextlib
+import math
+import signal
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
+from tqdm.auto import tqdm
+
+from dinov3_hf.errors import Failed
+
+from ..arguments import OptimizationArguments, RunArguments
+from ..objective import Objective, ObjectiveOutput
+from .checkpointing import Checkpoints
+from .monitor import Monitor
+from .sharding import compute_precision, distribute, place_in_group, set_gradient_sync
+
+
+MAX_NON_FINITE_STEPS = 3
+# Bad images that are named; the rest is only counted.
+SHOWN_BAD_IMAGES = 5
+
+
+@dataclass
+class RunResult:
+    """How a run ended: steps applied, images read, images that could not be decoded, and whether it got to the end."""
+
+    steps: int
+    images_read: int
+    bad_images: int
+    finished: bool
+
+
+class NonFiniteLoss(Failed):
+    """Several losses in a row were not finite."""
+
+
+class LostProcess(Failed):
+    """Another process of the run is gone."""
+
+
+class StopRequest:
+    """Turn SIGTERM and SIGINT into a request that the loop answers between two steps; a second one stops at once."""
+
+    def __enter__(self):
+        self.received = None
+        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number, frame):
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *error):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def name_lost_process(state: dict, checkpoints: Checkpoints):
+    """Turn the error of a collective whose other end is gone into one line: `LostProcess`."""
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's errors have a type; gloo's are plain, with its source file in front.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise LostProcess(
+            f"a process of the run was lost in step {state['step']} ({str(error).strip().splitlines()[0]}); "
+            f"{checkpoints.last_good()}; start all processes again with --resume"
+        ) from error
+
+
+def build_optimizer(groups: list[dict], betas: list[float]) -> torch.optim.AdamW:
+    """Build AdamW over parameter groups; `set_rates` gives each its learning rate and weight decay every step."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=tuple(betas), eps=1e-8, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, values: dict[str, float]) -> None:
+    """Write this step's learning rate and weight decay into every group, by the group's multipliers."""
+    for group in optimizer.param_groups:
+        kind = "last_layer_lr" if group["is_last_layer"] else "backbone_lr" if group["is_backbone"] else "lr"
+        group["lr"] = values[kind] * group["lr_multiplier"]
+        group["weight_decay"] = values["weight_decay"] * group["wd_multiplier"]
+
+
+def clip_gradients(networks: dict[str, torch.nn.Module], max_norm: float | None) -> dict[str, torch.Tensor]:
+    """Clip each network's gradient by itself and return its norm before clipping."""
+    limit, norms = math.inf if max_norm is None else max_norm, {}
+    for name, network in networks.items():
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
+        norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norms
+
+
+@dataclass
+class Step:
+    """What one optimizer step gave: its loss over all processes, metrics and norms of this one, and the schedule's numbers."""
+
+    loss: float
+    metrics: dict[str, torch.Tensor]
+    norms: dict[str, torch.Tensor]
+    values: dict[str, float]
+
+
+class Loop:
+    """One run of an objective, from its newest checkpoint or from the start; see `train` for what it is given."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        build_groups,
+        build_loader,
+        schedules,
+        accelerator: Accelerator,
+        optimization: OptimizationArguments,
+        run: RunArguments,
+        recipe: dict,
+        export,
+        probe,
+        alarm,
+    ):
+        self.objective, self.schedules, self.accelerator = objective, schedules, accelerator
+        self.optimization, self.arguments, self.export, self.probe = optimization, run, export, probe
+        float8 = compute_precision(run.mixed_precision) == "fp8"
+        self.module = distribute(objective, accelerator, run.activation_checkpointing, float8)
+        self.place, self.companions = place_in_group(objective)
+        self.optimizer = build_optimizer(build_groups(), optimization.adam_betas)
+        self.checkpoints = Checkpoints(run, accelerator, objective, self.optimizer)
+        self.state, self.loader = self.checkpoints.resume(build_loader)
+        self.monitor = Monitor(Path(run.output_dir), accelerator, self.state["step"], recipe, run.report_to, alarm)
+        self.networks, self.last_metrics = objective.networks(), self.monitor.last()
+        self.saved_at, self.non_finite = self.state["step"], 0
+
+    def run(self) -> RunResult:
+        """Train to the last step, or until a signal asks to stop."""
+        state, run, steps = self.state, self.arguments, self.optimization.steps
+        if self.probe is not None and state["step"] == 0:
+            state["first_probe"] = self.measure()
+        self.objective.train()
+        self.batches = iter(self.loader)
+        bar = tqdm(
+            total=steps,
+            initial=state["step"],
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.accelerator.is_main_process,
+        )
+        self.window_start, self.window_images, self.stopping = time.perf_counter(), 0, False
+        with StopRequest() as stop, bar, name_lost_process(state, self.checkpoints):
+            while state["step"] < steps and not self.stopping:
+                done = self.step(stop)
+                bar.update()
+                is_last = state["step"] == steps
+                if state["step"] % run.log_every == 0 or is_last:
+                    self.log(done, bar, is_last)
+                # A process alone need not wait for the next step's sums to know.
+                alone = self.accelerator.num_processes == 1
+                self.stopping = self.stopping or (alone and stop.received is not None)
+                if state["step"] % run.save_every == 0 or is_last:
+                    self.save()
+            if self.stopping and self.saved_at < state["step"]:
+                self.save()
+        finished = state["step"] >= steps
+        if finished:
+            self.export(Path(run.output_dir) / "model", state, self.last_metrics)
+        elif self.stopping and self.accelerator.is_main_process:
+            name = stop.received or "another process's signal"
+            print(f"{name}: stopped after step {state['step']}; checkpoint saved, rerun with --resume to go on")
+        return RunResult(state["step"], state["images_read"], state["bad_images"], finished)
+
+    def step(self, stop: StopRequest) -> Step:
+        """Take one optimizer step, in the paper's order; one that is not finite is never applied."""
+        state, optimization, step = self.state, self.optimization, self.state["step"]
+        # Drop path and RoPE augmentation draw from torch's generator: seeding it by step makes a resume exact.
+        torch.manual_seed(self.arguments.seed * 1_000_003 + step + (self.place << 40))
+        values = self.schedules.values_at(step)
+        set_rates(self.optimizer, values)
+        self.objective.before_step(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        # The sums that all processes agree on: the loss (a mean over those that train the same networks), images
+        # read, bad images, who was asked to stop, and gradients that are not finite.
+        sums = torch.zeros(5, dtype=torch.float64)
+        for part in range(optimization.gradient_accumulation_steps):
+            output = self.accumulate(part, values, sums)
+        norms = clip_gradients(self.networks, optimization.clip_grad_norm)
+        sums[3] = float(stop.received is not None)
+        sums[4] = sum(not math.isfinite(norm.item()) for norm in norms.values())
+        sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").tolist()
+        loss, self.stopping = sums[0], sums[3] > 0
+        state["images_read"] += int(sums[1])
+        state["bad_images"] += int(sums[2])
+        if math.isfinite(loss) and not sums[4]:
+            self.optimizer.step()
+            self.objective.after_step(step, values)
+            self.non_finite = 0
+        else:
+            # The weights and the teacher stay as they are.
+            norms, self.non_finite = {}, self.non_finite + 1
+            if self.non_finite >= MAX_NON_FINITE_STEPS:
+                last = self.checkpoints.last_good()
+                raise NonFiniteLoss(f"loss: {self.non_finite} non-finite steps in a row at step {step}; {last}")
+        state["step"] = step + 1
+        return Step(loss, output.metrics, norms, values)
+
+    def accumulate(self, part: int, values: dict[str, float], sums: torch.Tensor) -> ObjectiveOutput:
+        """Run forward and backward on the next batch, one part of a step, and add what it counts to the sums."""
+        batch, accumulation = next(self.batches), self.optimization.gradient_accumulation_steps
+        for example in batch["bad_examples"][: max(0, SHOWN_BAD_IMAGES - self.state["bad_images"])]:
+            tqdm.write(f"left out: {example}")
+        self.state["epoch"] = max(self.state["epoch"], batch["epoch"])
+        device = self.accelerator.device
+        tensors = {key: value.to(device, non_blocking=True) for key, value in batch.items() if torch.is_tensor(value)}
+        self.window_images += batch["num_images"]
+        set_gradient_sync(self.module, self.objective, part == accumulation - 1)
+        with self.accelerator.autocast():
+            output = self.module(tensors, values)
+        share = output.loss.item() / accumulation / self.companions
+        sums[:3] += torch.tensor([share, batch["images_read"], batch["bad_images"]])
+        (output.loss / accumulation).backward()
+        return output
+
+    def log(self, done: Step, bar: tqdm, is_last: bool) -> None:
+        """Write a line of metrics, with a measurement of the features where one is due, and say what goes wrong."""
+        state, now = self.state, time.perf_counter()
+        speed = self.window_images * self.accelerator.num_processes / (now - self.window_start)
+        self.window_start, self.window_images = now, 0
+        metrics = average(done.metrics | {f"grad_norm_{name}": norm for name, norm in done.norms.items()})
+        self.last_metrics = {"loss": done.loss, **metrics, **done.values}
+        if self.probe is not None and (state["step"] % self.arguments.probe_every == 0 or is_last):
+            measured = self.measure()
+            self.last_metrics |= measured
+            for name in (name for name in measured if name.endswith("knn")):
+                self.last_metrics[f"{name}_drift"] = measured[name] - state["first_probe"][name]
+        self.last_metrics |= {"images_read": state["images_read"], "bad_images": state["bad_images"]}
+        for sentence in self.monitor.log(state["step"], self.last_metrics | {"images_per_second": speed}):
+            state["alarms"] = [*state.get("alarms", []), sentence]
+            if self.accelerator.is_main_process:
+                tqdm.write(f"alarm: {sentence}")
+        shown = {name: f"{metrics[name]:.3f}" for name in self.objective.shown_metrics if name in metrics}
+        bar.set_postfix(loss=f"{done.loss:.3f}", images=f"{speed:.0f}/s", **shown)
+
+    def measure(self) -> dict[str, float]:
+        """Return what the probes of all processes measured: each of those networks that it holds."""
+        return {name: value for found in gather_object([self.probe()]) for name, value in found.items()}
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.checkpoints.save(
+            self.state, self.loader, lambda folder: self.export(folder, self.state, self.last_metrics)
+        )
+        self.saved_at = self.state["step"]
+
+
+def train(
+    objective: Objective,
+    build_groups,
+    build_loader,
+    schedules,
+    accelerator: Accelerator,
+    optimization: OptimizationArguments,
+    run: RunArguments,
+    recipe: dict,
+    export,
+    probe=None,
+    alarm=None,
+) -> RunResult:
+    """Train an objective to the last step of its schedules, or until a signal asks to stop.
+
+    `build_groups()` gives the optimizer's parameter groups, once the networks are where they stay; `build_loader(step,
+    epoch)` a stateful loader whose batches begin there; `schedules.values_at(step)` the numbers of a step; `export`
+    writes the usable model, with the run's state and last metrics, into the folder it is given; `probe()` measures the
+    features, at the start and every `run.probe_every` steps; `alarm.check(line)` gives sentences on what goes wrong.
+    Raises `NonFiniteLoss` after three non-finite losses in a row, and `LostProcess` when another process is gone.
+    """
+    given = (objective, build_groups, build_loader, schedules, accelerator, optimization, run, recipe, export)
+    return Loop(*given, probe, alarm).run()
+
+
+def average(metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return the mean of each metric over the processes that have it."""
+    gathered = gather_object([{name: value.item() for name, value in metrics.items()}])
+    names = dict.fromkeys(name for found in gathered for name in found)
+    return {name: statistics.fmean(found[name] for found in gathered if name in found) for name in names}

@@ -1,0 +1,95 @@
+"""What the mains of training share: sources, the output folder, what is measured, the processor."""
+
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from dinov3_hf.provenance import versions
+from dinov3_hf.recipe import RECIPE_FILE, Recipe, check_run_folder, write_recipe
+
+from .arguments import CropArguments, DataArguments
+
+
+# A resumed run must be the same run: only these fields may differ from the recipe it was started with.
+MAY_CHANGE = {
+    *(
+        "output_dir",
+        "resume",
+        "overwrite",
+        "log_every",
+        "save_every",
+        "keep_checkpoints",
+        "milestone_every",
+        "report_to",
+    ),
+    *("probe_every", "activation_checkpointing", "num_workers", "batch_size", "gradient_accumulation_steps"),
+    # Of a distillation: each student has its own part of a checkpoint.
+    *("students", "group_sizes"),
+}
+
+
+def prepare_output(recipe: Recipe, accelerator) -> Path:
+    """Refuse, clear or reuse the output folder, and write down the recipe, the versions and the state of git.
+
+    The first process does it, the others wait for it.
+    """
+    output_dir = Path(recipe.run.output_dir)
+    if accelerator.is_main_process:
+        resumed = check_run_folder(output_dir, recipe, MAY_CHANGE)
+        if not resumed and (output_dir / RECIPE_FILE).is_file():
+            for name in ("checkpoints", "model"):
+                shutil.rmtree(output_dir / name, ignore_errors=True)
+            (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+        write_recipe(output_dir, recipe)
+        (output_dir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+    accelerator.wait_for_everyone()
+    return output_dir
+
+
+def open_sources(data: DataArguments) -> list:
+    """Open every source of images, undecoded and without other columns."""
+    from dinov3_hf.data.streams import load_source
+
+    options = {"streaming": data.streaming, "image_column": data.image_column, "num_images": data.num_images}
+    return [load_source(source, data.split, columns=[], **options) for source in data.data]
+
+
+def probe_source(data) -> str | None:
+    """Return where held-out rows come from: as the recipe says, the scenes when training on scenes, else nowhere."""
+    return data.probe_data or ("scenes" if data.data[0].split(":")[0] == "scenes" else None)
+
+
+def build_probe(data: DataArguments, crops: CropArguments):
+    """Open the held-out images that the teacher is measured on, None where the recipe names none."""
+    from dinov3_hf.data.columns import find_image_column
+    from dinov3_hf.data.streams import load_source
+
+    from .health import OnlineProbe
+
+    source = probe_source(data)
+    if source is None:
+        return None
+    rows = load_source(source, data.probe_split, num_images=data.probe_images)
+    names = list(rows.column_names or next(iter(rows)))
+    label = data.probe_label_column or ("label" if "label" in names else None)
+    size, bank = crops.global_crop_size, data.probe_images * 4 // 5
+    column = find_image_column(rows, None)
+    return OnlineProbe(rows, column, label, size, crops.image_mean, crops.image_std, bank, data.probe_images - bank)
+
+
+def crop_processor(crops: CropArguments):
+    """Return the image processor that goes with weights trained on these crops."""
+    from transformers import DINOv3ViTImageProcessor
+
+    size = {"height": crops.global_crop_size, "width": crops.global_crop_size}
+    return DINOv3ViTImageProcessor(size=size, image_mean=crops.image_mean, image_std=crops.image_std)
+
+
+def finish(accelerator, result, models: Collection[Path], unit: str = "images", bad: str = "could not be decoded"):
+    """Say how a run ended and where its models are, and close its trackers; returns the result."""
+    accelerator.print(f"{result.steps} steps; {result.images_read} {unit} read, {result.bad_images} of them {bad}")
+    if result.finished:
+        accelerator.print(f"model{'s' if len(models) > 1 else ''}: {', '.join(map(str, models))}")
+    accelerator.end_training()
+    return result
