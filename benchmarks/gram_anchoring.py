@@ -45,7 +45,7 @@ def pretrain(output: Path, **flags) -> None:
     """Run `dinov3 pretrain --config tiny_cpu` with flags, unless it is there already."""
     if (output / "model").is_dir():
         return
-    command = [sys.executable, "-m", "dinov3_hf.training.pretrain", "--config", "tiny_cpu", "--resume"]
+    command = [sys.executable, "-m", "dinov3_hf.cli", "pretrain", "--config", "tiny_cpu", "--resume"]
     for name, value in {"output-dir": output, **flags}.items():
         command += [f"--{name}", *str(value).split()]
     subprocess.run(command, check=True)

@@ -3,5 +3,5 @@
 if __name__ == "text_alignment":
     # From the repository root a plain import would find this folder and build a second copy of every module.
     raise ImportError(
-        "import dinov3_hf.text_alignment instead of text_alignment (launch with python -m dinov3_hf.text_alignment.align)"
+        "import dinov3_hf.text_alignment instead of text_alignment (launch with python -m dinov3_hf.cli align)"
     )

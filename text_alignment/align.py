@@ -4,7 +4,6 @@ Images pass through the frozen backbone and a few trainable blocks, captions thr
 features are drawn together and all others of the global batch pushed apart (dino.txt; DINOv3, section 5.3).
 """
 
-import sys
 from pathlib import Path
 
 from .arguments import AlignRecipe, CaptionArguments
@@ -154,9 +153,3 @@ def align(recipe: AlignRecipe):
         None if probe is None else lambda: probe(objective.model),
     )
     return finish(accelerator, result, [output_dir / "model"], "pairs", "left out")
-
-
-if __name__ == "__main__":
-    from dinov3_hf.cli import main
-
-    sys.exit(main(["align", *sys.argv[1:]]))

@@ -2,6 +2,4 @@
 
 if __name__ == "training":
     # From the repository root a plain `import training` would find this folder and build a second copy of every module.
-    raise ImportError(
-        "import dinov3_hf.training instead of training (launch with python -m dinov3_hf.training.pretrain)"
-    )
+    raise ImportError("import dinov3_hf.training instead of training (launch with python -m dinov3_hf.cli pretrain)")

@@ -4,7 +4,6 @@ The teacher is fixed and looks once at the two global crops of every image; each
 learns to give what the teacher gives (DINOv3, section 5.2). What is measured and exported is its moving average.
 """
 
-import sys
 from pathlib import Path
 
 from dinov3_hf.provenance import versions
@@ -162,9 +161,3 @@ def distill(recipe: DistillRecipe):
         alarms,
     )
     return finish(accelerator, result, [output_dir / "model" / name for name in configs])
-
-
-if __name__ == "__main__":
-    from dinov3_hf.cli import main
-
-    sys.exit(main(["distill", *sys.argv[1:]]))

@@ -5,7 +5,6 @@ of the student, sees the global crops whole. The student learns to give the teac
 (DINO), for each masked patch (iBOT), while KoLeo spreads the batch (DINOv3, section 3).
 """
 
-import sys
 from pathlib import Path
 
 from dinov3_hf.provenance import versions
@@ -89,9 +88,3 @@ def pretrain(recipe: PretrainRecipe):
         alarm,
     )
     return finish(accelerator, result, [output_dir / "model"])
-
-
-if __name__ == "__main__":
-    from dinov3_hf.cli import main
-
-    sys.exit(main(["pretrain", *sys.argv[1:]]))

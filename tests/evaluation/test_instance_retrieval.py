@@ -15,12 +15,12 @@ from dinov3_hf.evaluation import retrieval
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.features import raw_image_features
 from dinov3_hf.evaluation.retrieval import (
-    Gallery,
     evaluate_instance_retrieval,
     expected_average_precision,
     expected_gap,
     precision_sums,
 )
+from dinov3_hf.pipelines.neighbours import CosineBank
 
 
 def tiny_model():
@@ -131,7 +131,7 @@ def test_similarities_are_cosines_even_where_all_are_nearly_one():
     # Cosines of the second kind differ from one, and from each other, by about 1e-10.
     for items, queries, tolerance in ((near, far, 1e-6), (1 + 1e-5 * near, 1 + 1e-5 * far, 2e-12)):
         cosines = torch.cosine_similarity(queries[:, None].double(), items[None].double(), dim=2)
-        found = Gallery(items).similarities(queries)
+        found = CosineBank(items).similarities(queries)
         torch.testing.assert_close(found.double(), cosines - 1, rtol=0, atol=tolerance)
         assert (found.argmax(1) == cosines.argmax(1)).float().mean() > 0.9
 

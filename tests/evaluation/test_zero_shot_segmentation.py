@@ -30,8 +30,8 @@ from dinov3_hf.pipelines.class_maps import (
     segment,
     segment_logits,
     window_and_stride,
-    window_starts,
 )
+from dinov3_hf.pipelines.windows import window_starts
 
 
 NAMES = ["background", "cat", "dog", "tree"]

@@ -255,7 +255,7 @@ def start(rank, port, output):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = os.environ | {key: str(value) for key, value in place.items()} | {"ACCELERATE_USE_CPU": "true"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "dinov3_hf.training.distill", *flags]
+    command = [sys.executable, "-m", "dinov3_hf.cli", "distill", *flags]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dinov3_hf.data.crops import central_crop, fitting_crop
+
 from ..arguments import CropArguments
 
 
 WHITE = 255.0
 BLUR_SIGMA = (0.1, 2.0)
-ASPECT = (3 / 4, 4 / 3)
+CROP_TRIES = 10
 GREY = (0.2989, 0.587, 0.114)
 
 
@@ -40,19 +42,11 @@ def between(low: float, high: float, share: float) -> float:
 
 def draw_box(height: int, width: int, scale: list[float], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draw the box of a random resized crop as torchvision does: ten tries, then the largest central one."""
-    low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
-    for _ in range(10):
-        first, second = rng.random(2).tolist()
-        area, ratio = height * width * between(*scale, first), math.exp(between(low, high, second))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    h, w = height, width
-    if width / height < ASPECT[0]:
-        h = round(width / ASPECT[0])
-    elif width / height > ASPECT[1]:
-        w = round(height * ASPECT[1])
-    return (height - h) // 2, (width - w) // 2, h, w
+    found = fitting_crop(height, width, scale, (rng.random(2).tolist() for _ in range(CROP_TRIES)))
+    if found is None:
+        return central_crop(height, width)
+    h, w = found
+    return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
 def draw_crop(

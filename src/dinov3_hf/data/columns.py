@@ -39,6 +39,23 @@ def find_image_column(rows, image_column: str | None) -> str:
     return found[0]
 
 
+def named_values(rows, column: str, field: str, accepted: str) -> list[str | int | None]:
+    """Return a column's value in every row: the name of a declared class, a number, a text, None where it is missing.
+
+    `datasets` writes -1 where a declared class is missing. Raises ValueError, saying what is `accepted`, for anything else.
+    """
+    from datasets import ClassLabel, Value
+
+    check_column(rows, column, field)
+    feature = rows.features[column]
+    values = list(rows[column]) if isinstance(feature, ClassLabel | Value) else [...]
+    if not all(isinstance(value, int | str | None) for value in values):
+        raise ValueError(f"{field}: got {column!r}, accepted: {accepted}")
+    if isinstance(feature, ClassLabel):
+        return [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    return values
+
+
 def read_vocabulary(train, test, column: str) -> tuple[list[str], dict, dict]:
     """Return the class names of a label column and, for each data set, the mapping from its values to class indices.
 

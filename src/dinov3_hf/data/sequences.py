@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .columns import check_column
+from .columns import check_column, named_values
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,13 @@ def read_videos(rows, sequence_column: str = "sequence", frame_column: str = "fr
     Raises ValueError for columns that are missing or do not name sequences and number frames, for a number that a
     sequence has twice, and for a sequence of fewer than `least` frames.
     """
-    from datasets import ClassLabel, Value
-
-    check_column(rows, sequence_column, "sequence_column")
+    accepted = "a column that names each row's sequence (ClassLabel, int or text)"
+    names = named_values(rows, sequence_column, "sequence_column", accepted)
     check_column(rows, frame_column, "frame_column")
-    feature = rows.features[sequence_column]
-    names = rows[sequence_column][:] if isinstance(feature, ClassLabel | Value) else [None]
-    if not all(isinstance(name, int | str) for name in names):
-        accepted = "a column that names each row's sequence (ClassLabel, int or text)"
-        raise ValueError(f"sequence_column: got {sequence_column!r}, accepted: {accepted}")
+    if None in names:
+        raise ValueError(
+            f"sequence_column: {sequence_column!r} names none in row {names.index(None)}, accepted: {accepted}"
+        )
     frames = rows[frame_column][:]
     if not all(isinstance(frame, int | float) and math.isfinite(frame) for frame in frames):
         raise ValueError(f"frame_column: got {frame_column!r}, accepted: a column of numbers that order the frames")
@@ -37,24 +35,16 @@ def read_videos(rows, sequence_column: str = "sequence", frame_column: str = "fr
         sequence = row_of.setdefault(name, {})
         if frame in sequence:
             raise ValueError(
-                f"frame_column: sequence {_title(feature, name)!r} has frame {frame} twice (rows {sequence[frame]} and "
+                f"frame_column: sequence {str(name)!r} has frame {frame} twice (rows {sequence[frame]} and "
                 f"{row}), accepted: each frame once"
             )
         sequence[frame] = row
-    videos = [
-        Video(_title(feature, name), [sequence[frame] for frame in sorted(sequence)])
-        for name, sequence in row_of.items()
-    ]
+    videos = [Video(str(name), [sequence[frame] for frame in sorted(sequence)]) for name, sequence in row_of.items()]
     for video in videos:
         if len(video.rows) < least:
             frames = "1 frame" if len(video.rows) == 1 else f"{len(video.rows)} frames"
             raise ValueError(f"sequence_column: sequence {video.name!r} has {frames}, accepted: at least {least}")
     return videos
-
-
-def _title(feature, name) -> str:
-    declared = hasattr(feature, "int2str") and 0 <= name < feature.num_classes
-    return feature.int2str(name) if declared else str(name)
 
 
 def count_starts(length: int, num_frames: int, stride: int) -> int:

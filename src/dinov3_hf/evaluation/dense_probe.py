@@ -1,8 +1,6 @@
 """A linear layer on patch tokens that learns values for every pixel: what segmentation and depth share."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 
@@ -12,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..data.ahead import StepReader
 from ..data.columns import check_column, undecoded
 from ..data.masks import check_mask_fits
 from ..data.pixels import BadImage, decode_image, read_size
@@ -224,7 +223,6 @@ def augmented_crops(
 ) -> Callable[[int], list[Crops]]:
     """Return the function from a step to its crops of resized and flipped images, on which the network is run."""
     rows, (low, high) = list(split.maps), training.scales
-    pool, ahead = ThreadPoolExecutor(os.cpu_count()), {}
 
     def cut(value, drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         image_size = round(bench.preprocessing.image_size * (low + drawn.scale * (high - low)))
@@ -236,17 +234,15 @@ def augmented_crops(
         truth = torch.from_numpy(nearest_window(split.maps[drawn.row], size, (top, left), window))
         return (image.flip(-1), truth.flip(-1)) if drawn.flip < 0.5 else (image, truth)
 
-    def start(step: int) -> list:
+    def crops_of(step: int) -> list[tuple]:
         drawn = draw_rows(rows, training.batch_size, bench.seed, step)
-        return [pool.submit(cut, split.rows[one.row][split.image_column], one) for one in drawn]
+        return [(split.rows[one.row][split.image_column], one) for one in drawn]
+
+    images_at = StepReader(cut, crops_of, training.steps)
 
     def crops(step: int) -> list[Crops]:
-        # The next step's images are read while the network works on this one's.
-        futures = ahead.pop(step, None) or start(step)
-        if step + 1 < training.steps:
-            ahead[step + 1] = start(step + 1)
         groups = []
-        for images, truth in stack_by_shape(future.result() for future in futures):
+        for images, truth in stack_by_shape(images_at(step)):
             tokens = extractor.function(bench.whole.normalize(images.to(bench.device)))
             # A copy, because autograd takes nothing that inference mode made.
             groups.append((tokens.clone().unflatten(1, extractor.grid(*images.shape[-2:])), truth))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.columns import check_column
+from ..data.columns import named_values
 
 
 MAX_GROUPS = 100
@@ -22,22 +22,16 @@ def read_groups(rows, column: str) -> tuple[list[str], list[str]]:
     Raises ValueError for a column that is missing, holds anything but integers, texts or classes, or has fewer than two
     groups or more than a hundred.
     """
-    from datasets import ClassLabel, Value
-
-    check_column(rows, column, "group_column")
-    feature = rows.features[column]
-    is_declared = isinstance(feature, ClassLabel)
-    values = list(rows[column]) if isinstance(feature, ClassLabel | Value) else []
+    values = named_values(rows, column, "group_column", "a column of integers, texts or classes")
+    declared = getattr(rows.features[column], "names", None)
     present = set(values) - {None}
-    if not present or not all(isinstance(value, int | str) for value in present):
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        raise ValueError(f"group_column: got {column!r} of {kind}, accepted: a column of integers, texts or classes")
-    if is_declared:
-        # `datasets` writes -1 where a class is missing.
-        present = {value for value in present if value >= 0}
-    names = {value: feature.names[value] if is_declared else str(value) for value in sorted(present)}
-    of_row = [names.get(value, MISSING) for value in values]
-    order = list(names.values()) + [MISSING] * (MISSING in of_row)
+    if not present:
+        raise ValueError(
+            f"group_column: got {column!r} without a value, accepted: a column of integers, texts or classes"
+        )
+    of_row = [MISSING if value is None else str(value) for value in values]
+    order = [name for name in declared if name in present] if declared else [str(value) for value in sorted(present)]
+    order += [MISSING] * (MISSING in of_row)
     if not 2 <= len(order) <= MAX_GROUPS:
         raise ValueError(
             f"group_column: got {column!r} of {len(order)} different values, accepted: 2 to {MAX_GROUPS} groups"

@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..data.ahead import read_ahead
 from ..data.columns import undecoded
 from ..data.pixels import decode_image
 
@@ -128,32 +126,20 @@ class FeatureStore:
             # A file whose header lies about its size would not fit its place.
             return image if image.shape[-2:] == size else None
 
-        with (
-            tqdm(
-                total=sum(len(part) for _, part in batches),
-                initial=num_done,
-                desc=description,
-                unit="image",
-                disable=not progress or not open_batches,
-                dynamic_ncols=True,
-            ) as bar,
-            ThreadPoolExecutor(os.cpu_count()) as pool,
-        ):
+        def calls_of(part: range) -> list[tuple]:
+            values = rows[part.start : part.stop][image_column]
+            return list(zip(values, sizes[part.start : part.stop], strict=True))
 
-            def start(part: range):
-                values = rows[part.start : part.stop][image_column]
-                return [
-                    pool.submit(read, value, size) for value, size in zip(values, sizes[part.start :], strict=False)
-                ]
-
-            todo, ahead = iter(open_batches), deque()
-            for part in open_batches[:AHEAD]:
-                ahead.append((next(todo), start(part)))
-            while ahead:
-                part, futures = ahead.popleft()
-                images = [future.result() for future in futures]
-                if (following := next(todo, None)) is not None:
-                    ahead.append((following, start(following)))
+        with tqdm(
+            total=sum(len(part) for _, part in batches),
+            initial=num_done,
+            desc=description,
+            unit="image",
+            disable=not progress or not open_batches,
+            dynamic_ncols=True,
+        ) as bar:
+            read_batches = read_ahead(read, map(calls_of, open_batches), AHEAD)
+            for part, images in zip(open_batches, read_batches, strict=True):
                 good = [index for index, image in enumerate(images) if image is not None]
                 pixels = None
                 if good:

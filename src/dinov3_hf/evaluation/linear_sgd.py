@@ -1,10 +1,7 @@
 """A linear probe trained by SGD for a grid of learning rates at once (DINOv3, section 6.2.1; DINOv2, appendix B.3)."""
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -13,7 +10,9 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ..data.ahead import StepReader
 from ..data.columns import undecoded
+from ..data.crops import central_crop, fitting_crop
 from ..data.pixels import decode_image
 from ..visualization.report import Curve, standalone_chart
 from .bench import Bench
@@ -26,8 +25,8 @@ from .robustness import ClassificationData
 LEARNING_RATES = tuple(factor * 10.0**exponent for exponent in range(-5, -1) for factor in (1, 2, 5)) + (0.1,)
 MOMENTUM = 0.9
 KIND = "cls+mean"
-# Share of the area and ratio of the sides of a random crop, and how many are tried for one that fits.
-CROP_AREA, CROP_RATIO, CROP_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+# Share of the area that a random crop covers, and how many are tried for one that fits.
+CROP_AREA, CROP_TRIES = (0.08, 1.0), 10
 
 # From a step to the features of every contestant [B,D], and to one number an image: its place or its class [B].
 Inputs = Callable[[int], dict[str, torch.Tensor]]
@@ -68,21 +67,20 @@ def evaluate_linear_sgd(
     ).to(bench.device)
     chosen_at = partial(rows_of_step, num_rows=len(data.fit), batch_size=batch_size, seed=bench.seed)
     if augment:
-        inputs = augmented_inputs(bench, train, image_column, data, chosen_at, steps)
+        inputs_at = augmented_inputs(bench, train, image_column, data, chosen_at, steps)
     else:
-        inputs = cached_inputs(bench, data, chosen_at)
-    with inputs as inputs_at:
-        train_grid(
-            heads,
-            inputs_at,
-            lambda step: targets[chosen_at(step)].to(bench.device),
-            rates,
-            steps,
-            bench.checkpoint(
-                "linear-sgd", train._fingerprint, image_column, label_column, steps, batch_size, augment, rates
-            ),
-            bench.progress,
-        )
+        inputs_at = cached_inputs(bench, data, chosen_at)
+    train_grid(
+        heads,
+        inputs_at,
+        lambda step: targets[chosen_at(step)].to(bench.device),
+        rates,
+        steps,
+        bench.checkpoint(
+            "linear-sgd", train._fingerprint, image_column, label_column, steps, batch_size, augment, rates
+        ),
+        bench.progress,
+    )
 
     @torch.inference_mode()
     def answers(name: str, tokens: torch.Tensor) -> torch.Tensor:
@@ -193,25 +191,23 @@ def _permutation(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(num_rows, generator=step_generator(seed, -1 - epoch))
 
 
-@contextmanager
-def cached_inputs(bench: Bench, data: ClassificationData, chosen_at: Choice) -> Iterator[Inputs]:
-    """Give the function that looks features of centre crops up."""
+def cached_inputs(bench: Bench, data: ClassificationData, chosen_at: Choice) -> Inputs:
+    """Return the function that looks features of centre crops up."""
 
     def inputs_at(step: int) -> dict[str, torch.Tensor]:
         places = data.fit[chosen_at(step)]
         return {name: tokens[places].to(bench.device) for name, tokens in data.train.features.items()}
 
-    yield inputs_at
+    return inputs_at
 
 
-@contextmanager
 def augmented_inputs(
     bench: Bench, train, image_column: str, data: ClassificationData, chosen_at: Choice, steps: int
-) -> Iterator[Inputs]:
-    """Give the function that runs the networks on random crops, half of them flipped, drawn from the step's number."""
+) -> Inputs:
+    """Return the function that runs the networks on random crops, half of them flipped, drawn from the step's number."""
     rows = undecoded(train.select_columns([image_column]))
     row_of = torch.tensor(data.train.rows)[data.fit]
-    extractors, view, ahead = bench.extractors(KIND), bench.preprocessing, {}
+    extractors, view = bench.extractors(KIND), bench.preprocessing
 
     def crop(value, numbers: list[list[float]], flip: float) -> torch.Tensor:
         image = decode_image(value)
@@ -220,40 +216,32 @@ def augmented_inputs(
         image = F.resized_crop(image, *box, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
         return image.flip(-1) if flip < 0.5 else image
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    def crops_of(step: int) -> list[tuple]:
+        chosen, generator = row_of[chosen_at(step)], step_generator(bench.seed, step)
+        numbers = torch.rand(len(chosen), CROP_TRIES, 4, generator=generator, dtype=torch.float64)
+        flips = torch.rand(len(chosen), generator=generator)
+        return list(zip(rows[chosen.tolist()][image_column], numbers.tolist(), flips.tolist(), strict=True))
 
-        def start(step: int) -> Iterator[torch.Tensor]:
-            chosen, generator = row_of[chosen_at(step)], step_generator(bench.seed, step)
-            numbers = torch.rand(len(chosen), CROP_TRIES, 4, generator=generator, dtype=torch.float64)
-            flips = torch.rand(len(chosen), generator=generator)
-            return pool.map(crop, rows[chosen.tolist()][image_column], numbers.tolist(), flips.tolist())
+    images_at = StepReader(crop, crops_of, steps)
 
-        def inputs_at(step: int) -> dict[str, torch.Tensor]:
-            images = ahead.pop(step, None) or start(step)
-            if step + 1 < steps:
-                # The next step's images are read while the networks work on this one's.
-                ahead[step + 1] = start(step + 1)
-            found = {name: [] for name in extractors}
-            for part in torch.stack(list(images)).split(bench.batch_size):
-                pixels = view.normalize(part.to(bench.device))
-                for name, extractor in extractors.items():
-                    found[name].append(extractor.function(pixels))
-            # Joined outside of inference mode, whose own tensors autograd refuses.
-            return {name: torch.cat(parts) for name, parts in found.items()}
+    def inputs_at(step: int) -> dict[str, torch.Tensor]:
+        found = {name: [] for name in extractors}
+        for part in torch.stack(images_at(step)).split(bench.batch_size):
+            pixels = view.normalize(part.to(bench.device))
+            for name, extractor in extractors.items():
+                found[name].append(extractor.function(pixels))
+        # Joined outside of inference mode, whose own tensors autograd refuses.
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
-        yield inputs_at
+    return inputs_at
 
 
 def crop_box(height: int, width: int, numbers: Sequence[Sequence[float]]) -> tuple[int, int, int, int]:
     """Return top, left, height and width of a random crop, the first that fits of those that numbers [10,4] of 0..1 give.
 
-    Without one, the largest crop at the centre of a ratio in range. As torchvision's random resized crop.
+    Without one, the largest crop at the centre of an aspect in range.
     """
-    (least, most), (narrow, wide) = CROP_AREA, CROP_RATIO
     for area, ratio, y, x in numbers:
-        area, ratio = height * width * (least + area * (most - least)), narrow * (wide / narrow) ** ratio
-        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            return int(y * (height - box_height + 1)), int(x * (width - box_width + 1)), box_height, box_width
-    box_width, box_height = min(width, round(height * wide)), min(height, round(width / narrow))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+        if found := fitting_crop(height, width, CROP_AREA, [(area, ratio)]):
+            return int(y * (height - found[0] + 1)), int(x * (width - found[1] + 1)), *found
+    return central_crop(height, width)

@@ -5,12 +5,12 @@ from dataclasses import asdict
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..data.columns import check_column, undecoded
+from ..data.columns import check_column, named_values, undecoded
 from ..data.pixels import decode_image
 from ..data.views import check_image_size
+from ..pipelines.neighbours import CosineBank
 from .bench import Bench
 from .feature_store import Features
 from .features import RAW_PIXELS_SIDE
@@ -66,7 +66,8 @@ class Relevance:
             check_column(query, positives_column, "positives_column")
             self.rows = [_gallery_rows(value, row, len(gallery)) for row, value in enumerate(query[positives_column])]
             return
-        items, values = (_instances(rows, instance_column) for rows in (gallery, query))
+        accepted = "a column with one number or text a row"
+        items, values = (named_values(rows, instance_column, "instance_column", accepted) for rows in (gallery, query))
         rows_of = {}
         for row, value in enumerate(items):
             rows_of.setdefault(value, []).append(row)
@@ -87,38 +88,6 @@ def _gallery_rows(value, row: int, num_gallery: int) -> list[int]:
         accepted = f"a list of rows of the gallery, 0 to {num_gallery - 1}"
         raise ValueError(f"positives_column: row {row} has {str(value)[:60]}, accepted: {accepted}")
     return named
-
-
-def _instances(rows, column: str) -> list:
-    """Return each row's instance: the name of a declared class, another column's value, or None without one."""
-    from datasets import ClassLabel, Value
-
-    check_column(rows, column, "instance_column")
-    feature, values = rows.features[column], rows[column]
-    if isinstance(feature, ClassLabel):
-        return [feature.names[value] if value is not None and value >= 0 else None for value in values]
-    if not isinstance(feature, Value) or not all(isinstance(value, int | str | None) for value in values):
-        raise ValueError(f"instance_column: got {column!r}, accepted: a column with one number or text a row")
-    return values
-
-
-class Gallery:
-    """Features [N,D] that queries are compared with; similarities are minus half the squared distance, cosine - 1.
-
-    As they are, without the 1, they keep their digits where all cosines are close to one.
-    """
-
-    def __init__(self, features: torch.Tensor):
-        features = F.normalize(features.float(), dim=1)
-        # Shifting both sides leaves every distance as it is, |a-b|^2 = 2 - 2 cos(a,b).
-        self.centre = features.mean(0, dtype=torch.float64).float()
-        self.features = features - self.centre
-        self.half_norms = self.features.square().sum(1) / 2
-
-    def similarities(self, queries: torch.Tensor) -> torch.Tensor:
-        """Return those of queries [Q,D] to all items [Q,N]."""
-        queries = F.normalize(queries.float(), dim=1) - self.centre
-        return queries @ self.features.T - self.half_norms - queries.square().sum(1, keepdim=True) / 2
 
 
 def evaluate_instance_retrieval(
@@ -161,7 +130,7 @@ def evaluate_instance_retrieval(
         raise ValueError(f"{column} gives none of the {len(query)} queries a relevant image in the gallery")
     found = {}
     for name in items:
-        bank = Gallery(items[name].stack().to(bench.device))
+        bank = CosineBank(items[name].stack().to(bench.device))
         found[name] = search.run(bank, queries[name], bench, f"retrieval: {name.replace('_', ' ')}")
     answerable = search.num_relevant > 0
     num_relevant, num_items = search.num_relevant[answerable], search.num_items
@@ -229,7 +198,7 @@ class _Search:
             own = (torch.tensor(rows)[:, None] == self.items) & self.exclude_same
             yield slice(start, start + len(rows)), self.relevance.matrix(rows, self.items) & ~own, own
 
-    def run(self, bank: Gallery, queries: Features, bench: Bench, description: str) -> dict:
+    def run(self, bank: CosineBank, queries: Features, bench: Bench, description: str) -> dict:
         """Return "average_precision" and "rank" (of the best relevant item) of answerable queries, "gap", "answers"."""
         average_precision, ranks, confidence, right, answers = [], [], [], [], []
         bar = tqdm(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..data.columns import check_column, read_vocabulary
+from ..data.columns import check_column, named_values, read_vocabulary
 from ..data.views import check_image_size
 from ..visualization.classes import confusion_picture
 from .bench import Bench
@@ -66,13 +66,9 @@ def hold_out(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tenso
 
 def read_corruptions(rows, title: str) -> list[str] | None:
     """Return the corruption of every row in ImageNet-C's spelling, None for data without such a column."""
-    from datasets import ClassLabel
-
     if CORRUPTION_COLUMN not in rows.column_names:
         return None
-    feature, values = rows.features[CORRUPTION_COLUMN], list(rows[CORRUPTION_COLUMN])
-    if isinstance(feature, ClassLabel):
-        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    values = named_values(rows, CORRUPTION_COLUMN, f"{title}: {CORRUPTION_COLUMN}", "a name in every row")
     wrong = next((value for value in values if not isinstance(value, str)), "")
     if wrong != "":
         raise ValueError(f"{title}: {CORRUPTION_COLUMN}: got {wrong!r}, accepted: a name in every row")

@@ -1,13 +1,12 @@
 """Zero-shot classification by names (CLIP, section 3.1.4; DINOv3, section 5.3): the class whose prompts are nearest."""
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..data.ahead import read_ahead
 from ..data.columns import check_column, undecoded
 from ..data.pixels import decode_image
 from ..pipelines.class_embeddings import (
@@ -36,11 +35,10 @@ def read_images(
             return None
         return image_processor(image, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
 
-    bar = tqdm(total=len(rows), desc=description, unit="image", disable=not progress, dynamic_ncols=True)
+    batches = ([(value,) for value in batch[image_column]] for batch in rows.iter(batch_size))
     start = 0
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for batch in rows.iter(batch_size):
-            images = list(pool.map(read, batch[image_column]))
+    with tqdm(total=len(rows), desc=description, unit="image", disable=not progress, dynamic_ncols=True) as bar:
+        for images in read_ahead(read, batches):
             bar.update(len(images))
             good = [index for index, image in enumerate(images) if image is not None]
             if good:

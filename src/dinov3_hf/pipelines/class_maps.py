@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate, normalize
 
+from .windows import check_stride, check_window, window_starts
+
 
 # Patches of windows that go through the network in one batch: bounds its memory.
 PATCHES_AT_ONCE = 4096
@@ -25,19 +27,11 @@ def window_and_stride(model: nn.Module, window: int | None = None, stride: int |
     if window is None:
         side = side if isinstance(side, int) else min(side)
         window = max(patch, side // patch * patch)
-    if window < patch or window % patch:
-        raise ValueError(f"window: got {window}, accepted: a multiple of the model's patch size ({patch})")
+    check_window(window, patch)
     if stride is None:
         stride = max(patch, round(window * 2 / 3 / patch) * patch)
-    if not patch <= stride <= window or stride % patch:
-        raise ValueError(f"stride: got {stride}, accepted: a multiple of the patch size ({patch}) up to {window}")
+    check_stride(stride, window, patch)
     return window, stride
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Places where windows begin along a side; the last one is shifted back to end with it."""
-    last = max(0, length - window)
-    return [*range(0, last, stride), last]
 
 
 def window_logits(

@@ -41,8 +41,7 @@ def dense_features(
     if upsample not in (None, "image") and (len(upsample) != 2 or min(upsample) < 1):
         raise ValueError(f"upsample: got {upsample!r}, accepted: None, 'image' or (height, width) in pixels")
     if window is not None:
-        network = Windowed(network, window)
-        network.stride = _check_stride(network.stride if stride is None else stride, window, patch)
+        network = Windowed(network, window, stride)
     elif stride is not None:
         raise ValueError(f"stride: got {stride}, accepted: only with a window")
     if isinstance(images, torch.Tensor):
@@ -71,14 +70,6 @@ def _check(images: torch.Tensor, dimensions: int) -> torch.Tensor:
             f"images: got {got}, accepted: normalised floating-point tensors, [B,C,H,W] or a list of [C,H,W]"
         )
     return images
-
-
-def _check_stride(stride: int, window: int, patch: int) -> int:
-    if stride % patch or not patch <= stride <= window:
-        raise ValueError(
-            f"stride: got {stride}, accepted: a multiple of the patch size ({patch}) up to the window ({window})"
-        )
-    return stride
 
 
 __all__ = ["dense_features"]

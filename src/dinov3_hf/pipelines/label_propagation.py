@@ -4,7 +4,8 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
+
+from .neighbours import CosineBank
 
 
 # Side in patches of the square whose neighbourhood is searched at once: small ones waste little outside the circle.
@@ -38,17 +39,13 @@ class LabelPropagation:
 
     def __init__(self, tokens: torch.Tensor, labels: torch.Tensor, grid: tuple[int, int], settings: Propagation):
         self.grid, self.settings = grid, settings
-        # Shifted, for the digits where all cosines are close to one: distances stay, |a-b|^2 = 2 - 2 cos(a,b).
-        self.centre = F.normalize(tokens.float(), dim=1).mean(0)
-        self.first = (self._shift(tokens), labels)
+        self.bank = CosineBank(tokens)
+        self.first = (self.bank.features, labels)
         self.recent = deque(maxlen=settings.context_frames)
-
-    def _shift(self, tokens: torch.Tensor) -> torch.Tensor:
-        return F.normalize(tokens.float(), dim=1) - self.centre
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the soft labels [P,C] of the next frame's tokens [P,D], which become part of the context."""
-        queries, context = self._shift(tokens), [self.first, *self.recent]
+        queries, context = self.bank.shift(tokens), [self.first, *self.recent]
         features, labels = (torch.stack(parts).unflatten(1, self.grid) for parts in zip(*context, strict=True))
         half_norms = features.square().sum(3) / 2
         found = torch.empty_like(labels[0])

@@ -7,12 +7,37 @@ from torch import nn
 
 
 TEMPERATURE = 0.07
-
-
 QUERY_CHUNK, BANK_CHUNK = 1024, 16384
 
 
-class NeighbourBank:
+class CosineBank:
+    """Features [N,D] whose cosines with others keep their digits where all of them are close to one.
+
+    Both sides are normalised and shifted by the bank's mean, which leaves every distance as it is: |a-b|^2 = 2 - 2 cos(a,b).
+    Cosines of a randomly initialised network of small layer scale differ in their last digits only.
+    """
+
+    def __init__(self, features: torch.Tensor):
+        features = nn.functional.normalize(features.float(), dim=1)
+        self.centre = features.mean(0, dtype=torch.float64).float()
+        self.features = features.sub_(self.centre)
+        self.half_norms = self.features.square().sum(1) / 2
+
+    def shift(self, features: torch.Tensor) -> torch.Tensor:
+        """Normalise and shift features [N,D] as the bank's own are."""
+        return nn.functional.normalize(features.float(), dim=1) - self.centre
+
+    def scores(self, queries: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+        """Compare shifted queries [Q,D] with a part of the bank: cosines [Q,N] but for a constant of each query."""
+        return torch.addmm(-self.half_norms[part], queries, self.features[part].T)
+
+    def similarities(self, queries: torch.Tensor) -> torch.Tensor:
+        """Compare queries [Q,D] with the whole bank; returns their cosines less one [Q,N], which keeps the digits."""
+        queries = self.shift(queries)
+        return self.scores(queries) - queries.square().sum(1, keepdim=True) / 2
+
+
+class NeighbourBank(CosineBank):
     """Labelled features to look neighbours up in by cosine similarity: features [N,D], labels [N].
 
     Memory beyond one copy of the features is one chunk of similarities; the chunks do not change the result.
@@ -26,12 +51,7 @@ class NeighbourBank:
         query_chunk: int = QUERY_CHUNK,
         bank_chunk: int = BANK_CHUNK,
     ):
-        # Shifting both sides by the bank's mean leaves every distance as it is, |a-b|^2 = 2 - 2 cos(a,b), and keeps
-        # the digits where all similarities are close to one, as with an untrained network of small layer scale.
-        features = nn.functional.normalize(features.float(), dim=1)
-        self.centre = features.mean(0, dtype=torch.float64).float()
-        self.features = features.sub_(self.centre)
-        self.half_norms = self.features.square().sum(1) / 2
+        super().__init__(features)
         self.labels = labels.to(features.device)
         self.num_classes, self.query_chunk, self.bank_chunk = num_classes, query_chunk, bank_chunk
 
@@ -47,12 +67,11 @@ class NeighbourBank:
         return similarities, self.labels[indices]
 
     def _search_chunk(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        queries = nn.functional.normalize(queries.float(), dim=1) - self.centre
+        queries = self.shift(queries)
         scores = queries.new_empty(len(queries), 0)
         indices = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
         for start in range(0, len(self.features), self.bank_chunk):
-            part = slice(start, start + self.bank_chunk)
-            found = torch.addmm(-self.half_norms[part], queries, self.features[part].T)
+            found = self.scores(queries, slice(start, start + self.bank_chunk))
             found, places = found.topk(min(k, found.shape[1]), dim=1)
             scores, indices = torch.cat([scores, found], dim=1), torch.cat([indices, places + start], dim=1)
             scores, order = scores.topk(min(k, scores.shape[1]), dim=1)

@@ -11,20 +11,32 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, max(length - window, 0), stride), max(length - window, 0)]
 
 
+def check_window(window: int, patch_size: int) -> None:
+    """Raise ValueError for windows whose sides, in pixels, are no whole number of patches."""
+    if window < patch_size or window % patch_size:
+        raise ValueError(f"window: got {window}, accepted: a multiple of the model's patch size ({patch_size})")
+
+
+def check_stride(stride: int, window: int, patch_size: int) -> None:
+    """Raise ValueError for steps that would leave gaps between windows, or are no whole number of patches."""
+    if not patch_size <= stride <= window or stride % patch_size:
+        raise ValueError(f"stride: got {stride}, accepted: a multiple of the patch size ({patch_size}) up to {window}")
+
+
 class Windowed(nn.Module):
-    """A network that sees an image [B,3,H,W] in windows of at most `window` pixels a side, two thirds of one apart.
+    """A network that sees an image [B,3,H,W] in windows of at most `window` pixels a side, `stride` apart (two thirds of one).
 
     Patch tokens are averaged where windows overlap (for a linear head this is averaging its logits: DINOv3, section
     6.1.2, windows of 512 with stride 341); the class token is the mean over windows. Rounded to patches.
     """
 
-    def __init__(self, model: nn.Module, window: int):
+    def __init__(self, model: nn.Module, window: int, stride: int | None = None):
         super().__init__()
         patch = model.config.patch_size
-        if window < patch or window % patch:
-            raise ValueError(f"window: got {window}, accepted: a multiple of the model's patch size ({patch})")
+        check_window(window, patch)
         self.model, self.config, self.window = model, model.config, window
-        self.stride = max(patch, window * 2 // 3 // patch * patch)
+        self.stride = max(patch, window * 2 // 3 // patch * patch) if stride is None else stride
+        check_stride(self.stride, window, patch)
 
     @property
     def device(self) -> torch.device:
