@@ -55,3 +55,10 @@ def test_pages_link_to_pages_that_are_there():
     for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_method_index_names_files_that_are_there():
+    named = re.findall(r"`([\w/.-]+\.py)`", (DOCS / "method_index.md").read_text())
+    assert len(named) > 50
+    for name in named:
+        assert (DOCS.parent / name).is_file(), name

@@ -51,9 +51,9 @@ def align(recipe: AlignRecipe):
     from dinov3_hf.training.schedules import StepValues, warmup_cosine
 
     from .alignment import TextAlignment
-    from .captions import TOKENS, CaptionBatches, ImageTransform
     from .feature_cache import CAPTIONS, write_feature_cache
     from .model_card import write_model_card
+    from .pairs import TOKENS, CaptionBatches, ImageTransform
     from .towers import build_model, build_tokenizer, load_backbone
 
     towers, data, alignment, run = recipe.towers, recipe.data, recipe.alignment, recipe.run

@@ -10,7 +10,7 @@ from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.columns import find_image_column
 from dinov3_hf.data.pixels import BadImage, decode_image
 
-from .captions import TOKENS
+from .pairs import TOKENS
 
 
 ROWS_PER_FILE = 2048

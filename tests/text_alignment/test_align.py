@@ -20,7 +20,7 @@ from dinov3_hf.data.pixels import BadImage, decode_image
 from dinov3_hf.recipe import build_recipe
 from dinov3_hf.text_alignment.align import align
 from dinov3_hf.text_alignment.arguments import AlignRecipe, CaptionArguments
-from dinov3_hf.text_alignment.captions import CaptionBatches, ImageTransform, drop_words
+from dinov3_hf.text_alignment.pairs import CaptionBatches, ImageTransform, drop_words
 
 
 TINY = [
