@@ -36,14 +36,43 @@ def build_probe(data: CaptionArguments, transform, tokenizer):
     return RetrievalProbe(rows, data, transform, tokenizer)
 
 
+def cache_features(data: CaptionArguments, sources: list, transform, backbone, accelerator) -> list:
+    """Have the backbone's tokens of every image computed once, by the first process; returns them as the sources."""
+    from dinov3_hf.data.streams import load_source
+    from dinov3_hf.provenance import weights_digest
+
+    from .feature_cache import CAPTIONS, write_feature_cache
+    from .pairs import TOKENS
+
+    if accelerator.is_main_process:
+        size, digest = backbone.config.image_size, weights_digest(backbone)
+        about = {"backbone": digest, "image_size": size, "data": data.data, "num_images": data.num_images}
+        columns = (data.image_column, data.caption_columns)
+        write_feature_cache(data.cache_features, sources, *columns, transform, backbone.to(accelerator.device), about)
+    accelerator.wait_for_everyone()
+    cached = {"image_column": TOKENS, "columns": [CAPTIONS], "streaming": data.streaming}
+    return [load_source(data.cache_features, "train", **cached)]
+
+
+def parameter_groups(objective) -> list[dict]:
+    """Return AdamW's groups: matrices are decayed, biases, norms, scales and the logit scale are not."""
+    trained = [(name, tensor) for name, tensor in objective.named_parameters() if tensor.requires_grad]
+    groups = []
+    for decayed in (True, False):
+        members = [(name, tensor) for name, tensor in trained if (tensor.ndim >= 2) == decayed]
+        names, params = zip(*members, strict=True)
+        kinds = {"lr_multiplier": 1.0, "wd_multiplier": float(decayed), "is_last_layer": False, "is_backbone": False}
+        groups.append({"names": list(names), "params": list(params), **kinds})
+    return groups
+
+
 def align(recipe: AlignRecipe):
     """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
     import numpy as np
     import torch
 
-    from dinov3_hf.data.streams import load_source
     from dinov3_hf.models.processing_dinotxt import DinoTxtProcessor
-    from dinov3_hf.provenance import versions, weights_digest
+    from dinov3_hf.provenance import versions
     from dinov3_hf.training.batches.collate import make_loader
     from dinov3_hf.training.engine.loop import train
     from dinov3_hf.training.engine.sharding import build_accelerator
@@ -51,9 +80,8 @@ def align(recipe: AlignRecipe):
     from dinov3_hf.training.schedules import StepValues, warmup_cosine
 
     from .alignment import TextAlignment
-    from .feature_cache import CAPTIONS, write_feature_cache
     from .model_card import write_model_card
-    from .pairs import TOKENS, CaptionBatches, ImageTransform
+    from .pairs import CaptionBatches, ImageTransform
     from .towers import build_model, build_tokenizer, load_backbone
 
     towers, data, alignment, run = recipe.towers, recipe.data, recipe.alignment, recipe.run
@@ -79,26 +107,7 @@ def align(recipe: AlignRecipe):
     probe = build_probe(data, transform, tokenizer)
     output_dir = prepare_output(recipe, accelerator)
     if data.cache_features is not None:
-        about = {
-            "backbone": weights_digest(backbone),
-            "image_size": size,
-            "data": data.data,
-            "num_images": data.num_images,
-        }
-        if accelerator.is_main_process:
-            columns = data.caption_columns
-            write_feature_cache(
-                data.cache_features,
-                sources,
-                data.image_column,
-                columns,
-                transform,
-                backbone.to(accelerator.device),
-                about,
-            )
-        accelerator.wait_for_everyone()
-        cached = {"image_column": TOKENS, "columns": [CAPTIONS], "streaming": data.streaming}
-        sources = [load_source(data.cache_features, "train", **cached)]
+        sources = cache_features(data, sources, transform, backbone, accelerator)
     rank, processes = accelerator.process_index, accelerator.num_processes
     width = backbone.config.hidden_size
 
@@ -106,22 +115,6 @@ def align(recipe: AlignRecipe):
         first = step * alignment.gradient_accumulation_steps
         place = (alignment.batch_size, run.seed, rank, processes, first, epoch)
         return make_loader(CaptionBatches(sources, data, transform, tokenizer, width, *place), data.num_workers)
-
-    def build_groups() -> list[dict]:
-        """AdamW's groups: matrices are decayed, biases, norms, scales and the logit scale are not."""
-        trained = [(name, tensor) for name, tensor in objective.named_parameters() if tensor.requires_grad]
-        groups = []
-        for decayed in (True, False):
-            members = [(name, tensor) for name, tensor in trained if (tensor.ndim >= 2) == decayed]
-            names, params = zip(*members, strict=True)
-            kinds = {
-                "lr_multiplier": 1.0,
-                "wd_multiplier": float(decayed),
-                "is_last_layer": False,
-                "is_backbone": False,
-            }
-            groups.append({"names": list(names), "params": list(params), **kinds})
-        return groups
 
     steps, warmup = alignment.steps, alignment.lr_warmup_steps
     rates = warmup_cosine(0.0, alignment.lr, 0.0, warmup, steps - warmup, steps)
@@ -142,7 +135,7 @@ def align(recipe: AlignRecipe):
 
     result = train(
         objective,
-        build_groups,
+        lambda: parameter_groups(objective),
         build_loader,
         schedules,
         accelerator,

@@ -15,7 +15,8 @@ from dinov3_hf.finetuning.adapters import load_adapter
 from dinov3_hf.finetuning.arguments import FinetuneRecipe
 from dinov3_hf.finetuning.classification import Classification
 from dinov3_hf.finetuning.examples import Examples, View, collate
-from dinov3_hf.finetuning.run import finetune, parameter_groups
+from dinov3_hf.finetuning.run import finetune
+from dinov3_hf.finetuning.trainer import parameter_groups
 
 
 SMALL = {

@@ -31,6 +31,11 @@ class TaskArguments:
     )
     untrained: bool = described("the control: the same on random weights in place of the model's", False)
 
+    @property
+    def has_adapters(self) -> bool:
+        """Say whether adapters are trained."""
+        return self.method in ("lora", "dora")
+
     def validate(self) -> None:
         require(self.model, "model", self.model, "a model folder, a hub id or a .pth or .safetensors file")
         require(self.rank >= 1, "rank", self.rank, "a whole number of at least 1")
@@ -131,7 +136,6 @@ class FinetuneRecipe(Recipe):
         super().validate()
         good = not (self.task.untrained and self.output.export)
         require(good, "export", self.output.export, "nothing with untrained, a control that is not kept")
-        adapted = self.task.method in ("lora", "dora")
-        good = adapted or "stock-adapter" not in self.output.export
+        good = self.task.has_adapters or "stock-adapter" not in self.output.export
         require(good, "export", "stock-adapter", "merged, as without lora or dora there is no adapter")
         return self

@@ -6,7 +6,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from ..checkpoints import load_backbone
@@ -14,15 +13,11 @@ from ..checkpoints.processors import image_side, processor_for
 from ..data.columns import find_image_column, undecoded
 from ..data.views import check_image_size
 from ..evaluation.features import untrained_twin
-from ..models.layers_dinov3 import layer_number
 from ..recipe import check_run_folder, write_recipe
 from .adapters import (
-    TOKENS,
     add_adapters,
-    backbone_of,
     export_merged,
     export_stock_adapter,
-    freeze_patch_embedding,
     mark_trainable,
     merge,
     save_adapter,
@@ -31,8 +26,9 @@ from .arguments import FinetuneRecipe
 from .classification import Classification
 from .depth import Depth
 from .detection import Detection
-from .examples import Examples, View, collate
+from .examples import View
 from .segmentation import Segmentation
+from .trainer import FinetuneTrainer
 
 
 # Fields that may differ between a run and the one that resumes it.
@@ -60,26 +56,15 @@ def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = Non
     if settings.untrained:
         backbone = untrained_twin(backbone, recipe.optimization.seed)
     set_seed(recipe.optimization.seed)
-    model = task.build(backbone, settings.model, head_config or {})
-    has_adapters = settings.method in ("lora", "dora")
-    if has_adapters:
-        model = add_adapters(
-            model,
-            settings.rank,
-            settings.alpha,
-            settings.target_modules,
-            settings.method == "dora",
-            settings.train_tokens,
-        )
-    else:
-        mark_trainable(model, settings.method == "full", settings.train_tokens)
+    model = build_model(recipe, task, backbone, head_config or {})
     start_folder(recipe, output, checkpoint)
-    trainer = make_trainer(recipe, model, task, train, test)
+    trainer = FinetuneTrainer(recipe, model, task, train, test)
     # Read now: the checkpoint makes room for the next one.
     begun, started = resumed_epoch(checkpoint), time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     figures = trainer.measure()
+    has_adapters = settings.has_adapters
     folder = output / ("adapter" if has_adapters else "model")
     # A control is measured, not kept: its adapters belong to weights that nothing else has.
     if trainer.is_world_process_zero() and not settings.untrained:
@@ -108,6 +93,19 @@ def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = Non
         "measures": measures,
         "folder": None if settings.untrained else str(folder),
     }
+
+
+def build_model(recipe: FinetuneRecipe, task, backbone, head_config: dict) -> nn.Module:
+    """Return the task's model on a backbone, with what is to learn marked, or with adapters."""
+    settings = recipe.task
+    model = task.build(backbone, settings.model, head_config)
+    if settings.has_adapters:
+        is_dora = settings.method == "dora"
+        return add_adapters(
+            model, settings.rank, settings.alpha, settings.target_modules, is_dora, settings.train_tokens
+        )
+    mark_trainable(model, settings.method == "full", settings.train_tokens)
+    return model
 
 
 def make_task(recipe: FinetuneRecipe, train, test, view: View):
@@ -160,94 +158,9 @@ def resumed_epoch(checkpoint: str | None) -> float | None:
     return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["epoch"]
 
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layerwise_decay: float) -> list[dict]:
-    """Group trainable parameters by learning rate and weight decay (BEiT, appendix).
-
-    Block i of n learns at `layerwise_decay ** (n - i)` of the rate, the embeddings one power further down, the final
-    norm and the head at the full rate. Vectors and tokens are not decayed.
-    """
-    prefix, backbone = backbone_of(model)
-    blocks, inside, groups = len(backbone.layer), f"{prefix}." if prefix else "", {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        depth = layer_number(name.removeprefix(inside), blocks) if name.startswith(inside) else blocks + 1
-        is_decayed = parameter.ndim > 1 and name.split(".")[-1] not in TOKENS
-        rate = lr * layerwise_decay ** (blocks + 1 - depth)
-        decay = weight_decay if is_decayed else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-
-
-def make_trainer(recipe: FinetuneRecipe, model: nn.Module, task, train, test):
-    """Return a `Trainer` with our parameter groups and losses, and a method `measure` that gives figures [N,F]."""
-    from transformers import Trainer, TrainingArguments
-
-    class FinetuneTrainer(Trainer):
-        def create_optimizer(self, model=None):
-            # A checkpoint that PEFT loaded made all of the embeddings trainable again.
-            freeze_patch_embedding(self.model)
-            if self.optimizer is None:
-                decay = optimization.layerwise_decay if recipe.task.method == "full" else 1.0
-                groups = parameter_groups(self.model, self.args.learning_rate, optimization.weight_decay, decay)
-                self.optimizer = torch.optim.AdamW(groups)
-            return self.optimizer
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            outputs, labels = self.predict_batch(model, inputs)
-            loss = task.loss(outputs, labels)
-            return (loss, outputs) if return_outputs else loss
-
-        def predict_batch(self, model, inputs):
-            inputs = {name: value for name, value in inputs.items() if name != "valid"}
-            labels = inputs.pop("labels")
-            return model(**inputs, **task.targets(labels)), labels
-
-        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-            inputs = self._prepare_inputs(inputs)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                figures = task.figures(*self.predict_batch(model, inputs)).float()
-            figures[~inputs["valid"]] = torch.nan
-            return None, figures, None
-
-        def measure(self) -> torch.Tensor:
-            return torch.from_numpy(self.predict(self.eval_dataset).predictions)
-
-    optimization = recipe.optimization
-    arguments = TrainingArguments(
-        output_dir=str(Path(recipe.output.output_dir) / "checkpoints"),
-        num_train_epochs=optimization.epochs,
-        per_device_train_batch_size=optimization.batch_size,
-        per_device_eval_batch_size=optimization.batch_size,
-        learning_rate=optimization.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=optimization.warmup,
-        bf16=optimization.precision == "bfloat16",
-        seed=optimization.seed,
-        dataloader_num_workers=optimization.num_workers,
-        use_cpu=not torch.cuda.is_available(),
-        save_strategy="epoch",
-        save_total_limit=1,
-        logging_strategy="epoch",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to="none",
-    )
-    trainer = FinetuneTrainer(
-        model=model,
-        args=arguments,
-        data_collator=collate,
-        train_dataset=Examples(train, task.read, train=True),
-        eval_dataset=Examples(test, task.read, train=False),
-    )
-    # Our losses are means: Trainer must scale them itself.
-    trainer.model_accepts_loss_kwargs = False
-    return trainer
-
-
 def export_as_asked(recipe: FinetuneRecipe, model, folder: Path, processor) -> None:
     """Write what `export` names, beside the result."""
-    has_adapters = recipe.task.method in ("lora", "dora")
+    has_adapters = recipe.task.has_adapters
     if "merged" in recipe.output.export:
         export_merged(merge(model) if has_adapters else model, folder.parent / "merged", processor)
     if "stock-adapter" in recipe.output.export:

@@ -1,0 +1,103 @@
+"""`transformers.Trainer` with a task's losses and metrics, and learning rates layer by layer."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from ..models.layers_dinov3 import layer_number
+from .adapters import TOKENS, backbone_of, freeze_patch_embedding
+from .arguments import FinetuneRecipe
+from .examples import Examples, collate
+
+
+class FinetuneTrainer(Trainer):
+    """A `Trainer` whose groups, losses and metrics are the recipe's and its task's."""
+
+    def __init__(self, recipe: FinetuneRecipe, model: nn.Module, task, train, test):
+        self.task, self.recipe = task, recipe
+        super().__init__(
+            model=model,
+            args=training_arguments(recipe),
+            data_collator=collate,
+            train_dataset=Examples(train, task.read, train=True),
+            eval_dataset=Examples(test, task.read, train=False),
+        )
+        # Our losses are means: Trainer must scale them itself.
+        self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model=None):
+        # A checkpoint that PEFT loaded made all of the embeddings trainable again.
+        freeze_patch_embedding(self.model)
+        if self.optimizer is None:
+            optimization = self.recipe.optimization
+            decay = optimization.layerwise_decay if self.recipe.task.method == "full" else 1.0
+            groups = parameter_groups(self.model, self.args.learning_rate, optimization.weight_decay, decay)
+            self.optimizer = torch.optim.AdamW(groups)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs, labels = self.predict_batch(model, inputs)
+        loss = self.task.loss(outputs, labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def predict_batch(self, model, inputs) -> tuple:
+        """Return the model's outputs for a batch, and its labels."""
+        inputs = {name: value for name, value in inputs.items() if name != "valid"}
+        labels = inputs.pop("labels")
+        return model(**inputs, **self.task.targets(labels)), labels
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            figures = self.task.figures(*self.predict_batch(model, inputs)).float()
+        figures[~inputs["valid"]] = torch.nan
+        return None, figures, None
+
+    def measure(self) -> torch.Tensor:
+        """Return the task's numbers of every test example [N,F], NaN where it could not be read."""
+        return torch.from_numpy(self.predict(self.eval_dataset).predictions)
+
+
+def training_arguments(recipe: FinetuneRecipe) -> TrainingArguments:
+    """Translate a recipe into the arguments of `Trainer`: a checkpoint an epoch, the last one kept."""
+    optimization = recipe.optimization
+    return TrainingArguments(
+        output_dir=str(Path(recipe.output.output_dir) / "checkpoints"),
+        num_train_epochs=optimization.epochs,
+        per_device_train_batch_size=optimization.batch_size,
+        per_device_eval_batch_size=optimization.batch_size,
+        learning_rate=optimization.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=optimization.warmup,
+        bf16=optimization.precision == "bfloat16",
+        seed=optimization.seed,
+        dataloader_num_workers=optimization.num_workers,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="epoch",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+    )
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layerwise_decay: float) -> list[dict]:
+    """Group trainable parameters by learning rate and weight decay (BEiT, appendix).
+
+    Block i of n learns at `layerwise_decay ** (n - i)` of the rate, the embeddings one power further down, the final
+    norm and the head at the full rate. Vectors and tokens are not decayed.
+    """
+    prefix, backbone = backbone_of(model)
+    blocks, inside, groups = len(backbone.layer), f"{prefix}." if prefix else "", {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = layer_number(name.removeprefix(inside), blocks) if name.startswith(inside) else blocks + 1
+        is_decayed = parameter.ndim > 1 and name.split(".")[-1] not in TOKENS
+        rate = lr * layerwise_decay ** (blocks + 1 - depth)
+        decay = weight_decay if is_decayed else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
