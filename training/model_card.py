@@ -210,8 +210,8 @@ def _training(recipe: dict, state: dict) -> str:
 
 
 def _recipe(recipe: dict) -> str:
-    public = {name: public(value) for name, value in recipe.items() if name not in PRIVATE_FIELDS}
-    return yaml.safe_dump(public, sort_keys=False, default_flow_style=None)
+    shown = {name: public(value) for name, value in recipe.items() if name not in PRIVATE_FIELDS}
+    return yaml.safe_dump(shown, sort_keys=False, default_flow_style=None)
 
 
 def _versions(versions: dict[str, str]) -> list[tuple[str, str]]:

@@ -142,7 +142,7 @@ def test_shipped_recipes_are_valid_and_say_what_they_cost(name):
 
 def test_every_field_is_read():
     folder = folder_of(PretrainRecipe).parent
-    text = "\n".join(file.read_text() for file in folder.glob("*.py") if file.name != "distill_arguments.py")
+    text = "\n".join(file.read_text() for file in folder.rglob("*.py") if file.name != "distill_arguments.py")
     patterned = ("pos_embed_", "dino_head_", "ibot_head_")
     for name in fields_of(DistillRecipe):
         assert f".{name}" in text or f'"{name}"' in text or name.startswith(patterned), name

@@ -25,6 +25,7 @@ from dinov3_hf.training.distill_arguments import DistillArguments
 from dinov3_hf.training.distillation import Distillation
 from dinov3_hf.training.engine.checkpointing import Checkpoints, list_checkpoints
 from dinov3_hf.training.engine.loop import LostProcess, name_lost_process, train
+from dinov3_hf.training.objective import Objective
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.students import HeadedNetwork, new_student, student_config
@@ -231,7 +232,7 @@ def test_slices_cover_the_global_batch_in_every_group():
 
 
 def test_a_lost_process_is_told_in_one_line_and_other_errors_pass(tmp_path):
-    checkpoints = Checkpoints(RunArguments(output_dir=str(tmp_path)), Accelerator(), torch.nn.Linear(1, 1), None)
+    checkpoints = Checkpoints(RunArguments(output_dir=str(tmp_path)), Accelerator(), Objective(), None)
     with pytest.raises(LostProcess) as caught, name_lost_process({"step": 7}, checkpoints):
         raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer\nmore")
     assert "was lost in step 7" in str(caught.value) and "no checkpoint was written yet" in str(caught.value)

@@ -9,6 +9,17 @@ from accelerate import Accelerator
 from dinov3_hf.training.arguments import RunArguments
 from dinov3_hf.training.engine import checkpointing
 from dinov3_hf.training.engine.checkpointing import Checkpoints, list_checkpoints
+from dinov3_hf.training.objective import Objective
+
+
+class Line(Objective):
+    """The smallest objective: one layer, and a count of its updates."""
+
+    def __init__(self, value=0.0):
+        super().__init__()
+        self.net = torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(self.net.weight, value)
+        self.register_buffer("updates", torch.tensor(int(value)))
 
 
 class Loader:
@@ -28,9 +39,7 @@ def export(folder):
 
 
 def build(folder, value=0.0, **fields):
-    objective = torch.nn.Linear(3, 2)
-    torch.nn.init.constant_(objective.weight, value)
-    objective.register_buffer("updates", torch.tensor(int(value)))
+    objective = Line(value)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=0.1)
     run = RunArguments(output_dir=str(folder), **{"keep_checkpoints": 2, "save_every": 5, **fields})
     return Checkpoints(run, Accelerator(), objective, optimizer)
@@ -38,7 +47,7 @@ def build(folder, value=0.0, **fields):
 
 def save(folder, step, export=export, **fields):
     checkpoints = build(folder, float(step), **fields)
-    checkpoints.objective(torch.ones(1, 3)).sum().backward()
+    checkpoints.objective.net(torch.ones(1, 3)).sum().backward()
     checkpoints.optimizer.step()
     state = {"step": step, "images_read": 2 * step, "bad_images": 0, "epoch": 3, "start": [0, 0]}
     return checkpoints, checkpoints.save(state, Loader(), export)
@@ -57,7 +66,7 @@ def test_round_trip_and_pruning(tmp_path):
     state, loader = fresh.resume(Loader)
     assert state["step"] == 15 and state["images_read"] == 30 and loader.start == (0, 0)
     assert loader.loaded == {"position": 7}
-    assert torch.equal(fresh.objective.weight, saved.objective.weight) and fresh.objective.updates == 15
+    assert torch.equal(fresh.objective.net.weight, saved.objective.net.weight) and fresh.objective.updates == 15
     for mine, theirs in zip(fresh.objective.parameters(), saved.objective.parameters(), strict=True):
         for name, tensor in saved.optimizer.state[theirs].items():
             assert torch.equal(fresh.optimizer.state[mine][name], tensor), name

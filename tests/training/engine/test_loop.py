@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +12,10 @@ from accelerate import Accelerator
 from dinov3_hf.training.arguments import OptimizationArguments, RunArguments
 from dinov3_hf.training.engine.checkpointing import list_checkpoints
 from dinov3_hf.training.engine.loop import NonFiniteLoss, set_rates, train
+from dinov3_hf.training.objective import Objective, ObjectiveOutput
 
 
-class Line(torch.nn.Module):
+class Line(Objective):
     """Fit y = 2x; notes the steps it was told about."""
 
     def __init__(self, spoil=()):
@@ -29,6 +29,9 @@ class Line(torch.nn.Module):
     def networks(self):
         return {"line": self.net}
 
+    def frozen_networks(self):
+        return {}
+
     def before_step(self, step):
         self.step = step
 
@@ -40,7 +43,7 @@ class Line(torch.nn.Module):
         loss = ((self.net(x) - 2 * x + torch.rand(())) ** 2).mean()
         if self.step in self.spoil:
             loss = loss * math.nan
-        return SimpleNamespace(loss=loss, metrics={"fit": loss.detach()})
+        return ObjectiveOutput(loss=loss, metrics={"fit": loss.detach()})
 
 
 class Loader:
