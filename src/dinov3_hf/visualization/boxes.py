@@ -1,0 +1,63 @@
+"""True and found boxes of objects."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .style import EDGE, FOUND, RIGHT, to_image
+from .tiles import GAP, fit_height, fit_map, lay_pairs
+
+
+HEIGHT = 200
+CAPTION = "Boxes: green true, orange found. Next to it the eigenvector: red inside the object, blue outside."
+INSIDE, OUTSIDE = (214, 47, 39), (49, 104, 190)
+
+
+@dataclass
+class FoundBox:
+    """A uint8 image [3,H,W], its true boxes [K,4] and the found one [4] (x0, y0, x1, y1 in 0..1), the latter's eigenvector.
+
+    The eigenvector [h,w] is positive inside the object.
+    """
+
+    image: torch.Tensor
+    true: np.ndarray
+    box: np.ndarray
+    vector: np.ndarray
+    is_hit: bool
+
+
+def boxes_picture(examples: Sequence[FoundBox]) -> Image.Image:
+    """Draw images with true and found boxes, each next to its eigenvector (red inside, blue outside), two to a line."""
+    from matplotlib.patches import Rectangle
+
+    tiles = [fit_height(one.image, HEIGHT) for one in examples]
+    pairs = [
+        (tile, fit_map(vector_colours(one.vector), tile.shape[:2])) for tile, one in zip(tiles, examples, strict=True)
+    ]
+    figure = lay_pairs(pairs, ["hit" if one.is_hit else "no hit" for one in examples], CAPTION)
+    for axes, one, tile in zip(figure.axes, examples, tiles, strict=True):
+        height, width = tile.shape[:2]
+        # White, where the eigenvector says nothing, would not stand out from the page.
+        frame = {"fill": False, "edgecolor": EDGE, "linewidth": 1, "clip_on": False}
+        axes.add_patch(Rectangle((width + GAP, 0), width, height, **frame))
+        for some, colour in ((one.true, RIGHT), (one.box[None], FOUND)):
+            for x0, y0, x1, y1 in (some * (width, height, width, height)).tolist():
+                # Inside the image's border, as the line is drawn around its place.
+                for line, ink in ((5, "white"), (3, colour)):
+                    corner = (x0 + 2.5, y0 + 2.5)
+                    axes.add_patch(
+                        Rectangle(corner, x1 - x0 - 5, y1 - y0 - 5, fill=False, edgecolor=ink, linewidth=line)
+                    )
+    return to_image(figure)
+
+
+def vector_colours(vector: np.ndarray) -> np.ndarray:
+    """Colour an eigenvector [h,w] as uint8 RGB [h,w,3]: red where it is above 0, blue below, the paler the nearer to it."""
+    # The root, because a few patches' entries are often many times all others.
+    strength = np.sqrt(np.abs(vector) / max(np.abs(vector).max(), 1e-12))[..., None]
+    colours = np.where(vector[..., None] > 0, INSIDE, OUTSIDE)
+    return (255 + strength * (colours - 255.0)).round().astype(np.uint8)

@@ -1,0 +1,72 @@
+"""What pictures share: exact pixels, names as they are, and Matplotlib only while something is drawn."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dinov3_hf.visualization.style import (
+    COLOURS,
+    Legend,
+    add_axes,
+    new_figure,
+    series_colours,
+    show,
+    spell,
+    text_width,
+    to_image,
+    write,
+)
+
+
+@pytest.mark.parametrize("size", [(29, 57), (113, 201), (1000, 1302)])
+def test_pictures_have_the_size_asked_for_and_pixels_stay(size):
+    image = np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)
+    figure = new_figure(*size)
+    show(add_axes(figure, 7, 11, 12, 20), image)
+    drawn = np.asarray(to_image(figure))
+    assert drawn.shape == (size[1], size[0], 3)
+    assert np.array_equal(drawn[11:31, 7:19], image)
+    drawn = drawn.copy()
+    drawn[11:31, 7:19] = 255
+    assert (drawn == 255).all()
+
+
+def test_names_are_no_formulas():
+    formula, words = "$\\frac$", "plain"
+    figure = new_figure(120, 40)
+    write(figure, formula, 10, 20)
+    ink = np.argwhere((np.asarray(to_image(figure)) < 128).all(2))
+    assert ink[:, 1].min() >= 10 and np.ptp(ink[:, 1]) == pytest.approx(text_width(formula), abs=3)
+    assert text_width(words * 3) == pytest.approx(3 * text_width(words), rel=0.05)
+
+
+def test_the_model_and_its_baselines_keep_their_colours():
+    found = series_colours(["chance", "model", "run a", "run b"])
+    assert found["chance"] == COLOURS["chance"] and found["model"] == COLOURS["model"]
+    assert len(set(found.values())) == 4
+    assert spell("raw_pixels") == "raw pixels"
+
+
+def test_legends_break_into_lines_and_show_their_colours():
+    entries = [(f"class {number}", colour) for number, colour in enumerate(["#ff0000", "#00ff00", "#0000ff"])]
+    wide, narrow = Legend(entries, 1000), Legend(entries, 100)
+    assert (wide.height, narrow.height) == (22, 66)
+    figure = new_figure(200, 100)
+    narrow.draw(figure, 10, 20)
+    drawn = np.asarray(to_image(figure))
+    for line, colour in enumerate(np.eye(3, dtype=int) * 255):
+        rows, columns = np.nonzero((drawn == colour).all(2))
+        assert (rows.mean(), columns.mean()) == pytest.approx((20 + 22 * line + 10.5, 16.5), abs=1)
+
+
+def test_matplotlib_comes_with_the_first_picture_and_pyplot_never():
+    code = (
+        "import sys; from dinov3_hf.visualization import answers, boxes, charts, classes, confusion, depths, features, "
+        "heat, matches, report, tiles, tracks; from dinov3_hf.finetuning import depth; "
+        "print('matplotlib' in sys.modules); charts.curve_picture('a', {'model': [(1, 2), (2, 3)]}, 'x'); "
+        "print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True", "False"]
