@@ -16,7 +16,6 @@ from dinov3_hf.evaluation import depth
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.depth import (
     bin_centres,
-    colour_depths,
     depth_errors,
     depth_loss,
     evaluate_depth,
@@ -238,17 +237,6 @@ def test_maps_of_half_the_size_are_accepted_and_broken_ones_left_out():
     }
     for a, b in zip(first["measures"], second["measures"], strict=True):
         assert a["raw_pixels"] == pytest.approx(b["raw_pixels"], abs=0.05)
-
-
-def test_colours_grow_lighter_the_nearer_and_unknown_is_grey():
-    depths = np.linspace(1, 5, 20)[None]
-    colours = colour_depths(depths, 1.0, 5.0)
-    lightness = colours[0] @ np.array([0.2126, 0.7152, 0.0722])
-    assert (np.diff(lightness) < 0).all()
-    assert colour_depths(np.array([[0.0, 9.0, 5.0]]), 1.0, 5.0)[0].tolist() == [
-        [150] * 3,
-        *[colours[0, -1].tolist()] * 2,
-    ]
 
 
 @pytest.mark.parametrize(

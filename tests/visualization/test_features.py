@@ -1,4 +1,4 @@
-"""PCA maps against scikit-learn, similarity maps against a loop, and the grid of images."""
+"""PCA maps against scikit-learn, similarity maps against a loop, and marks on images."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from dinov3_hf.visualization.features import (
     cut_out,
     heat_colours,
     heat_map,
-    image_grid,
     mark_places,
     outline_cell,
     pca_basis,
@@ -80,17 +79,6 @@ def test_upscale_repeats_pixels():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     larger = upscale(image, 3)
     assert larger.shape == (6, 6, 3) and (larger[3:, :3] == image[1, 0]).all()
-
-
-def test_grid_places_every_image():
-    # Coloured tiles: the labels are grey.
-    colours = [np.full((4, 4, 3), (value, 0, 0), dtype=np.uint8) for value in (10, 90, 170)]
-    picture = np.asarray(image_grid({"input": colours[:2], "after": colours[2:]}, cell=16, margin=4))
-    for value, row, column in ((10, 0, 0), (90, 0, 1), (170, 1, 0)):
-        where = np.argwhere((picture == (value, 0, 0)).all(-1))
-        assert len(where) == 16 * 16
-        left = where[:, 1].min() - np.argwhere((picture == (10, 0, 0)).all(-1))[:, 1].min()
-        assert where[:, 0].min() == 4 + 20 * row and left == 20 * column
 
 
 def test_heat_spans_the_values_it_is_given():

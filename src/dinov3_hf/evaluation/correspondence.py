@@ -5,18 +5,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
 from ..data.columns import check_column, undecoded
 from ..data.pixels import decode_image
 from ..data.views import check_image_size, image_sizes
 from ..pipelines.matching import REFINEMENT_STEPS, find_matches, sample_tokens
+from ..visualization.matches import Matches, matches_picture
 from .bench import Bench
 
 
-NUM_DRAWN, DRAWN_HEIGHT, DRAWN_THRESHOLD = 4, 240, 0.1
-FOUND, MISSED, INK = "#16a34a", "#e0382b", "#1b1f24"
+NUM_DRAWN, DRAWN_THRESHOLD = 4, 0.1
 
 
 @dataclass
@@ -142,7 +141,7 @@ def evaluate_correspondence(
         index = place[row]
         return features[name][index].to(bench.device).unflatten(0, features[name].grids[index])
 
-    drawn = {index * len(measured) // NUM_DRAWN for index in range(NUM_DRAWN)}
+    drawn, rows = {index * len(measured) // NUM_DRAWN for index in range(NUM_DRAWN)}, undecoded(test)
     distances, pictures = {name: [] for name in (*features, "chance")}, []
     bar = tqdm(measured, desc="correspondence: pairs", unit="pair", disable=not bench.progress, dynamic_ncols=True)
     for number, pair in enumerate(bar):
@@ -156,7 +155,9 @@ def evaluate_correspondence(
         for name, points in found.items():
             distances[name].append((points - pair.target_points).norm(dim=1) / pair.length)
         if number in drawn:
-            pictures.append((pair, found["model"], distances["model"][-1] <= DRAWN_THRESHOLD))
+            images = [decode_image(rows[row][image_column]) for row in (pair.source, pair.target)]
+            hits = distances["model"][-1] <= DRAWN_THRESHOLD
+            pictures.append(Matches(*images, pair.source_points, pair.target_points, found["model"], hits))
     measures = [
         {
             "measure": title,
@@ -194,7 +195,7 @@ def evaluate_correspondence(
             "last row, without a partner": len(test) % 2 if pairs is None else 0,
         },
         "measures": measures,
-        "pictures": {"matches": matches_picture(test, image_column, pictures)},
+        "pictures": {"matches": matches_picture(pictures, f"{DRAWN_THRESHOLD:g} of the reference length")},
     }
 
 
@@ -204,59 +205,3 @@ def _over_keypoints(of_pairs: list[torch.Tensor]) -> float:
 
 def _over_pairs(of_pairs: list[torch.Tensor]) -> float:
     return torch.stack([of_pair.double().mean() for of_pair in of_pairs]).mean().item()
-
-
-def matches_picture(
-    rows, image_column: str, matches: Sequence[tuple[Pair, torch.Tensor, torch.Tensor]]
-) -> Image.Image:
-    """Draw pairs side by side with a line from each keypoint to its match [K,2], green where found [K], else red.
-
-    Rings are the true places of what the lines start from.
-    """
-    # Drawn at twice the size, because Pillow's lines have jagged edges.
-    unit, rows = 2, undecoded(rows)
-    font = ImageFont.load_default(13 * unit)
-    panels = []
-    for pair, found, hits in matches:
-        images = []
-        for row in (pair.source, pair.target):
-            image = Image.fromarray(decode_image(rows[row][image_column]).permute(1, 2, 0).numpy())
-            scale = DRAWN_HEIGHT * unit / image.height
-            images.append(
-                image.resize((max(1, round(image.width * scale)), DRAWN_HEIGHT * unit), Image.Resampling.BICUBIC)
-            )
-        gap, top = 10 * unit, 24 * unit
-        left = images[0].width + gap
-        panel = Image.new("RGB", (left + images[1].width, top + DRAWN_HEIGHT * unit), "white")
-        panel.paste(images[0], (0, top))
-        panel.paste(images[1], (left, top))
-        draw = ImageDraw.Draw(panel)
-        scales = (images[0].width / pair.source_size[0], images[1].width / pair.target_size[0])
-        shift = torch.tensor([[0, top], [left, top], [left, top]])
-
-        def dot(place, radius, draw=draw, **style):
-            draw.ellipse([place[0] - radius, place[1] - radius, place[0] + radius, place[1] + radius], **style)
-
-        for start, true, match, hit in zip(pair.source_points, pair.target_points, found, hits.tolist(), strict=True):
-            points = torch.stack([start * scales[0], true * scales[1], match * scales[1]]) + shift
-            start, true, match = (tuple(point) for point in points.tolist())
-            # White within black shows on any ground.
-            dot(true, 5 * unit, outline="black", width=3 * unit)
-            dot(true, 4 * unit, outline="white", width=unit)
-            draw.line((start, match), fill=FOUND if hit else MISSED, width=round(1.5 * unit))
-            for end in (start, match):
-                dot(end, 3 * unit, fill=FOUND if hit else MISSED, outline="white")
-        title = f"{int(hits.sum())} of {len(hits)} within {DRAWN_THRESHOLD:g} of the reference length"
-        draw.text((0, 5 * unit), title, fill=INK, font=font)
-        panels.append(panel)
-    margin = 12 * unit
-    picture = Image.new(
-        "RGB",
-        (2 * margin + max(p.width for p in panels), margin + sum(p.height + margin for p in panels)),
-        "white",
-    )
-    top = margin
-    for panel in panels:
-        picture.paste(panel, (margin, top))
-        top += panel.height + margin
-    return picture.reduce(unit)

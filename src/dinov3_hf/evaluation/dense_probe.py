@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -336,33 +336,3 @@ def rows_to_draw(split: DenseSplit, number: int = 5) -> list[int]:
     """Choose the rows that a picture shows, evenly spread."""
     rows = list(split.maps)
     return [rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(number, len(rows)))]
-
-
-def tile_size(height: int, width: int, longer: int = 240) -> tuple[int, int]:
-    """Return the height and width at which a picture shows an image, its ratio kept."""
-    return tuple(max(1, round(side * longer / max(height, width))) for side in (height, width))
-
-
-def resize_tile(image: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Resize a uint8 image [3,H,W] to a tile [h,w,3]."""
-    return np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.LANCZOS))
-
-
-def tile_grid(titles: list[str], rows: list[list[np.ndarray]], legend: Image.Image, margin: int = 8) -> Image.Image:
-    """Compose rows of uint8 tiles [h,w,3] with a title above each column and a legend below."""
-    font = ImageFont.load_default(14)
-    cell = max(tile.shape[1] for row in rows for tile in row)
-    heights = [max(tile.shape[0] for tile in row) for row in rows]
-    width = max(len(titles) * (cell + margin), legend.width + margin) + margin
-    top = 32
-    picture = Image.new("RGB", (width, top + sum(heights) + len(rows) * margin + legend.height + margin), "white")
-    ink = ImageDraw.Draw(picture)
-    for column, title in enumerate(titles):
-        ink.text((margin + column * (cell + margin) + cell // 2, top // 2), title, "#1b1f24", font, anchor="mm")
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            left = margin + column * (cell + margin) + (cell - tile.shape[1]) // 2
-            picture.paste(Image.fromarray(tile), (left, top))
-        top += height + margin
-    picture.paste(legend, (margin, top))
-    return picture

@@ -4,23 +4,19 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ..data.depths import check_depth_column, in_metres, read_depth
 from ..data.views import check_image_size
+from ..visualization.depths import depths_picture
 from .bench import Bench
 from .dense_probe import (
     Crops,
     DenseSplit,
     HeadTraining,
     head_outputs,
-    nearest_window,
-    resize_tile,
     rows_to_draw,
     skipped,
-    tile_grid,
-    tile_size,
     train_heads,
     upsample,
 )
@@ -30,12 +26,6 @@ PAPER_STEPS = 38_400
 MEASURES = {"RMSE (m)": True, "ARel": True, "delta1": False}  # and whether lower is better
 # Weight of the mean in the loss: 0 leaves the scale free, 1 is the plain error of logarithms (AdaBins, section 3.3).
 MEAN_WEIGHT = 0.15
-# Steps of even lightness from far to near, hues from violet over red to yellow.
-COLOURS = np.array(
-    [(22, 1, 70), (65, 0, 100), (115, 2, 111), (166, 17, 104), (208, 54, 83)]
-    + [(242, 95, 48), (254, 147, 33), (254, 198, 82), (255, 244, 103)]
-)
-GREY = (150, 150, 150)
 
 
 def evaluate_depth(
@@ -109,6 +99,9 @@ def evaluate_depth(
     truths = (in_metres(stored[stored > 0], depth_unit) for stored in tested.maps.values())
     errors["chance"] = [depth_errors(np.full_like(truth, constant), truth) for truth in truths]
     means = {name: np.mean(values, axis=0).tolist() for name, values in errors.items()}
+    drawn = {name: predictions[name] for name in bench.networks}
+    maps = {row: in_metres(tested.maps[row], depth_unit) for row in chosen}
+    examples = [(tested.image(row), [true, *(of[row] for of in drawn.values())]) for row, true in maps.items()]
     return {
         "task": "depth",
         "protocol": {
@@ -139,7 +132,7 @@ def evaluate_depth(
             }
             for place, (title, lower) in enumerate(MEASURES.items())
         ],
-        "pictures": {"depth": depth_picture(tested, predictions, depth_unit)},
+        "pictures": {"depth": depths_picture(["true", *drawn], examples)},
     }
 
 
@@ -189,42 +182,3 @@ def depth_errors(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float
     difference, ratio = predicted - truth, predicted / truth
     within = np.maximum(ratio, 1 / ratio) < 1.25
     return np.sqrt(np.square(difference).mean()), (np.abs(difference) / truth).mean(), within.mean()
-
-
-def depth_picture(split: DenseSplit, predictions: dict[str, dict[int, np.ndarray]], depth_unit: float) -> Image.Image:
-    """Draw images beside their true depths and those that the model and its untrained twin predict, in one scale."""
-    shown = [name for name in ("model", "untrained") if name in predictions]
-    truths = {row: in_metres(split.maps[row], depth_unit) for row in predictions["model"]}
-    near, far = np.percentile(np.concatenate([truth[truth > 0] for truth in truths.values()]), (1, 99))
-    tiles = []
-    for row, truth in truths.items():
-        size = tile_size(*truth.shape)
-        maps = (nearest_window(m, size, (0, 0), size) for m in (truth, *(predictions[name][row] for name in shown)))
-        tiles.append([resize_tile(split.image(row), size), *(colour_depths(depths, near, far) for depths in maps)])
-    return tile_grid(["image", "true", *shown], tiles, depth_legend(near, far))
-
-
-def colour_depths(depths: np.ndarray, near: float, far: float) -> np.ndarray:
-    """Colour depths [H,W] (metres) as uint8 RGB [H,W,3], bright near and dark far; grey where there is none."""
-    closeness = (far - depths) / max(far - near, 1e-9)
-    channels = [np.interp(closeness, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]
-    colours = np.stack(channels, axis=-1).round().astype(np.uint8)
-    colours[depths <= 0] = GREY
-    return colours
-
-
-def depth_legend(near: float, far: float, length: int = 240) -> Image.Image:
-    """Draw the scale of colours between its two depths."""
-    font = ImageFont.load_default(13)
-    first, last, unknown = f"{near:.2f} m", f"{far:.2f} m", "unknown"
-    start = int(font.getlength(first)) + 8
-    end = start + length + 8
-    mark = end + int(font.getlength(last)) + 24
-    picture = Image.new("RGB", (mark + 22 + int(font.getlength(unknown)) + 2, 24), "white")
-    bar = colour_depths(np.linspace(near, far, length)[None].repeat(14, axis=0), near, far)
-    picture.paste(Image.fromarray(bar), (start, 5))
-    ink = ImageDraw.Draw(picture)
-    ink.rectangle((mark, 5, mark + 14, 19), fill=GREY)
-    for left, text in ((0, first), (end, last), (mark + 22, unknown)):
-        ink.text((left, 12), text, "#1b1f24", font, anchor="lm")
-    return picture

@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 from tqdm.auto import tqdm
@@ -15,6 +14,7 @@ from ..data.columns import check_column, undecoded
 from ..data.masks import check_mask_column, read_masks
 from ..data.pixels import decode_image
 from ..data.views import check_image_size, image_sizes
+from ..visualization.boxes import FoundBox, boxes_picture
 from .bench import Bench
 
 
@@ -24,8 +24,7 @@ NO_EDGE = 1e-5
 MIN_IOU = 0.5
 # Sides of the boxes around the centre among which the constant answer is chosen.
 CENTRE_SIDES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-NUM_DRAWN, DRAWN_HEIGHT = 6, 180
-TRUE, FOUND, INK = "#16a34a", "#f97316", "#1b1f24"
+NUM_DRAWN = 6
 
 
 def graph_weights(cosines: torch.Tensor, tau: float) -> torch.Tensor:
@@ -152,12 +151,13 @@ def evaluate_discovery(
         at_tau = {name: float(hits[name][:, number].mean()) for name in features}
         measures.append({"measure": "CorLoc", "tau": tau, **at_tau, "chance": figures["chance"]})
     drawn = sorted({index * len(places) // NUM_DRAWN for index in range(NUM_DRAWN)})
-    examples = []
+    examples, rows = [], undecoded(test)
     for index in drawn:
         place, number = places[index], chosen["model"][1][half[index]]
         cosines = patch_cosines(features["model"][place].to(bench.device))
         box, vector = find_object(cosines, grids[place], taus[number])
-        examples.append((kept[place], truth[place], box, vector, bool(hits["model"][index, number])))
+        image = decode_image(rows[kept[place]][image_column])
+        examples.append(FoundBox(image, truth[place], box, vector, bool(hits["model"][index, number])))
     return {
         "task": "discovery",
         "protocol": {
@@ -184,7 +184,7 @@ def evaluate_discovery(
         "skipped_images": {"test": len(test) - len(kept)},
         "skipped_rows": {"without an object": len(kept) - len(places)},
         "measures": measures,
-        "pictures": {"discovery": discovery_picture(test, image_column, examples)},
+        "pictures": {"discovery": boxes_picture(examples)},
     }
 
 
@@ -221,44 +221,3 @@ def _true_boxes(
         return
     for place, mask in read_masks(test, kept, image_column, mask_column, lambda mask: mask):
         yield place, mask_boxes(mask, ignore_index)
-
-
-def discovery_picture(
-    rows, image_column: str, examples: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray, bool]]
-) -> Image.Image:
-    """Draw images with true and found boxes, each beside its eigenvector (red inside, blue outside), two to a line.
-
-    An example is a row, true boxes [K,4] and the found one [4] in 0..1, the eigenvector [h,w], and whether it is a hit.
-    """
-    # Drawn at twice the size, because Pillow's lines have jagged edges.
-    unit, rows = 2, undecoded(rows)
-    font = ImageFont.load_default(13 * unit)
-    gap, top, height, panels = 4 * unit, 22 * unit, DRAWN_HEIGHT * unit, []
-    for row, truth, box, vector, is_hit in examples:
-        image = Image.fromarray(decode_image(rows[row][image_column]).permute(1, 2, 0).numpy())
-        width = max(1, round(height * image.width / image.height))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        # The root, because a few patches' entries are often many times all others.
-        strength = np.sqrt(np.abs(vector) / max(np.abs(vector).max(), 1e-12))[..., None]
-        colours = np.where(vector[..., None] > 0, (214, 47, 39), (49, 104, 190))
-        shades = Image.fromarray((255 + strength * (colours - 255.0)).round().astype(np.uint8))
-        panel = Image.new("RGB", (2 * width + gap, top + height), "white")
-        panel.paste(image, (0, top))
-        panel.paste(shades.resize((width, height), Image.Resampling.NEAREST), (width + gap, top))
-        draw = ImageDraw.Draw(panel)
-        for some, colour in ((truth, TRUE), (box[None], FOUND)):
-            for x0, y0, x1, y1 in some * (width, height, width, height) + (0, top, 0, top):
-                for line, ink in ((4 * unit, "white"), (3 * unit, colour)):
-                    draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ink, width=line)
-        draw.text((0, 3 * unit), f"true green, found orange: {'a hit' if is_hit else 'no hit'}", fill=INK, font=font)
-        panels.append(panel)
-    margin = 12 * unit
-    lines = [panels[start : start + 2] for start in range(0, len(panels), 2)]
-    width = max(sum(panel.width + margin for panel in line) for line in lines)
-    picture = Image.new("RGB", (margin + width, margin + len(lines) * (top + height + margin)), "white")
-    for number, line in enumerate(lines):
-        left = margin
-        for panel in line:
-            picture.paste(panel, (left, margin + number * (top + height + margin)))
-            left += panel.width + margin
-    return picture.reduce(unit)

@@ -1,19 +1,15 @@
 """The accuracy of a classification split by group (as in DINOv2, section 8; intervals of Wilson, 1927)."""
 
-from collections.abc import Sequence
-
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from ..data.columns import named_values
+from ..visualization.charts import bars_picture
 
 
 MAX_GROUPS = 100
 MISSING = "(missing)"
 # The normal distribution's 97.5 % quantile: intervals of 95 %.
 Z = 1.959964
-COLOURS = {"model": "#2563eb", "untrained": "#9aa5b1", "raw_pixels": "#e0a03c"}
-INK, PALE_INK, GRID = "#1b1f24", "#5b6570", "#dfe3e8"
 
 
 def read_groups(rows, column: str) -> tuple[list[str], list[str]]:
@@ -81,6 +77,8 @@ def by_group(result: dict, rows, group_column: str) -> dict:
     ratios = {name: worst[name] / best[name] if best[name] else float("nan") for name in hits}
     measures.append({"measure": "gap between the best and the worst group", **of, "lower_is_better": True, **gaps})
     measures.append({"measure": "worst group / best group", **of, **ratios})
+    bars = {name: [(line[name], *line["interval"][name]) for line in lines] for name in hits}
+    titles = [f"{line['group'][:40]}  ({line['images']})" for line in lines]
     return {
         "task": "fairness",
         "protocol": {
@@ -94,46 +92,9 @@ def by_group(result: dict, rows, group_column: str) -> dict:
         "skipped_images": result["skipped_images"],
         "measures": measures,
         "per_group": lines,
-        "pictures": {f"{result['task']} by {group_column}": groups_picture(lines, list(hits), group_column)},
+        "pictures": {
+            f"{result['task']} by {group_column}": bars_picture(
+                f"accuracy by {group_column} (images), with 95 % intervals", titles, bars
+            )
+        },
     }
-
-
-def groups_picture(lines: Sequence[dict], contestants: Sequence[str], column: str) -> Image.Image:
-    """Draw the accuracies of every group as bars from 0 to 1, with their intervals."""
-    scale = 2
-    font, small = (ImageFont.load_default(size * scale) for size in (14, 12))
-    bar, gap, top, width = 14 * scale, 12 * scale, 66 * scale, 420 * scale
-    labels = [f"{line['group'][:40]}  ({line['images']})" for line in lines]
-    left = 20 * scale + int(max(font.getlength(label) for label in labels))
-    row = bar * len(contestants) + gap
-    height = top + row * len(lines) + 30 * scale
-    picture = Image.new("RGB", (left + width + 70 * scale, height), "white")
-    draw = ImageDraw.Draw(picture)
-    title = f"accuracy by {column} (images), with 95 % intervals"
-    draw.text((12 * scale, 20 * scale), title, INK, font, anchor="lm")
-    x = left
-    for name in contestants:
-        words = name.replace("_", " ")
-        draw.rectangle((x, 38 * scale, x + 10 * scale, 48 * scale), COLOURS[name])
-        draw.text((x + 16 * scale, 43 * scale), words, PALE_INK, small, anchor="lm")
-        x += 34 * scale + int(small.getlength(words))
-    bottom = top + row * len(lines)
-    for tick in range(6):
-        x = left + width * tick // 5
-        draw.line((x, top - 4 * scale, x, bottom), GRID, scale)
-        draw.text((x, bottom + 12 * scale), f"{tick / 5:g}", PALE_INK, small, anchor="mm")
-    for place, (line, label) in enumerate(zip(lines, labels, strict=True)):
-        y = top + place * row
-        draw.text((left - 10 * scale, y + bar * len(contestants) // 2), label, INK, font, anchor="rm")
-        for name in contestants:
-            middle = y + bar // 2
-            draw.rectangle((left, y + scale, left + round(width * line[name]), y + bar - scale), COLOURS[name])
-            low, high = (left + round(width * end) for end in line["interval"][name])
-            draw.line((low, middle, high, middle), INK, scale)
-            for end in (low, high):
-                draw.line((end, middle - 3 * scale, end, middle + 3 * scale), INK, scale)
-            draw.text((high + 6 * scale, middle), f"{line[name]:.3f}", PALE_INK, small, anchor="lm")
-            y += bar
-    draw.line((left, top - 4 * scale, left, bottom), PALE_INK, scale)
-    # Drawn at twice the size, so that letters and thin lines come out smooth.
-    return picture.resize((picture.width // scale, picture.height // scale), Image.Resampling.LANCZOS)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..pipelines.windows import Windowed
-from ..visualization.report import Curve, standalone_chart
+from ..visualization.charts import curve_picture
 from .bench import Bench
 from .results import CONTESTANTS, NOT_PARAMETERS, measure_title
 
@@ -59,15 +59,11 @@ def repeated(results: dict[int, dict], parameter: str, task: str, protocol: str)
     for measure in first["measures"]:
         title = measure_title(measure)
         series = {
-            name.replace("_", " "): [
-                (line[parameter], line[name]) for line in measures if _same(line, measure, parameter)
-            ]
+            name: [(line[parameter], line[name]) for line in measures if _same(line, measure, parameter)]
             for name in CONTESTANTS
             if name in measure
         }
-        pictures[title] = standalone_chart(
-            Curve(f"{first['task']} {title}", series, x_label=parameter.replace("_", " "))
-        )
+        pictures[title] = curve_picture(f"{first['task']} {title}", series, parameter.replace("_", " "))
     return {
         "task": f"{task} of {first['task']}",
         "protocol": {**first["protocol"], task: list(results), "repeated": protocol},

@@ -1,13 +1,12 @@
 """Logistic regression on frozen features (DINOv3, section 6.2.1; Oquab et al. 2023, DINOv2, section 7.2)."""
 
-import math
 import warnings
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..visualization.report import Curve, standalone_chart
+from ..visualization.charts import curve_picture
 from .bench import Bench
 from .robustness import ClassificationData
 
@@ -64,11 +63,8 @@ def evaluate_linear(
         "max_iterations": MAX_ITERATIONS,
         "iterations": {name: int(classifier[-1].n_iter_.max()) for name, classifier in classifiers.items()},
     }
-    series = {
-        name.replace("_", " "): [(math.log10(c), accuracy) for c, accuracy in curve.items()]
-        for name, curve in curves.items()
-    }
-    chart = standalone_chart(Curve("linear: top-1 on the held-out tenth of train", series, x_label="log10 C"))
+    series = {name: list(curve.items()) for name, curve in curves.items()}
+    chart = curve_picture("linear: top-1 on the held-out tenth of train", series, "C", log_x=True)
     return data.result(bench, predict, protocol, {"C": chart})
 
 

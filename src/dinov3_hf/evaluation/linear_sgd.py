@@ -1,6 +1,5 @@
 """A linear probe trained by SGD for a grid of learning rates at once (DINOv3, section 6.2.1; DINOv2, appendix B.3)."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..data.ahead import StepReader
 from ..data.columns import undecoded
 from ..data.crops import central_crop, fitting_crop
 from ..data.pixels import decode_image
-from ..visualization.report import Curve, standalone_chart
+from ..visualization.charts import curve_picture
 from .bench import Bench
 from .linear import FEATURES
 from .probe import step_generator, train_probe
@@ -110,16 +109,13 @@ def evaluate_linear_sgd(
         "on the rest, and not again",
         "learning_rate_at_an_end_of_the_grid": [n for n, index in best.items() if index in (0, len(rates) - 1)],
     }
-    series = {
-        name.replace("_", " "): [(math.log10(rate), hit) for rate, hit in zip(LEARNING_RATES, curve, strict=True)]
-        for name, curve in curves.items()
-    }
-    chart = Curve("linear-sgd: top-1 on the held-out tenth of train", series, x_label="log10 learning rate")
+    series = {name: list(zip(LEARNING_RATES, curve, strict=True)) for name, curve in curves.items()}
+    chart = curve_picture("linear-sgd: top-1 on the held-out tenth of train", series, "learning rate", log_x=True)
     return data.result(
         bench,
         lambda name, tokens: answers(name, tokens)[:, best[name]],
         protocol,
-        {"learning rate": standalone_chart(chart)},
+        {"learning rate": chart},
     )
 
 

@@ -3,23 +3,21 @@
 from collections.abc import Callable
 from dataclasses import asdict
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..data.columns import check_column, undecoded
 from ..data.pixels import decode_image
 from ..data.views import check_image_size
-from ..visualization.features import image_grid, upscale
-from ..visualization.report import Curve, standalone_chart
+from ..visualization.charts import curve_picture, histogram_picture
+from ..visualization.heat import heat_picture
 from .bench import Bench
 from .feature_store import Extractor
 
 
 # A patch of more than so many times the median norm of its layer is an outlier; so is a dimension of its layer's.
 HIGH_NORM, EXTREME_DIMENSION = 3.0, 10.0
-HISTOGRAM_BINS = 60
-PICTURES = 6
+NUM_DRAWN = 6
 
 
 def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> dict:
@@ -68,6 +66,8 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> dict:
         for title in ("squared magnitude in the largest dimension", "variance in the first principal component"):
             values = {name: one["shares"][tokens][title] for name, one in found.items()}
             measures.append({"measure": title, "tokens": tokens, **values})
+    of_dimensions = [line for line in measures if line["measure"] == "largest / median dimension"]
+    dimensions = {name: [(line["layer"], line[name]) for line in of_dimensions] for name in found}
     return {
         "task": "outliers",
         "protocol": {
@@ -86,11 +86,7 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> dict:
         "extreme_dimensions": [
             {"layer": layer, "dimensions": _extreme(found["model"]["dimensions"][layer])} for layer in layers
         ],
-        "pictures": {
-            "norm-histogram": _histogram(found["model"]["norms"]),
-            "dimensions-by-layer": _curve(measures, "largest / median dimension", found),
-            "norm-maps": _norm_maps(bench, test, image_column, found["model"]),
-        },
+        "pictures": _pictures(bench, test, image_column, found["model"], dimensions),
     }
 
 
@@ -163,41 +159,22 @@ def _extreme(dimensions: torch.Tensor) -> list[int]:
     return order[dimensions[order] > EXTREME_DIMENSION * dimensions.median()].tolist()
 
 
-def _histogram(norms: torch.Tensor) -> str:
-    """Draw how many patches have which norm, in medians of their layer, for the first, middle and last layer."""
+def _pictures(bench: Bench, test, image_column: str, found: dict, dimensions: dict) -> dict:
+    """Picture how many patches have which norm, the ratios of `dimensions` by layer, and where the norms are high."""
+    norms, kept = found["norms"], found["kept"][:NUM_DRAWN]
     last = norms.shape[-1] - 1
-    chosen = sorted({1, (1 + last) // 2, last})
-    ratios = {layer: (norms[..., layer] / norms[..., layer].median()).flatten().numpy() for layer in chosen}
-    edges = np.linspace(0, max(HIGH_NORM, *(values.max() for values in ratios.values())), HISTOGRAM_BINS + 1)
-    series = {
-        f"layer {layer}": [
-            (float(edge), int(count))
-            for edge, count in zip((edges[:-1] + edges[1:]) / 2, np.histogram(values, edges)[0], strict=True)
-        ]
-        for layer, values in ratios.items()
+    chosen = {f"layer {layer}": norms[..., layer] for layer in sorted({1, (1 + last) // 2, last})}
+    ratios = {name: (values / values.median()).flatten().numpy() for name, values in chosen.items()}
+    rows, side = undecoded(test.select_columns([image_column])), bench.preprocessing.image_size // bench.patch_size
+    images = [bench.preprocessing.image(decode_image(rows[row][image_column])) for row in kept]
+    maps = {
+        name: [(values[index] / values.max()).view(side, side).numpy() for index in range(len(kept))]
+        for name, values in chosen.items()
     }
-    return standalone_chart(
-        Curve("Patches by norm (log scale)", series, "norm / median norm of the layer", log_y=True)
-    )
-
-
-def _curve(measures: list[dict], title: str, contestants) -> str:
-    lines = [measure for measure in measures if measure["measure"] == title]
-    series = {name: [(line["layer"], line[name]) for line in lines] for name in contestants}
-    return standalone_chart(Curve(title, series, "layer", log_y=True))
-
-
-def _norm_maps(bench: Bench, test, image_column: str, found: dict):
-    """Picture the first images beside the norms of their patches: white is the highest of the layer."""
-    rows = undecoded(test.select_columns([image_column]))
-    view, side = bench.preprocessing, bench.preprocessing.image_size // bench.patch_size
-    last = found["norms"].shape[-1] - 1
-    layers = sorted({1, (1 + last) // 2, last})
-    lines = {"image": []} | {f"layer {layer}": [] for layer in layers}
-    for index, row in enumerate(found["kept"][:PICTURES]):
-        lines["image"].append(view.image(decode_image(rows[row][image_column])).permute(1, 2, 0).numpy())
-        for layer in layers:
-            norms = found["norms"][..., layer]
-            grey = (norms[index] / norms.max() * 255).round().to(torch.uint8).view(side, side, 1)
-            lines[f"layer {layer}"].append(upscale(grey.expand(-1, -1, 3).numpy(), 8))
-    return image_grid(lines, cell=128)
+    return {
+        "norm-histogram": histogram_picture(
+            "Patches by norm", ratios, "norm / median norm of the layer", (HIGH_NORM, "high norm from here")
+        ),
+        "dimensions-by-layer": curve_picture("Largest / median dimension", dimensions, "layer", log_y=True),
+        "norm-maps": heat_picture(images, maps, "highest norm of the layer"),
+    }

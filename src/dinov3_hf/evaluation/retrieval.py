@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm.auto import tqdm
 
 from ..data.columns import check_column, named_values, undecoded
 from ..data.pixels import decode_image
 from ..data.views import check_image_size
 from ..pipelines.neighbours import CosineBank
+from ..visualization.answers import answers_picture
 from .bench import Bench
 from .feature_store import Features
 from .features import RAW_PIXELS_SIDE
@@ -19,8 +19,7 @@ from .image_text_retrieval import best_ranks, chance_recall
 
 # Similarities held at once: with their ranking half a gigabyte.
 MAX_SIMILARITIES = 2**23
-NUM_DRAWN, NUM_ANSWERS, CELL = 6, 5, 112
-RIGHT, WRONG, INK = "#16a34a", "#e0382b", "#1b1f24"
+NUM_DRAWN, NUM_ANSWERS = 6, 5
 
 
 def precision_sums(scores: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
@@ -173,7 +172,7 @@ def evaluate_instance_retrieval(
         "skipped_images": {"train": len(gallery) - len(items["model"]), "test": len(query) - len(search.queries)},
         "measures": measures,
         "hits": {"rows": rows, **{name: of["rank"] < 1 for name, of in found.items()}},
-        "pictures": {"retrieved": retrieved_picture(gallery, query, image_column, found["model"]["answers"])},
+        "pictures": {"retrieved": _picture(gallery, query, image_column, found["model"]["answers"])},
     }
 
 
@@ -234,27 +233,18 @@ class _Search:
         }
 
 
-def retrieved_picture(
-    gallery, query, image_column: str, answers: Sequence[tuple[int, list[int], list[bool]]]
-) -> Image.Image:
-    """Draw queries, each a row with its first answers (rows of the gallery) framed green where relevant, else red."""
-    gap, top, frame = 8, 26, 4
-    step, font = CELL + 2 * frame + gap, ImageFont.load_default(13)
-    width = max(len(rows) for _, rows, _ in answers)
-    picture = Image.new("RGB", (gap + (1 + width) * step + 2 * gap, top + len(answers) * step), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.text((gap + frame, 5), "query", fill=INK, font=font)
-    draw.text((3 * gap + step, 5), "first answers: green right, red wrong", fill=INK, font=font)
-
-    def paste(rows, row: int, left: int, above: int, colour: str) -> None:
-        image = Image.fromarray(decode_image(rows[row][image_column]).permute(1, 2, 0).numpy())
-        image = ImageOps.pad(image, (CELL, CELL), Image.Resampling.BICUBIC, color="white")
-        picture.paste(ImageOps.expand(image, frame, colour), (left, above))
-
+def _picture(gallery, query, image_column: str, answers: list[tuple[int, list[int], list[bool]]]):
+    """Draw queries with their first answers: a query's row, rows of the gallery, and whether they are relevant."""
     gallery, query = undecoded(gallery), undecoded(query)
-    for line, (row, rows, flags) in enumerate(answers):
-        above = top + line * step
-        paste(query, row, gap, above, "white")
-        for column, (item, is_right) in enumerate(zip(rows, flags, strict=True)):
-            paste(gallery, item, 3 * gap + (1 + column) * step, above, RIGHT if is_right else WRONG)
-    return picture
+    return answers_picture(
+        [
+            (
+                decode_image(query[row][image_column]),
+                [
+                    (decode_image(gallery[item][image_column]), right)
+                    for item, right in zip(items, rights, strict=True)
+                ],
+            )
+            for row, items, rights in answers
+        ]
+    )

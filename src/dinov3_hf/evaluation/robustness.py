@@ -8,7 +8,7 @@ import torch
 
 from ..data.columns import check_column, named_values, read_vocabulary
 from ..data.views import check_image_size
-from ..visualization.classes import confusion_picture
+from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .features import RAW_PIXELS_SIDE
 from .iou import confusion_matrix

@@ -5,24 +5,19 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ..data.masks import IGNORE_INDEX, check_mask_column, read_mask
 from ..data.views import check_image_size
-from ..visualization.classes import class_colours, overlay
+from ..visualization.classes import classes_picture
 from .bench import Bench
 from .dense_probe import (
     Crops,
     DenseSplit,
     HeadTraining,
     head_outputs,
-    nearest_window,
-    resize_tile,
     rows_to_draw,
     skipped,
-    tile_grid,
-    tile_size,
     train_heads,
     upsample,
 )
@@ -31,7 +26,6 @@ from .iou import confusion_matrix, intersection_over_union
 
 PAPER_STEPS = 40_000
 PAPER_SCALES = (0.5, 2.0)
-IGNORED_COLOUR = (25, 25, 25)
 
 
 def evaluate_segmentation(
@@ -102,6 +96,8 @@ def evaluate_segmentation(
     confusions["chance"] = constant
     iou = {name: intersection_over_union(confusion) for name, confusion in confusions.items()}
     hits = {name: confusion.diagonal().sum().double() / confusion.sum() for name, confusion in confusions.items()}
+    drawn = {name: predictions[name] for name in bench.networks}
+    examples = [(tested.image(row), [tested.maps[row], *(of[row] for of in drawn.values())]) for row in chosen]
     return {
         "task": "segmentation",
         "protocol": {
@@ -133,7 +129,7 @@ def evaluate_segmentation(
             }
             for index in pixels.nonzero()[:, 0]
         ],
-        "pictures": {"segmentation": segmentation_picture(tested, predictions, names, ignore_index)},
+        "pictures": {"segmentation": classes_picture(["true", *drawn], examples, names, ignore_index)},
     }
 
 
@@ -189,51 +185,3 @@ def predict_classes(outputs: torch.Tensor, size: tuple[int, int], known: torch.T
     logits = outputs[..., known.to(outputs.device)].movedim(-1, 1)
     best = nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)[0]
     return known[best.cpu()]
-
-
-def segmentation_picture(
-    split: DenseSplit, predictions: dict[str, dict[int, np.ndarray]], names: list[str], ignore_index: int
-) -> Image.Image:
-    """Draw images beside their true classes and those that the model and its untrained twin predict."""
-    shown = [name for name in ("model", "untrained") if name in predictions]
-    tiles, seen, any_ignored = [], set(), False
-    for row in predictions["model"]:
-        truth = split.maps[row]
-        size = tile_size(*truth.shape)
-        image = resize_tile(split.image(row), size)
-        # On grey, lest the image's own colours pass for classes.
-        grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
-        line = [image]
-        for labels in (truth, *(predictions[name][row] for name in shown)):
-            labels = nearest_window(labels, size, (0, 0), size).astype(np.int64)
-            ignored = labels == ignore_index
-            any_ignored |= bool(ignored.any())
-            seen.update(labels[~ignored].tolist())
-            tile = overlay(grey, np.where(ignored, 0, labels))
-            tile[ignored] = IGNORED_COLOUR
-            line.append(tile)
-        tiles.append(line)
-    entries = [(names[index], tuple(class_colours(np.array(index)).tolist())) for index in sorted(seen)]
-    if 0 in seen:
-        entries[0] = (f"{names[0]} (not coloured)", (255, 255, 255))
-    entries += [("ignored", IGNORED_COLOUR)] if any_ignored else []
-    titles = ["image", "true", *shown]
-    return tile_grid(titles, tiles, class_legend(entries, width=max(len(titles) * tiles[0][0].shape[1], 360)))
-
-
-def class_legend(entries: list[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
-    """Draw names and their colours in lines of at most `width` pixels."""
-    font, height, gap = ImageFont.load_default(13), 22, 18
-    places, left, top = [], 0, 0
-    for name, colour in entries:
-        length = height + int(font.getlength(name)) + gap
-        if left and left + length > width:
-            left, top = 0, top + height
-        places.append((name, colour, left, top))
-        left += length
-    picture = Image.new("RGB", (width, top + height), "white")
-    ink = ImageDraw.Draw(picture)
-    for name, colour, left, top in places:
-        ink.rectangle((left, top + 4, left + 14, top + 18), fill=colour, outline="#9aa3ad")
-        ink.text((left + height, top + height // 2), name, "#1b1f24", font, anchor="lm")
-    return picture

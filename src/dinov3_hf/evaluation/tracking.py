@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -17,14 +17,14 @@ from ..data.pixels import decode_image, read_size
 from ..data.sequences import Video, read_videos
 from ..data.views import check_image_size
 from ..pipelines.label_propagation import LabelPropagation, Propagation, soft_labels
-from ..visualization.classes import overlay
+from ..visualization.tracks import frame_picture
 from .bench import Bench
 from .feature_store import Features
 
 
 # Share of the image's diagonal by which boundaries may lie apart and still match (DAVIS).
 BOUNDARY_TOLERANCE = 0.008
-PICTURE_FRAMES, PANEL_WIDTH = 48, 288
+PICTURE_FRAMES = 48
 
 
 def region_similarity(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -164,9 +164,9 @@ class _Frames:
         return self.features[name][self.places[row]]
 
     def draw(self, video: Video, row: int, truth: torch.Tensor, predictions: dict[str, torch.Tensor]) -> Image.Image:
-        image = decode_image(self.rows[row][self.image_column]).permute(1, 2, 0).numpy()
-        title = f"{video.name}, frame {video.rows.index(row) + 1} of {len(video.rows)}"
-        return _picture(image, truth, predictions, title)
+        caption = f"{video.name}, frame {video.rows.index(row) + 1} of {len(video.rows)}"
+        found = {name: labels.numpy() for name, labels in predictions.items()}
+        return frame_picture(decode_image(self.rows[row][self.image_column]), truth.numpy(), found, caption)
 
 
 def _number_objects(mask: torch.Tensor, values: list[int]) -> torch.Tensor:
@@ -259,25 +259,3 @@ def _result(
         ],
         "pictures": {"tracked": pictures},
     }
-
-
-def _picture(image: np.ndarray, truth: torch.Tensor, predictions: dict[str, torch.Tensor], title: str) -> Image.Image:
-    """Draw a frame [H,W,3] once for each prediction [H,W], laid over it in colour; true objects are outlined in white."""
-    size = (round(image.shape[0] * PANEL_WIDTH / image.shape[1]), PANEL_WIDTH)
-    image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
-    truth = resize_mask(truth, size).numpy()
-    outline = np.zeros(size, bool)
-    for number in set(truth.flat) - {0}:
-        outline |= object_boundary(truth == number)
-    margin, top, bottom = 8, 28, 26
-    width = margin + len(predictions) * (PANEL_WIDTH + margin)
-    picture = Image.new("RGB", (width, top + size[0] + bottom), "white")
-    ink, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
-    for column, (name, labels) in enumerate(predictions.items()):
-        left = margin + column * (PANEL_WIDTH + margin)
-        panel = overlay(image, resize_mask(labels, size).numpy())
-        panel[outline] = 255
-        picture.paste(Image.fromarray(panel), (left, top))
-        ink.text((left + PANEL_WIDTH // 2, top // 2), name, "#1b1f24", font, anchor="mm")
-    ink.text((margin, top + size[0] + bottom // 2), title, "#5b6570", font, anchor="lm")
-    return picture

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ..data.columns import check_column, read_vocabulary
 from ..data.sequences import Video, clip_frames, count_starts, even_starts, read_videos
 from ..data.views import check_image_size
-from ..visualization.classes import confusion_picture
+from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .feature_store import Features
 from .iou import confusion_matrix

@@ -1,10 +1,13 @@
-"""Pictures of results: confusion matrices, and masks laid over images."""
+"""Classes of pixels as colours: masks laid over images, and grids of them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from .style import Legend, to_image
+from .tiles import GAP, fit_image, fit_map, lay_tiles, tile_size
 
 
 # Classes beyond these take the colours again.
@@ -13,6 +16,7 @@ PALETTE = np.array(
     + [(240, 130, 180), (150, 110, 70), (150, 160, 60), (110, 120, 140), (250, 140, 60), (110, 60, 90)],
     dtype=np.uint8,
 )
+IGNORED_COLOUR = (25, 25, 25)
 
 
 def class_colours(labels: np.ndarray, num_classes: int | None = None) -> np.ndarray:
@@ -26,36 +30,33 @@ def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.
     return np.where((labels == 0)[..., None], image, mixed).round().astype(np.uint8)
 
 
-def confusion_picture(counts: torch.Tensor, names: Sequence[str], max_classes: int = 50) -> Image.Image:
-    """Draw the shares of each class's images that were given each class, of counts [K,K]: rows are true, columns predicted.
-
-    Of more than `max_classes` classes, those of the most images are drawn.
-    """
-    counts = counts.double()
-    chosen = counts.sum(1).topk(min(max_classes, len(names))).indices.sort().values
-    shares = (counts / counts.sum(1, keepdim=True).clamp(min=1))[chosen][:, chosen].numpy()
-    names = [names[index] for index in chosen.tolist()]
-    cell = max(12, min(48, 640 // len(names)))
-    font, small = ImageFont.load_default(max(10, min(14, cell - 2))), ImageFont.load_default(max(9, cell // 3))
-    label = 16 + int(max(font.getlength(name) for name in names))
-    side = cell * len(names)
-    picture = Image.new("RGB", (label + side + 12, label + side + 34), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.text((label, 6), "predicted class (columns) of each true class (rows), share", fill="#5b6570", font=font)
-    top = 28
-    for row, name in enumerate(names):
-        draw.text((label - 8, top + row * cell + cell // 2), name, fill="#1b1f24", font=font, anchor="rm")
-        for column, share in enumerate(shares[row]):
-            place = (label + column * cell, top + row * cell)
-            colour = tuple(round(255 + share * (value - 255)) for value in (37, 99, 235))
-            draw.rectangle((*place, place[0] + cell - 1, place[1] + cell - 1), fill=colour, outline="#dfe3e8")
-            if cell >= 30 and share >= 0.005:
-                ink = "white" if share > 0.5 else "#1b1f24"
-                centre = (place[0] + cell // 2, place[1] + cell // 2)
-                draw.text(centre, f"{100 * share:.0f}", fill=ink, font=small, anchor="mm")
-    for column, name in enumerate(names):
-        # Names of columns stand upright under them.
-        strip = Image.new("RGB", (label, cell), "white")
-        ImageDraw.Draw(strip).text((label - 8, cell // 2), name, fill="#1b1f24", font=font, anchor="rm")
-        picture.paste(strip.rotate(90, expand=True), (label + column * cell, top + side))
-    return picture
+def classes_picture(
+    titles: Sequence[str],
+    rows: Sequence[tuple[torch.Tensor, Sequence[np.ndarray]]],
+    names: Sequence[str],
+    ignore_index: int,
+) -> Image.Image:
+    """Draw images (uint8 [3,H,W]), each next to maps of class indices [H,W] that are laid over it, and name the colours."""
+    tiles, seen, any_ignored = [], set(), False
+    for image, maps in rows:
+        size = tile_size(*maps[0].shape)
+        line = [fit_image(image, size)]
+        # On grey, lest the image's own colours pass for classes.
+        grey = line[0].mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
+        for labels in maps:
+            labels = fit_map(labels, size).astype(np.int64)
+            ignored = labels == ignore_index
+            any_ignored |= bool(ignored.any())
+            seen.update(labels[~ignored].tolist())
+            tile = overlay(grey, np.where(ignored, 0, labels))
+            tile[ignored] = IGNORED_COLOUR
+            line.append(tile)
+        tiles.append(line)
+    entries = [(names[index], class_colours(np.array(index)) / 255) for index in sorted(seen)]
+    if 0 in seen:
+        entries[0] = (f"{names[0]} (not coloured)", "white")
+    entries += [("ignored", np.array(IGNORED_COLOUR) / 255)] if any_ignored else []
+    legend = Legend(entries, (1 + len(titles)) * max(tile.shape[1] + GAP for line in tiles for tile in line))
+    figure = lay_tiles(tiles, ["image", *titles], below=legend.height + GAP)
+    legend.draw(figure, GAP, figure.bbox.height - legend.height - GAP)
+    return to_image(figure)

@@ -1,10 +1,10 @@
-"""Pictures of dense features: PCA maps as in DINOv3's figure 1, similarity maps, and labelled grids of images."""
+"""Pictures of dense features: PCA maps as in DINOv3's figure 1, similarity maps, and marks on images."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import nn
 
 
@@ -66,26 +66,6 @@ def _check_grid(patch_tokens: torch.Tensor, grid: tuple[int, int]) -> None:
 def upscale(image: np.ndarray, factor: int) -> np.ndarray:
     """Repeat every pixel of an image [h,w,3] `factor` times along both sides."""
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def image_grid(rows: dict[str, list[np.ndarray]], cell: int = 96, margin: int = 6) -> Image.Image:
-    """Compose labelled rows of uint8 images [h,w,3] into one picture, each image `cell` pixels a side.
-
-    Smaller images are enlarged by whole pixels' repetition, as maps of patches should be.
-    """
-    font = ImageFont.load_default(14)
-    label_width = max(int(font.getlength(label)) for label in rows) + 2 * margin
-    columns = max(map(len, rows.values()))
-    size = (label_width + columns * (cell + margin), margin + len(rows) * (cell + margin))
-    picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
-    for index, (label, images) in enumerate(rows.items()):
-        top = margin + index * (cell + margin)
-        draw.text((margin, top + cell // 2), label, fill="black", font=font, anchor="lm")
-        for column, image in enumerate(images):
-            tile = Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST)
-            picture.paste(tile, (label_width + column * (cell + margin), top))
-    return picture
 
 
 # From low to high: dark blue, violet, orange, pale yellow. Also without colours each is brighter than the one before.

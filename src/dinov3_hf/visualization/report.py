@@ -14,7 +14,6 @@ from PIL import Image
 
 NAMES = {"model": "trained", "untrained": "untrained", "raw_pixels": "raw pixels", "chance": "chance"}
 CHART_WIDTH, CHART_HEIGHT = 560, 260
-SERIES_COLOURS = ("#2563eb", "#d9660b", "#0b8f6a", "#8b3fd6", "#c22f5b")
 MARGINS = {"left": 52, "right": 14, "top": 12, "bottom": 40}
 
 
@@ -30,7 +29,7 @@ class Curve:
 
 @dataclass
 class Comparison:
-    """One measure (0..1, higher is better) of several contestants, the trained model first."""
+    """One metric (0..1, higher is better) of the trained model, which comes first, and its baselines."""
 
     title: str
     values: Mapping[str, float]
@@ -70,7 +69,7 @@ def compare(result: dict, title: str | None = None) -> list[Comparison]:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Say in one sentence where the first contestant stands beside each of the others, better or worse."""
+    """Say in one sentence where the model stands next to each of its baselines, better or worse."""
     (_, value), *others = comparison.values.items()
     stands = []
     for name, other in others:
@@ -129,30 +128,6 @@ def line_chart(curve: Curve) -> str:
         names = (f'<span><i class="s{index % 5}"></i>{escape(name)}</span>' for index, name in enumerate(points))
         parts.append(f'<div class="legend">{"".join(names)}</div>')
     return "".join(parts)
-
-
-def standalone_chart(curve: Curve) -> str:
-    """Draw a curve, with its title and the names of its series, as an SVG file of its own."""
-    chart = line_chart(curve)
-    # Without a point there is a paragraph in place of a drawing.
-    inner = chart[chart.index(">") + 1 : chart.index("</svg>")] if "</svg>" in chart else ""
-    legend = []
-    x = MARGINS["left"]
-    for index, name in enumerate(curve.series):
-        legend.append(f'<rect class="s{index % 5}" x="{x}" y="34" width="16" height="3" fill="currentColor"/>')
-        legend.append(f'<text x="{x + 22}" y="40">{escape(name)}</text>')
-        x += 46 + 7.2 * len(name)
-    colours = "".join(f".s{index}{{color:{colour}}}" for index, colour in enumerate(SERIES_COLOURS))
-    style = (
-        "text{fill:#5b6570;font:12.5px system-ui,sans-serif}.title{fill:#1b1f24;font-size:15px}.grid{stroke:#dfe3e8}"
-        f".axis{{stroke:#5b6570}}.series{{fill:none;stroke-width:2;stroke:currentColor}}{colours}"
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{CHART_WIDTH}" height="{CHART_HEIGHT + 50}" '
-        f'viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT + 50}"><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>'
-        f'<text class="title" x="{MARGINS["left"]}" y="20">{escape(curve.title)}</text>{"".join(legend)}'
-        f'<g transform="translate(0 50)">{inner}</g></svg>\n'
-    )
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
