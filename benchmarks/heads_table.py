@@ -114,7 +114,7 @@ def scenes(num_images: int, split: str = "train") -> dict:
     batch = {"pixel_values": [], "masks": [], "depths": [], "objects": []}
     for row in load_scenes(split, num_images, subset="crowded", image_size=IMAGE_SIZE).with_format(None).to_list():
         mask, instances = read_mask(row["mask"]), read_mask(row["instances"])
-        boxes, classes = boxes_of_masks(instances.numpy(), mask.numpy())
+        boxes, classes = boxes_of_masks(instances, mask)
         boxes = box_convert(boxes, "xywh", "cxcywh") / IMAGE_SIZE
         batch["pixel_values"].append(decode_image(row["image"]).float() / 127.5 - 1)
         batch["masks"].append(mask)

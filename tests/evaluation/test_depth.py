@@ -10,7 +10,6 @@ from PIL import Image as PilImage
 from torch import nn
 
 from dinov3_hf import Dinov3Config, Dinov3Model
-from dinov3_hf.data.depths import read_depth
 from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation import depth
 from dinov3_hf.evaluation.bench import Bench
@@ -210,15 +209,6 @@ def test_modes_and_units_of_the_same_depths_give_the_same():
         results.append([measure["model"] for measure in result["measures"]])
     assert results[0] == results[1] == results[2]
     assert results[3] == pytest.approx(results[0], rel=1e-4) and results[4] == pytest.approx(results[0], rel=1e-4)
-
-
-def test_reading_keeps_what_is_valid():
-    values = np.array([[np.nan, np.inf, -1, 0], [0.5, 2, 10, 10.5]], np.float32)
-    found = read_depth(encode(values, "TIFF"), 1.0, 0.6, 10.0)
-    assert found.dtype == np.float32 and found.tolist() == [[0, 0, 0, 0], [0, 2, 10, 0]]
-    limits = np.array([[0, 1, 2], [9_999, 10_000, 10_001]], np.uint16)
-    found = read_depth(encode(limits), 0.001, 0.001, 10.0)
-    assert found.dtype == np.uint16 and found.tolist() == [[0, 1, 2], [9_999, 10_000, 0]]
 
 
 def test_maps_of_half_the_size_are_accepted_and_broken_ones_left_out():

@@ -10,12 +10,11 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
-from dinov3_hf.data.views import Preprocessing, WholeImage, image_sizes
+from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation import feature_store
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.feature_store import Extractor, FeatureStore
 from dinov3_hf.pipelines.windows import Windowed
-from dinov3_hf.provenance import weights_digest
 
 
 SIZES = [(32, 32), (40, 24), (24, 64), (24, 64), (31, 33)]
@@ -212,30 +211,6 @@ def test_too_small_a_disk_and_empty_splits_are_refused(monkeypatch):
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda path: free)
     with pytest.raises(ValueError, match="cache_dir: .* has 0.0 GB free, accepted: at least"):
         bench.extract(images(), "image", "cls", "images")
-
-
-def test_whole_images_keep_their_shape():
-    view = WholeImage(32, 8)
-    assert view.size(100, 50) == (64, 32) and view.size(50, 70) == (32, 48) and view.size(50, 72) == (32, 48)
-    assert view.size(1, 1000) == (32, 32000)
-    rows = images()
-    assert image_sizes(rows, "image") == [SIZES[index % 5] for index in range(12)]
-    turned = PilImage.fromarray(np.zeros((10, 30, 3), np.uint8))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    buffer = io.BytesIO()
-    turned.save(buffer, format="JPEG", exif=exif)
-    rows = Dataset.from_dict({"image": [{"bytes": buffer.getvalue(), "path": None}]}, Features({"image": Image()}))
-    assert image_sizes(rows, "image") == [(30, 10)]
-
-
-def test_digest_is_of_weights_and_configuration():
-    assert weights_digest(tiny_model()) == weights_digest(tiny_model())
-    changed = tiny_model()
-    with torch.no_grad():
-        changed.layer[0].mlp.up_proj.bias[0] += 1e-6
-    digests = {weights_digest(model) for model in (tiny_model(), changed, tiny_model().bfloat16())}
-    assert len(digests) == 3
 
 
 def test_extractor_grids():

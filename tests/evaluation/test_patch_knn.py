@@ -9,7 +9,6 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
-from dinov3_hf.data.masks import read_mask
 from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.features import patch_features, raw_patch_features
@@ -90,28 +89,6 @@ def test_raw_patches_are_in_the_order_of_patch_tokens():
     patches = raw_patch_features(8)(images)
     assert patches.shape == (2, 6, 192)
     assert torch.equal(patches[1, 4].view(3, 8, 8), images[1, :, 8:16, 8:16])
-
-
-def test_mask_follows_the_image_through_resize_and_crop():
-    mask = torch.arange(3).repeat_interleave(16)[None].expand(48, 48) * 20
-    image = mask.to(torch.uint8).expand(3, 48, 48)
-    preprocessing = Preprocessing(image_size=16, resize_size=24)
-    cut = preprocessing.mask(mask)
-    inside = [0, 1, 2, 5, 6, 7, 8, 9, 10, 13, 14, 15]  # columns away from edges, where the image blends
-    assert torch.equal(cut[:, inside], preprocessing.image(image)[0][:, inside].long())
-    assert set(cut.unique().tolist()) <= {0, 20, 40}
-
-
-def test_masks_keep_indices_and_refuse_colours():
-    indices = np.array([[0, 3], [255, 7]], dtype=np.uint8)
-    assert read_mask(encode(indices)).tolist() == indices.tolist()
-    palette = PilImage.fromarray(indices).convert("P")
-    palette.putdata([0, 3, 200, 7])
-    buffer = io.BytesIO()
-    palette.save(buffer, format="PNG")
-    assert read_mask({"bytes": buffer.getvalue()}).tolist() == [[0, 3], [200, 7]]
-    with pytest.raises(ValueError, match="mask: got an image of mode RGB, accepted: one channel"):
-        read_mask(encode(np.zeros((2, 2, 3), dtype=np.uint8)))
 
 
 def test_evaluation_equals_features_taken_by_hand():

@@ -206,7 +206,7 @@ def test_evaluation_counts_what_it_says():
         ),
         ({"image": "picture"}, "odd: image_column: got 'image', accepted: a column of the data set"),
         ({"label": "class"}, "odd: label_column: got 'label', accepted: a column of the data set"),
-        ({"corruption": [None] * 6}, "odd: corruption: got None, accepted: a name in every row"),
+        ({"corruption": [None] * 6}, "odd: corruption: got 'corruption' of null, accepted: a name in every row"),
     ],
 )
 def test_bad_sets_are_refused_before_any_work(change, message):

@@ -1,31 +1,16 @@
 """Zero-shot classification against naive loops and scikit-learn."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PilImage
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
-from torch.nn.functional import normalize
 from transformers import DINOv3ViTImageProcessor
 
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
-from dinov3_hf.evaluation import zero_shot
 from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot, read_labels
 from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
-from dinov3_hf.pipelines import class_embeddings as class_embeddings_module
-from dinov3_hf.pipelines.class_embeddings import (
-    TEMPLATES,
-    check_class_names,
-    class_embeddings,
-    classify,
-    cosines,
-    default_templates,
-    imagenet_class_names,
-    openai_templates,
-)
 
 
 NAMES = ["cat", "dog", "red house", "tree", "car", "boat"]
@@ -56,38 +41,6 @@ def rows_of(labels, feature=None, broken=()):
     images = [b"no image" if i in broken else picture for i, picture in enumerate(pictures(len(labels)))]
     images = [{"bytes": image, "path": None} if isinstance(image, bytes) else image for image in images]
     return Dataset.from_dict({"image": images, "label": labels}, features=features)
-
-
-@pytest.mark.parametrize("part", ["image", "patch"])
-def test_class_embeddings_are_the_average_of_normalised_prompts(part, aligned, monkeypatch):
-    model, processor = aligned
-    templates = ["a {}", "{}, a {} and more", "a picture of a {}"]
-    expected = []
-    for name in NAMES:
-        vectors = []
-        for template in templates:
-            ids = processor.tokenizer(template.replace("{}", name), return_tensors="pt")["input_ids"]
-            with torch.no_grad():
-                vector = model.get_text_features(ids)[0].numpy().astype(np.float64)
-            vector = vector[len(vector) // 2 :] if part == "patch" else vector
-            vectors.append(vector / np.sqrt((vector**2).sum()))
-        mean = sum(vectors) / len(vectors)
-        expected.append(mean / np.sqrt((mean**2).sum()))
-    for texts_at_once in (256, 4, 1):
-        monkeypatch.setattr(class_embeddings_module, "TEXTS_AT_ONCE", texts_at_once)
-        found = class_embeddings(model, processor.tokenizer, NAMES, templates, part)
-        assert found.shape == (6, 32 if part == "image" else 16)
-        np.testing.assert_allclose(found, np.stack(expected), atol=2e-6)
-
-
-def test_classify_is_the_largest_cosine():
-    generator = torch.Generator().manual_seed(0)
-    images, classes = torch.randn(9, 5, generator=generator), torch.randn(4, 5, generator=generator)
-    found = classify(3 * images, classes)
-    for image, index in zip(images, found, strict=True):
-        values = [float(image @ other / image.norm() / other.norm()) for other in classes]
-        assert index == values.index(max(values))
-    assert cosines(images.half(), classes).dtype == torch.float32
 
 
 def test_evaluation_equals_sklearn(aligned):
@@ -150,56 +103,6 @@ def test_labels_without_a_name_are_refused(labels, feature, names, message):
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "names, templates, part, message",
-    [
-        ([], None, "image", "class_names: got [], accepted: a list of at least one name"),
-        ("cat", None, "image", "class_names: got 'cat', accepted: a list of at least one name"),
-        (["cat", 3], None, "image", "class_names: got 3 among the names, accepted: text"),
-        (["cat", " "], None, "image", "class_names: got ' ' among the names, accepted: text"),
-        (["cat", "dog", "Cat", "dog "], None, "image", "class_names: got 'cat', 'dog' more than once"),
-        (["cat"], ["a photo"], "image", "templates: got 'a photo', accepted: a text with {} for the name"),
-        (["cat"], [], "image", "templates: got [], accepted: a list of texts with {} for the name"),
-        (["cat"], "a {}", "image", "templates: got 'a {}', accepted: a list of texts with {} for the name"),
-        (["cat"], None, "cls", "part: got 'cls', accepted: image, patch"),
-    ],
-)
-def test_bad_requests_are_refused(names, templates, part, message, aligned):
-    with pytest.raises(ValueError) as error:
-        class_embeddings(aligned[0], aligned[1].tokenizer, names, templates, part)
-    assert str(error.value).startswith(message) and "\n" not in str(error.value)
-
-
 def test_images_that_cannot_be_decoded_are_named(aligned):
     with pytest.raises(ValueError, match="^image_column: none of the 2 images in 'image' could be decoded$"):
         evaluate_zero_shot(*aligned, rows_of([0, 1], broken=(0, 1)), progress=False)
-
-
-def test_default_templates_leave_out_words_never_taught(aligned):
-    assert default_templates(aligned[1].tokenizer) == ["a picture of a {}", "a {}", "{}"]
-    assert default_templates(train_tokenizer(["hello"], 300)) == ["{}"]
-    assert default_templates(object()) == list(TEMPLATES)  # a tokenizer that does not say what it knows
-
-
-def test_imagenet_metadata():
-    pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
-    templates, names = openai_templates(), imagenet_class_names()
-    assert len(set(templates)) == 80 and all(template.count("{}") == 1 for template in templates)
-    assert templates[0] == "a bad photo of a {}."
-    assert check_class_names(names) and len(names) == 1000 and (names[0], names[999]) == ("tench", "toilet paper")
-    assert (names[657], names[744], names[836], names[837]) == ("missile", "projectile", "sunglass", "sunglasses")
-
-
-@pytest.mark.parametrize("function", [openai_templates, imagenet_class_names])
-def test_missing_open_clip_is_named(function, monkeypatch):
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(ImportError, match=r"^[^\n]*pip install 'dinov3-hf\[text\]'$"):
-        function()
-
-
-def test_text_features_in_any_batch(aligned):
-    model, processor = aligned
-    texts = ["a cat", "a red house and a tree by a car", "dog"]
-    together = zero_shot.text_features(model, processor.tokenizer, texts)
-    alone = torch.cat([zero_shot.text_features(model, processor.tokenizer, [text]) for text in texts])
-    torch.testing.assert_close(normalize(together), normalize(alone), atol=1e-5, rtol=0)

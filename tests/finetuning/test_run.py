@@ -105,7 +105,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(base, tmp_path, monkeypatch):
     assert not (tmp_path / "stopped" / "adapter").exists()
     with pytest.raises(FileExistsError, match="output_dir: .* holds a run, accepted: another folder, --resume or"):
         finetune(recipe_of(base, tmp_path / "stopped", **fields), TRAIN, TEST)
-    with pytest.raises(ValueError, match="rank: got 4, accepted: 8, as in the run to resume"):
+    with pytest.raises(ValueError, match=r"resume: the recipe differs from the run in .*: rank \(was 8, now 4\)"):
         finetune(recipe_of(base, tmp_path / "stopped", **fields, rank=4, resume=True), TRAIN, TEST)
     resumed = finetune(recipe_of(base, tmp_path / "stopped", **fields, resume=True), TRAIN, TEST)
     assert resumed["resumed_from_epoch"] == 2 and whole["resumed_from_epoch"] is None

@@ -25,7 +25,7 @@ from dinov3_hf import (
     Dinov3ImageProcessor,
 )
 from dinov3_hf.models.configuration_dinov3_convnext import CONVNEXT_SIZES
-from dinov3_hf.pipelines import dense as dense_features
+from dinov3_hf.pipelines.dense import dense_features
 
 
 SMALL = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1]}

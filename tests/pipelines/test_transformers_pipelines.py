@@ -125,7 +125,7 @@ def test_words_never_taught_are_one_warning(segmenter, caplog):
         ("cat", {}, "candidate_labels: got 'cat', accepted: a list of at least one name"),
         (["cat"], {"templates": ["photo"]}, "templates: got 'photo', accepted: a text with {} for the name"),
         (["cat"], {"window": 20}, "window: got 20, accepted: a multiple of the model's patch size (8)"),
-        (["cat"], {"stride": 40}, "stride: got 40, accepted: a multiple of the patch size (8) up to 32"),
+        (["cat"], {"stride": 40}, "stride: got 40, accepted: a multiple of the patch size (8) up to the window (32)"),
         (["cat"], {"scales": ()}, "scales: got [], accepted: at least one, each above 0"),
     ],
 )

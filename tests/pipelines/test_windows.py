@@ -4,12 +4,7 @@ import pytest
 import torch
 
 from dinov3_hf import Dinov3Config, Dinov3Model
-from dinov3_hf.data.scenes import load_scenes
-from dinov3_hf.data.views import Preprocessing
-from dinov3_hf.evaluation.bench import Bench
-from dinov3_hf.evaluation.knn import evaluate_knn
-from dinov3_hf.evaluation.layers import choose_layers, evaluate_layers, up_to_layer
-from dinov3_hf.evaluation.resolution import evaluate_resolution
+from dinov3_hf.evaluation.layers import up_to_layer
 from dinov3_hf.pipelines.windows import Windowed, window_starts
 
 
@@ -77,29 +72,7 @@ def test_a_network_cut_after_a_layer_gives_that_layer_under_the_final_norm():
     assert up_to_layer(model, 1).layer[0].mlp.up_proj.weight is model.layer[0].mlp.up_proj.weight
 
 
-def test_layers_are_chosen_evenly():
-    assert choose_layers(4) == [1, 2, 3, 4] and choose_layers(12) == list(range(1, 13))
-    assert choose_layers(40)[-1] == 40 and len(choose_layers(40)) == 12 and choose_layers(5, [4, 2, 4]) == [2, 4]
-    with pytest.raises(ValueError, match=r"layers: got 6, accepted: 1 to the model's number of layers \(5\)"):
-        choose_layers(5, [6])
-
-
-def test_tasks_are_repeated_by_layer_and_by_size():
-    train, test = load_scenes("train", 24), load_scenes("test", 12)
-    bench = Bench(tiny_model(), Preprocessing(32, 36), progress=False)
-
-    def measure(other):
-        return evaluate_knn(other, train, test, ks=(3,))
-
-    by_layer = evaluate_layers(bench, measure, [1, 3])
-    assert by_layer["task"] == "layers of knn" and [line["layer"] for line in by_layer["measures"]] == [1, 3]
-    whole = measure(bench)["measures"][0]
-    assert by_layer["measures"][1] == {**whole, "layer": 3}
-    by_size = evaluate_resolution(bench, measure, [64, 32])
-    assert [line["image_size"] for line in by_size["measures"]] == [32, 64]
-    assert by_size["measures"][0] == {**whole, "image_size": 32}
-    other = Bench(tiny_model(), Preprocessing(64, 72), progress=False)
-    assert by_size["measures"][1] == {**measure(other)["measures"][0], "image_size": 64}
-    assert by_size["pictures"]["top-1, k=3"].startswith("<svg") and "untrained" in by_size["pictures"]["top-1, k=3"]
-    with pytest.raises(ValueError, match="image_size: got 60, accepted: a multiple of the model's patch size"):
-        evaluate_resolution(bench, measure, [64, 60])
+def test_windows_cover_everything():
+    assert window_starts(100, 40, 24) == [0, 24, 48, 60]
+    assert window_starts(40, 40, 24) == [0] == window_starts(16, 40, 24)
+    assert window_starts(80, 40, 40) == [0, 40]

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.cli import main
-from dinov3_hf.data.captions import find_caption_columns, read_captions
-from dinov3_hf.data.pixels import BadImage, decode_image
+from dinov3_hf.data.pixels import decode_image
 from dinov3_hf.recipe import build_recipe
 from dinov3_hf.text_alignment.align import align
 from dinov3_hf.text_alignment.arguments import AlignRecipe, CaptionArguments
@@ -158,20 +157,6 @@ def test_the_transform_is_that_of_the_exported_processor(finished):
     image = decode_image(picture(5, (50, 70)))
     theirs = processor(images=[image], return_tensors="pt")["pixel_values"][0]
     assert torch.allclose(transform(image), theirs, atol=1e-5)
-
-
-def test_captions_are_read_or_refused():
-    row = {"one": "a cat", "many": ["a dog", "  ", None], "wrong": [3], "empty": []}
-    assert read_captions(row, ["one", "many"]) == ["a cat", "a dog"]
-    for column, message in (("wrong", "wrong: a int in place of a caption"), ("empty", "no caption")):
-        with pytest.raises(BadImage, match=message):
-            read_captions(row, [column])
-    rows = datasets.Dataset.from_dict({"image": [1], "text": ["a"]})
-    with pytest.raises(
-        ValueError, match=r"caption_columns: got none, accepted: columns of the data set \(image, text\)"
-    ):
-        find_caption_columns(rows, [])
-    assert find_caption_columns(rows, ["text"]) == ["text"]
 
 
 def test_each_of_several_captions_is_drawn_and_the_draw_is_a_function_of_the_step(captioned, finished):

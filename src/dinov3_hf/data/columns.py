@@ -42,15 +42,17 @@ def find_image_column(rows, image_column: str | None) -> str:
 def named_values(rows, column: str, field: str, accepted: str) -> list[str | int | None]:
     """Return a column's value in every row: the name of a declared class, a number, a text, None where it is missing.
 
-    `datasets` writes -1 where a declared class is missing. Raises ValueError, saying what is `accepted`, for anything else.
+    `datasets` writes -1 where a declared class is missing. Raises ValueError, saying what is `accepted`, for anything else
+    and for a column without a value.
     """
     from datasets import ClassLabel, Value
 
     check_column(rows, column, field)
     feature = rows.features[column]
     values = list(rows[column]) if isinstance(feature, ClassLabel | Value) else [...]
-    if not all(isinstance(value, int | str | None) for value in values):
-        raise ValueError(f"{field}: got {column!r}, accepted: {accepted}")
+    if not all(isinstance(value, int | str | None) for value in values) or not set(values) - {None}:
+        kind = getattr(feature, "dtype", type(feature).__name__)
+        raise ValueError(f"{field}: got {column!r} of {kind}, accepted: {accepted}")
     if isinstance(feature, ClassLabel):
         return [feature.names[value] if value is not None and value >= 0 else None for value in values]
     return values

@@ -25,7 +25,7 @@ def read_videos(rows, sequence_column: str = "sequence", frame_column: str = "fr
     check_column(rows, frame_column, "frame_column")
     if None in names:
         raise ValueError(
-            f"sequence_column: {sequence_column!r} names none in row {names.index(None)}, accepted: {accepted}"
+            f"sequence_column: got {sequence_column!r}, accepted: {accepted}, where row {names.index(None)} has none"
         )
     frames = rows[frame_column][:]
     if not all(isinstance(frame, int | float) and math.isfinite(frame) for frame in frames):

@@ -21,10 +21,6 @@ def read_groups(rows, column: str) -> tuple[list[str], list[str]]:
     values = named_values(rows, column, "group_column", "a column of integers, texts or classes")
     declared = getattr(rows.features[column], "names", None)
     present = set(values) - {None}
-    if not present:
-        raise ValueError(
-            f"group_column: got {column!r} without a value, accepted: a column of integers, texts or classes"
-        )
     of_row = [MISSING if value is None else str(value) for value in values]
     order = [name for name in declared if name in present] if declared else [str(value) for value in sorted(present)]
     order += [MISSING] * (MISSING in of_row)

@@ -20,7 +20,9 @@ def check_window(window: int, patch_size: int) -> None:
 def check_stride(stride: int, window: int, patch_size: int) -> None:
     """Raise ValueError for steps that would leave gaps between windows, or are no whole number of patches."""
     if not patch_size <= stride <= window or stride % patch_size:
-        raise ValueError(f"stride: got {stride}, accepted: a multiple of the patch size ({patch_size}) up to {window}")
+        raise ValueError(
+            f"stride: got {stride}, accepted: a multiple of the patch size ({patch_size}) up to the window ({window})"
+        )
 
 
 class Windowed(nn.Module):
