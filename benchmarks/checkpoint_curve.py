@@ -7,8 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
-from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.evaluation.run import evaluate
+from dinov3_hf.evaluation.tasks import EvaluateRecipe
+from dinov3_hf.recipe import build_recipe
 from dinov3_hf.training.engine.monitor import read_metrics
 
 
@@ -25,7 +26,8 @@ def main() -> None:
     records, measures = [], None
     for index, folder in enumerate(sorted(arguments.run.glob("checkpoints/step_*"))):
         step = int(folder.name.removeprefix("step_"))
-        settings = EvaluateArguments(
+        settings = build_recipe(
+            EvaluateRecipe,
             model=str(folder / "model"),
             task=arguments.task,
             data=arguments.data,
@@ -36,7 +38,7 @@ def main() -> None:
             cache_dir=str(arguments.run / "features"),
             controls=index == 0,  # the controls do not depend on the checkpoint
         )
-        found = [measure for result in evaluate(settings)["results"] for measure in result["measures"]]
+        found = [measure for result in evaluate(settings)["results"] for measure in result.measures]
         if measures is None:
             measures = [measure["measure"] for measure in found]
             print("| step | loss | " + " | ".join(measures) + " |\n|" + "---|" * (2 + len(measures)))

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dinov3_hf import tiny_checkpoint
 from dinov3_hf.cli import main as dinov3
-from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.evaluation.results import markdown, replace_table
 from dinov3_hf.evaluation.run import evaluate
+from dinov3_hf.evaluation.tasks import EvaluateRecipe
 from dinov3_hf.recipe import build_recipe
 from dinov3_hf.training.arguments import PretrainRecipe
 from dinov3_hf.training.batches.collate import MASKS
@@ -95,7 +95,8 @@ def measure(model: Path | str, data: Path | None, output: Path, quick: bool) -> 
         if name == "scenes" or source is not None:
             settings = {} if source is None else {"data": str(source / name)}
             record = evaluate(
-                EvaluateArguments(
+                build_recipe(
+                    EvaluateRecipe,
                     model=str(model),
                     task=["knn"],
                     k=[10],
@@ -108,7 +109,7 @@ def measure(model: Path | str, data: Path | None, output: Path, quick: bool) -> 
                     **settings | counts,
                 )
             )
-            measures.append(record["results"][0]["measures"][0])
+            measures.append(record["results"][0].measures[0])
     return measures
 
 

@@ -18,9 +18,10 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 
 from dinov3_hf import tiny_checkpoint
-from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.evaluation.results import markdown, measure_title, replace_table, write_results
 from dinov3_hf.evaluation.run import evaluate
+from dinov3_hf.evaluation.tasks import EvaluateRecipe
+from dinov3_hf.recipe import build_recipe
 
 
 ALSO = ("top-1 (corrupted)", "top-1 difference (corrupted - test)")
@@ -97,7 +98,7 @@ RUNS = {
         1,
     ),
     "outliers, camvid": (
-        {"task": "outliers", **CAMVID, "num_test": 100},
+        {"task": "outliers", "data": "camvid", "image_size": 128, "resize_size": 128, "num_test": 100},
         "variance in the first principal component",
         1,
     ),
@@ -173,7 +174,8 @@ def run(name: str, settings: dict, seed: int, arguments) -> dict:
             settings["ood_data"] = [place[source] for source in settings["ood_data"]]
         task = settings.pop("task")
         record = evaluate(
-            EvaluateArguments(
+            build_recipe(
+                EvaluateRecipe,
                 model=arguments.model,
                 task=[task],
                 seed=seed,

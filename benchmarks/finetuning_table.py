@@ -70,7 +70,7 @@ def run(case: str, method: str, untrained: bool, arguments: argparse.Namespace) 
             "overwrite": True,
         }
         recipe = recipe_of(fields)
-        file.write_text(json.dumps(finetune(recipe, *load_splits(recipe), head), indent=2) + "\n")
+        file.write_text(json.dumps(finetune(recipe, *load_splits(recipe), head).as_dict(), indent=2) + "\n")
     return json.loads(file.read_text())
 
 

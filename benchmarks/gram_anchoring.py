@@ -18,11 +18,12 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from dinov3_hf import Dinov3Model
-from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.data.pixels import decode_image
 from dinov3_hf.data.scenes import load_scenes
 from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation.run import evaluate
+from dinov3_hf.evaluation.tasks import EvaluateRecipe
+from dinov3_hf.recipe import build_recipe
 
 
 FAILURE = {
@@ -59,10 +60,17 @@ def measure(folder: Path, images: torch.Tensor) -> dict[str, float]:
     cosine = cosine_similarity(output.pooler_output[:, None], output.patch_tokens, dim=-1).mean().item()
     found = {}
     for task, count in (("patch-knn", 500), ("knn", 2000)):
-        settings = EvaluateArguments(
-            model=str(folder), task=[task], data="scenes", num_train=count, num_test=500, k=[10], controls=False
+        settings = build_recipe(
+            EvaluateRecipe,
+            model=str(folder),
+            task=[task],
+            data="scenes",
+            num_train=count,
+            num_test=500,
+            k=[10],
+            controls=False,
         )
-        found[task] = evaluate(settings)["results"][0]["measures"][0]["model"]
+        found[task] = evaluate(settings)["results"][0].measures[0]["model"]
     return dict(zip(MEASURES, (found["patch-knn"], cosine, found["knn"]), strict=True))
 
 

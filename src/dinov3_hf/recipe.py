@@ -1,12 +1,13 @@
 """Recipes from a YAML file and the command line, every key and value checked before any work starts."""
 
+import argparse
 import dataclasses
 import difflib
 import functools
 import sys
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,9 @@ class Recipe:
         for group in dataclasses.fields(self):
             getattr(self, group.name).validate()
         return self
+
+    def check_given(self, values: Mapping[str, object]) -> None:
+        """Refuse a field that was set though nothing that was chosen reads it; by default every field is read."""
 
     def as_flat_dict(self) -> dict:
         """Return every field of every group in one dictionary, as a recipe file holds them."""
@@ -179,7 +183,9 @@ def build_recipe(recipe_class: type, config: str | None = None, **overrides):
     for group, factory in groups_of(recipe_class).items():
         names = {item.name for item in dataclasses.fields(factory)}
         groups[group] = factory(**{key: value for key, value in values.items() if key in names})
-    return recipe_class(**groups).validate()
+    recipe = recipe_class(**groups).validate()
+    recipe.check_given(values)
+    return recipe
 
 
 def add_recipe_flags(parser, recipe_class: type) -> None:
@@ -211,6 +217,9 @@ def add_recipe_flags(parser, recipe_class: type) -> None:
                     "%", "%%"
                 ),
             )
+            if hints[item.name] is bool:
+                no = "--no-" + item.name.replace("_", "-")
+                section.add_argument(no, dest=item.name, action="store_const", const="false", help=argparse.SUPPRESS)
 
 
 def recipe_from_flags(arguments, recipe_class: type):

@@ -29,14 +29,15 @@ def test_it_is_small_and_says_where_it_comes_from():
 
 @pytest.mark.slow
 def test_it_beats_raw_pixels_and_its_untrained_twin():
-    from dinov3_hf.commands.evaluate import EvaluateArguments
     from dinov3_hf.evaluation.run import evaluate
+    from dinov3_hf.evaluation.tasks import EvaluateRecipe
+    from dinov3_hf.recipe import build_recipe
 
-    settings = EvaluateArguments(
-        model=tiny_checkpoint(), task=["knn", "patch-knn"], num_train=2000, num_test=500, k=[10]
+    settings = build_recipe(
+        EvaluateRecipe, model=tiny_checkpoint(), task=["knn", "patch-knn"], num_train=2000, num_test=500, k=[10]
     )
     for result in evaluate(settings)["results"]:
-        measures = result["measures"][0]
+        measures = result.measures[0]
         assert measures["model"] > max(measures["raw_pixels"], measures["untrained"], measures["chance"])
 
 

@@ -11,19 +11,18 @@ from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTMode
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.cli import main
-from dinov3_hf.commands.evaluate import EvaluateArguments
 from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
-from dinov3_hf.evaluation.arguments import TASKS
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.image_text_retrieval import evaluate_retrieval
 from dinov3_hf.evaluation.knn import evaluate_knn
+from dinov3_hf.evaluation.loading import load_aligned, load_model
+from dinov3_hf.evaluation.result import Result
 from dinov3_hf.evaluation.results import format_table
-from dinov3_hf.evaluation.rows import load_splits
-from dinov3_hf.evaluation.run import load_model
-from dinov3_hf.evaluation.text_tasks import TEXT_TASKS, load_aligned
+from dinov3_hf.evaluation.tasks import TASKS, EvaluateRecipe
 from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot
 from dinov3_hf.evaluation.zero_shot_segmentation import evaluate_zero_shot_segmentation
 from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
+from dinov3_hf.recipe import build_recipe
 
 
 SIZES = {
@@ -35,7 +34,8 @@ SIZES = {
     "image_size": 64,
     "layerscale_value": 0.1,
 }
-SMALL = ["--num-train", "24", "--num-test", "12", "--k", "3"]
+FEW, SMALL = ["--num-test", "12"], ["--num-train", "24", "--num-test", "12", "--k", "3"]
+LEARN = ["--num-train", "24", *FEW]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_two_tasks_in_one_call(checkpoint, tmp_path, capsys):
         assert values == pytest.approx(expected, abs=1e-4) and all(0 <= value <= 1 for value in values)
 
 
-ALL_VISION_TASKS = [task for task in TASKS if task not in TEXT_TASKS]
+ALL_VISION_TASKS = [name for name, task in TASKS.items() if not getattr(task, "has_text", False)]
 
 
 def test_every_task_runs_on_the_scenes_and_leaves_figures_and_pictures(checkpoint, tmp_path, capsys):
@@ -120,7 +120,8 @@ def test_every_task_runs_on_the_scenes_and_leaves_figures_and_pictures(checkpoin
     assert all(f"\n{result['task']} " in shown for result in results)
     # With features and heads kept, a run over gives the same figures.
     some = ["knn", "segmentation", "tracking"]
-    argv = ["evaluate", str(checkpoint), "--task", *some, *flags, "--output-dir", str(tmp_path), "--overwrite"]
+    some_flags = flags[: flags.index("--sizes")]
+    argv = ["evaluate", str(checkpoint), "--task", *some, *some_flags, "--output-dir", str(tmp_path), "--overwrite"]
     assert main(argv) == 0
     again = json.loads((tmp_path / "results.json").read_text())["results"]
     before = {result["task"]: result["measures"] for result in results}
@@ -146,7 +147,7 @@ def test_windows_bound_what_the_network_sees(checkpoint, tmp_path, monkeypatch):
 def test_half_precision_is_close(checkpoint, tmp_path):
     figures = []
     for dtype in ("float32", "bfloat16"):
-        settings = EvaluateArguments(model=str(checkpoint), dtype=dtype)
+        settings = build_recipe(EvaluateRecipe, model=str(checkpoint), dtype=dtype)
         model, _, preprocessing = load_model(settings)
         bench = Bench(model, preprocessing, progress=False, controls=False)
         figures.append(bench.extract(load_scenes("test", 4), "image", "cls", "images")["model"].stack())
@@ -172,12 +173,12 @@ def test_parquet_splits_pairs_and_out_of_distribution_sets(checkpoint, tmp_path)
         load_scenes(split, 30, seed=seed).to_parquet(folder / f"{split}-0.parquet")
     (tmp_path / "far").mkdir()
     load_scenes("test", 20, subset="crowded").to_parquet(tmp_path / "far" / "test-0.parquet")
-    argv = ["evaluate", str(checkpoint), "--task", "linear", "--data", str(folder), "--no-controls", *SMALL]
+    argv = ["evaluate", str(checkpoint), "--task", "linear", "--data", str(folder), "--no-controls", *LEARN]
     assert main([*argv, "--ood-data", str(tmp_path / "far"), "--output-dir", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]
     assert {"top-1", "top-1 (far)"} <= {line["measure"] for line in result["measures"]}
     # The same rows as gallery and queries, each without itself.
-    argv = ["evaluate", str(checkpoint), "--task", "retrieval", "--data", str(folder), "--no-controls", *SMALL]
+    argv = ["evaluate", str(checkpoint), "--task", "retrieval", "--data", str(folder), "--no-controls", *LEARN]
     flags = ["--train-split", "test", "--instance-column", "label", "--output-dir", str(tmp_path / "own")]
     assert main([*argv, *flags]) == 0
     result = json.loads((tmp_path / "own" / "results.json").read_text())["results"][0]
@@ -185,13 +186,13 @@ def test_parquet_splits_pairs_and_out_of_distribution_sets(checkpoint, tmp_path)
 
 
 def test_command_measures_what_the_function_does(checkpoint, tmp_path):
-    settings = EvaluateArguments(model=str(checkpoint), num_train=24, num_test=12, k=[3], controls=False)
+    settings = build_recipe(EvaluateRecipe, model=str(checkpoint), num_train=24, num_test=12, k=[3], controls=False)
     model, _, preprocessing = load_model(settings)
     bench = Bench(model, preprocessing, controls=False, progress=False)
-    expected = evaluate_knn(bench, *load_splits("knn", settings), ks=[3])
+    expected = evaluate_knn(bench, *TASKS["knn"].rows(TASKS["knn"], settings), ks=[3])
     assert main(["evaluate", str(checkpoint), *SMALL, "--no-controls", "--output-dir", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "results.json").read_text())["results"][0]
-    assert result["measures"] == expected["measures"] and set(expected["measures"][0]) == {
+    assert result["measures"] == expected.measures and set(expected.measures[0]) == {
         "measure",
         "k",
         "model",
@@ -220,7 +221,7 @@ def test_other_layouts_load(layout, tmp_path):
     else:
         place = export(model, tmp_path, layout="meta") / "model.pth"
     loaded, provenance, preprocessing = load_model(
-        EvaluateArguments(model=str(place), data="some/folder", image_size=56)
+        build_recipe(EvaluateRecipe, model=str(place), data="some/folder", image_size=56)
     )
     pixel_values = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -231,7 +232,7 @@ def test_other_layouts_load(layout, tmp_path):
 
 
 def test_table_is_aligned_and_leaves_out_missing_controls():
-    result = {"task": "knn", "measures": [{"measure": "top-1", "k": 10, "model": 0.5, "chance": 0.1}]}
+    result = Result("knn", {}, [{"measure": "top-1", "k": 10, "model": 0.5, "chance": 0.1}])
     head, line = format_table([result]).splitlines()
     assert line == "knn top-1, k=10  0.5000  0.1000" and len(head) == len(line)
     assert head.split() == ["model", "chance"]
@@ -246,12 +247,12 @@ def test_table_is_aligned_and_leaves_out_missing_controls():
             "tracking, discovery, retrieval, video, outliers, layers, resolution, fairness, zero-shot, "
             "image-text-retrieval, zero-shot-segmentation; did you mean patch-knn?",
         ),
-        (["--task", "knn", "zero-shot"], "task: got knn, zero-shot, accepted: in one call either tasks of a text"),
+        (["--task", "knn", "zero-shot"], "task: got 'knn, zero-shot', accepted: in one call either tasks of a text"),
         (["--task", "zero-shot"], "is of type 'dinov3_vit', accepted for tasks with text: a dinotxt directory"),
         (["--label-column", "class"], "label_column: got 'class', accepted: a column of the data set (image, label"),
         (
             ["--task", "fairness"],
-            "group_column: missing, accepted for fairness: a column of groups",
+            "group_column: got None, accepted: for fairness a column of groups",
         ),
         (
             ["--task", "fairness", "--group-column", "country"],
@@ -259,15 +260,22 @@ def test_table_is_aligned_and_leaves_out_missing_controls():
         ),
         (
             ["--task", "layers", "--of", "fairness"],
-            "of: got 'fairness', accepted: knn, linear, linear-sgd, patch-knn",
+            "of: got 'fairness', accepted: knn, patch-knn, linear, linear-sgd",
         ),
         (["--task", "layers", "--layers", "3"], "layers: got 3, accepted: 1 to the model's number of layers (2)"),
         (["--task", "depth", "--depth-column", "z"], "depth_column: got 'z', accepted: a column of the data set"),
         (["--task", "video", "--sequence-column", "film"], "sequence_column: got 'film', accepted: a column"),
         (["--window", "20"], "window: got 20, accepted: a multiple of the model's patch size (8)"),
-        (["--dtype", "float8"], "dtype: got 'float8', accepted: float32, bfloat16, float16"),
-        (["--thresholds", "0"], "thresholds: got [0.0], accepted: shares above 0, up to 1"),
-        (["--steps", "0"], "steps: got 0, accepted: a whole number of at least 1"),
+        (
+            ["--steps", "5"],
+            "steps: got 5, which knn does not read; accepted: without it, or a task that reads it (linear-sgd",
+        ),
+        (["--dtype", "float8"], "dtype: got 'float8', accepted: float32, bfloat16 or float16"),
+        (
+            ["--task", "correspondence", "--thresholds", "0"],
+            "thresholds: got [0.0], accepted: shares above 0, up to 1",
+        ),
+        (["--task", "depth", "--steps", "0"], "steps: got 0, accepted: a whole number of at least 1"),
         (
             ["--task", "patch-knn", "--mask-column", "masks"],
             "mask_column: got 'masks', accepted: a column of the data",
@@ -275,13 +283,13 @@ def test_table_is_aligned_and_leaves_out_missing_controls():
         (["--image-size", "60"], "image_size: got 60, accepted: a multiple of the model's patch size (8)"),
         (["--resize-size", "32"], "resize_size: got 32, accepted: at least image_size (64)"),
         (["--num-test", "0"], "num_test: got 0, accepted: a whole number of at least 1"),
-        (["--k", "30"], "k: got [30], accepted: 1 to the number of train images (24)"),
-        (["--test-split", "train"], "test_split: got 'train' as for train_split"),
-        (["--config", "nowhere.yaml"], "config: no file 'nowhere.yaml'"),
+        (["--num-train", "24", "--k", "30"], "k: got [30], accepted: 1 to the number of train images (24)"),
+        (["--test-split", "train"], "test_split: got 'train', accepted: for knn another split than train_split"),
+        (["--config", "nowhere.yaml"], "config: no recipe 'nowhere.yaml'"),
     ],
 )
 def test_wrong_requests_are_refused_in_one_line(flags, message, checkpoint, tmp_path, capsys):
-    assert main(["evaluate", str(checkpoint), *SMALL, "--output-dir", str(tmp_path), *flags]) == 2
+    assert main(["evaluate", str(checkpoint), *FEW, "--output-dir", str(tmp_path), *flags]) == 2
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     assert shown.startswith("dinov3 evaluate: error: ") and message in shown
     assert not (tmp_path / "results.json").exists()
@@ -291,8 +299,8 @@ def test_wrong_requests_are_refused_in_one_line(flags, message, checkpoint, tmp_
     "text, message",
     [
         ("num_trian: 5\n", "config: unknown field 'num_trian'"),
-        ("num_train: many\n", "num_train: got 'many', accepted: int"),
-        ("k: [1, two]\n", "k: got [1, 'two'], accepted: a list of int"),
+        ("num_train: many\n", "num_train: got 'many', accepted: whole number"),
+        ("k: [1, two]\n", "k: got [1, 'two'], accepted: list of whole numbers"),
         ("- knn\n", "holds a list, accepted: one `field: value` a line"),
     ],
 )
@@ -308,7 +316,7 @@ def test_wrong_models_are_refused(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     (tmp_path / "notes.txt").write_text("no weights")
     wrong = {
-        None: "model: missing, accepted",
+        None: "model: got None, accepted",
         str(tmp_path): "is of type 'vit', accepted: dinov3_hf, dinov3_vit",
         str(tmp_path / "notes.txt"): "accepted: a directory, a hub id, or a .pth, .pt, .safetensors file",
         str(tmp_path / "absent"): "model: no config.json in",
@@ -331,7 +339,8 @@ def test_folder_without_splits_holds_a_fifth_out(tmp_path, capsys):
         folder = tmp_path / "images" / ("one" if number % 2 else "two")
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 16), (number, 0, 0)).save(folder / f"{number}.png")
-    train, test = load_splits("knn", EvaluateArguments(model="m", data=str(tmp_path / "images"), num_test=3))
+    recipe = build_recipe(EvaluateRecipe, model="m", data=str(tmp_path / "images"), num_test=3)
+    train, test = TASKS["knn"].rows(TASKS["knn"], recipe)
     assert (len(train), len(test)) == (16, 3)
     assert "has no splits: a fifth of it is held out as test" in capsys.readouterr().out
     paths = [{row["image"]["path"] for row in rows} for rows in (train, test)]
@@ -344,7 +353,8 @@ def test_text_tasks_measure_what_the_functions_do(aligned, tmp_path, capsys):
     assert main([*argv, "--scales", "1", "1.5", "--background-threshold", "0.05"]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
     shown = capsys.readouterr().out
-    pair = load_aligned(str(aligned))[:2]
+    loaded, _ = load_aligned(str(aligned))
+    pair = (loaded.model, loaded.processor)
     single, crowded = (load_scenes("test", 12, subset=subset) for subset in ("single", "crowded"))
     masks = {"class_names": ["background", *SCENE_CLASSES], "background": 0, "background_threshold": 0.05}
     expected = [
@@ -356,9 +366,9 @@ def test_text_tasks_measure_what_the_functions_do(aligned, tmp_path, capsys):
         assert result["data"]["source"] == f"scenes:{source}" and result["data"]["test"]["images"] == 12
         assert result["measures"] == [
             {"measure": x["measure"], "model": pytest.approx(x["model"]), "chance": x["chance"]}
-            for x in wanted["measures"]
+            for x in wanted.measures
         ]
-        assert result["protocol"] == json.loads(json.dumps(wanted["protocol"]))
+        assert result["protocol"] == json.loads(json.dumps(wanted.protocol))
     lines = shown.splitlines()
     assert lines[0].split() == ["model", "chance"]
     assert sum(line.startswith(tuple(tasks)) for line in lines) == 2 + 6 + 2
@@ -379,8 +389,7 @@ def test_class_names_and_templates_from_a_config(aligned, tmp_path):
     names = [f"{name} shape" for name in SCENE_CLASSES]
     config = tmp_path / "evaluate.yaml"
     config.write_text(
-        f"model: {aligned}\ntask: zero-shot\nnum_test: 4\nscales: [1]\ntemplates: ['the {{}}']\n"
-        f"class_names: {json.dumps(names)}\n"
+        f"model: {aligned}\ntask: zero-shot\nnum_test: 4\ntemplates: ['the {{}}']\nclass_names: {json.dumps(names)}\n"
     )
     assert main(["evaluate", "--config", str(config), "--output-dir", str(tmp_path)]) == 0
     protocol = json.loads((tmp_path / "results.json").read_text())["results"][0]["protocol"]
@@ -403,7 +412,10 @@ def test_a_backbone_by_reference_is_named(aligned, tmp_path):
     "flags, message",
     [
         (["--task", "knn"], "is of type 'dinotxt', accepted: dinov3_hf, dinov3_vit"),
-        (["--task", "zero-shot", "--image-size", "64"], "image_size: got 64, accepted for zero-shot: none"),
+        (
+            ["--task", "zero-shot", "--image-size", "64"],
+            "image_size: got 64, which zero-shot does not read; accepted: with",
+        ),
         (
             ["--task", "zero-shot", "--label-column", "class"],
             "label_column: got 'class', accepted: a column of the data",
@@ -422,7 +434,7 @@ def test_a_backbone_by_reference_is_named(aligned, tmp_path):
     ],
 )
 def test_wrong_text_requests_are_refused_in_one_line(flags, message, aligned, tmp_path, capsys):
-    assert main(["evaluate", str(aligned), *SMALL, "--output-dir", str(tmp_path), *flags]) == 2
+    assert main(["evaluate", str(aligned), *FEW, "--output-dir", str(tmp_path), *flags]) == 2
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     assert shown.startswith("dinov3 evaluate: error: ") and message in shown
     assert not (tmp_path / "results.json").exists()

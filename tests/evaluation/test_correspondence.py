@@ -55,7 +55,7 @@ def shifted_noise(num_pairs, seed=0, height=48, width=72, by=(8, 16)):
 
 
 def value(result, measure, threshold, contestant="model"):
-    found = [m for m in result["measures"] if m["measure"] == measure and m["threshold"] == threshold]
+    found = [m for m in result.measures if m["measure"] == measure and m["threshold"] == threshold]
     assert len(found) == 1
     return found[0][contestant]
 
@@ -149,14 +149,14 @@ def test_figures_are_those_of_a_naive_loop():
             means = np.mean([np.mean(of_pair) for of_pair in of_pairs])
             assert value(result, "PCK, mean over pairs", threshold, name) == pytest.approx(means)
             assert means > 0
-        assert result["protocol"]["num_keypoints"] == sum(map(len, of_pairs))
+        assert result.protocol["num_keypoints"] == sum(map(len, of_pairs))
 
 
 def test_scenes_are_matched_by_object_and_repeat():
     rows = load_scenes("test", 12, "pairs", 48)
     first, second = (evaluate_correspondence(bench(), rows) for _ in range(2))
-    picture = first["pictures"].pop("matches")
-    assert picture.tobytes() == second["pictures"].pop("matches").tobytes() and min(picture.size) > 100
+    picture = first.pictures.pop("matches")
+    assert picture.tobytes() == second.pictures.pop("matches").tobytes() and min(picture.size) > 100
     assert first == second
     expected = 0
     for source, target in zip(rows["keypoints"][::2], rows["keypoints"][1::2], strict=True):
@@ -164,8 +164,8 @@ def test_scenes_are_matched_by_object_and_repeat():
         for item in source:
             there = points.get(item["instance_id"], [])
             expected += sum(a[2] > 0 and b[2] > 0 for a, b in zip(item["points"], there, strict=bool(there)))
-    assert first["protocol"]["num_keypoints"] == expected > 20
-    assert set(first["measures"][0]) == {"measure", "threshold", "model", "untrained", "raw_pixels", "chance"}
+    assert first.protocol["num_keypoints"] == expected > 20
+    assert set(first.measures[0]) == {"measure", "threshold", "model", "untrained", "raw_pixels", "chance"}
 
 
 def test_what_cannot_be_measured_is_counted():
@@ -179,10 +179,10 @@ def test_what_cannot_be_measured_is_counted():
     keypoints[3] = [[1000.0, 5.0]]
     rows = dataset([*images, images[6]], [*keypoints, keypoints[6]])
     result = evaluate_correspondence(bench(controls=False), rows)
-    assert result["skipped_images"] == {"test": 2}
-    assert list(result["skipped_rows"].values()) == [2, 1, 1]
-    assert (result["protocol"]["num_pairs"], result["protocol"]["num_keypoints"]) == (1, 7)
-    assert set(result["measures"][0]) == {"measure", "threshold", "model", "chance"}
+    assert result.skipped_images == {"test": 2}
+    assert list(result.skipped_rows.values()) == [2, 1, 1]
+    assert (result.protocol["num_pairs"], result.protocol["num_keypoints"]) == (1, 7)
+    assert set(result.measures[0]) == {"measure", "threshold", "model", "chance"}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from dinov3_hf.evaluation.fairness import by_group, read_groups, wilson_interval
+from dinov3_hf.evaluation.result import Result
 
 
 def column(values, feature=None):
@@ -16,14 +17,8 @@ def column(values, feature=None):
 
 
 def result_of(rows, **hits):
-    return {
-        "task": "knn",
-        "protocol": {"num_test": len(rows)},
-        "skipped_images": {"train": 0, "test": 1},
-        "measures": [],
-        "hits": {"rows": rows, **{name: torch.tensor(values) for name, values in hits.items()}},
-        "pictures": {},
-    }
+    hits = {"rows": rows, **{name: torch.tensor(values) for name, values in hits.items()}}
+    return Result("knn", {"num_test": len(rows)}, [], skipped_images={"train": 0, "test": 1}, hits=hits)
 
 
 @pytest.mark.parametrize("images", [1, 2, 7, 100, 5000])
@@ -48,41 +43,41 @@ def test_accuracies_are_those_of_a_loop(seed):
     for place, row in enumerate(rows):
         line = expected.setdefault(groups[row] or "(missing)", [])
         line.append((hits["model"][place], hits["untrained"][place]))
-    assert [line["group"] for line in result["per_group"]] == ["north", "south", "west", "(missing)"]
+    assert [line["group"] for line in result.details["per_group"]] == ["north", "south", "west", "(missing)"]
     accuracy = {name: {} for name in hits}
-    for line, measure in zip(result["per_group"], result["measures"], strict=False):
+    for line, measure in zip(result.details["per_group"], result.measures, strict=False):
         found = expected[line["group"]]
-        assert line["images"] == len(found) == result["protocol"]["groups"][line["group"]]
+        assert line["images"] == len(found) == result.protocol["groups"][line["group"]]
         for index, name in enumerate(hits):
             count = sum(pair[index] for pair in found)
             accuracy[name][line["group"]] = count / len(found)
             assert line[name] == measure[name] == pytest.approx(count / len(found))
             assert tuple(line["interval"][name]) == wilson_interval(count, len(found))
         assert measure["group"] == line["group"] and measure["measure"] == "accuracy" and measure["of"] == "knn"
-    gap, ratio = result["measures"][4:]
+    gap, ratio = result.measures[4:]
     for name, values in accuracy.items():
         assert gap[name] == pytest.approx(max(values.values()) - min(values.values()))
         assert ratio[name] == pytest.approx(min(values.values()) / max(values.values()))
     assert gap["lower_is_better"] and "lower_is_better" not in ratio
-    assert result["task"] == "fairness" and result["skipped_images"] == {"train": 0, "test": 1}
-    assert (result["protocol"]["fairness_of"], result["protocol"]["group_column"]) == ("knn", "group")
-    assert "hits" not in result and result["pictures"]["knn by group"].height > 4 * 2 * 14
-    json.dumps({key: value for key, value in result.items() if key != "pictures"}, allow_nan=False)
+    assert result.task == "fairness" and result.skipped_images == {"train": 0, "test": 1}
+    assert (result.protocol["fairness_of"], result.protocol["group_column"]) == ("knn", "group")
+    assert result.hits is None and result.pictures["knn by group"].height > 4 * 2 * 14
+    json.dumps(result.as_dict(), allow_nan=False)
 
 
 def test_groups_that_decide_everything_and_nothing():
     hits = [True, False] * 20
     aligned = by_group(result_of(range(40), model=hits), column(["a", "b"] * 20), "group")
-    assert [measure["model"] for measure in aligned["measures"]] == [1, 0, 1, 0]
+    assert [measure["model"] for measure in aligned.measures] == [1, 0, 1, 0]
     crossed = by_group(result_of(range(40), model=hits), column(["a", "a", "b", "b"] * 10), "group")
-    assert [measure["model"] for measure in crossed["measures"]] == [0.5, 0.5, 0, 1]
+    assert [measure["model"] for measure in crossed.measures] == [0.5, 0.5, 0, 1]
     wrong = by_group(result_of(range(4), model=[False] * 4), column(["a", "b"] * 2), "group")
-    assert wrong["measures"][-2]["model"] == 0 and math.isnan(wrong["measures"][-1]["model"])
+    assert wrong.measures[-2]["model"] == 0 and math.isnan(wrong.measures[-1]["model"])
 
 
 def test_groups_of_images_that_could_not_be_decoded_are_left_out():
     result = by_group(result_of([0, 2], model=[True, False]), column(["a", "b", "c"]), "group")
-    assert [line["group"] for line in result["per_group"]] == ["a", "c"]
+    assert [line["group"] for line in result.details["per_group"]] == ["a", "c"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +116,6 @@ def test_other_columns_are_refused(values, message):
 
 def test_results_without_hits_are_refused():
     result = result_of([0, 1], model=[True, False])
-    del result["hits"]
+    result.hits = None
     with pytest.raises(ValueError, match="result: got knn without hits row by row, accepted: a task of top-1"):
         by_group(result, column(["a", "b"]), "group")

@@ -65,17 +65,17 @@ def test_evaluation_counts_what_it_says():
     train, test = coloured_images(40, seed=0, bad=(3,)), coloured_images(21, seed=1, bad=(0, 5))
     model = tiny_model().train()
     result = evaluate_knn(Bench(model, Preprocessing(32, 32), progress=False, batch_size=4), train, test, ks=(5, 1))
-    assert [(measure["measure"], measure["k"]) for measure in result["measures"]] == [("top-1", 1), ("top-1", 5)]
-    assert result["skipped_images"] == {"train": 1, "test": 2}
-    assert (result["protocol"]["num_train"], result["protocol"]["num_test"]) == (39, 19)
-    assert all(measure["raw_pixels"] == 1 for measure in result["measures"])
+    assert [(measure["measure"], measure["k"]) for measure in result.measures] == [("top-1", 1), ("top-1", 5)]
+    assert result.skipped_images == {"train": 1, "test": 2}
+    assert (result.protocol["num_train"], result.protocol["num_test"]) == (39, 19)
+    assert all(measure["raw_pixels"] == 1 for measure in result.measures)
     kept = [label for index, label in enumerate(train["label"]) if index != 3]
     most = max(range(3), key=kept.count)
     truth = [label for index, label in enumerate(test["label"]) if index not in (0, 5)]
-    assert result["measures"][0]["chance"] == pytest.approx(truth.count(most) / 19)
-    assert sum(line["images"] for line in result["per_class"]) == 19
-    mean = sum(line["images"] * line["model"] for line in result["per_class"]) / 19
-    assert mean == pytest.approx(result["measures"][0]["model"])
+    assert result.measures[0]["chance"] == pytest.approx(truth.count(most) / 19)
+    assert sum(line["images"] for line in result.details["per_class"]) == 19
+    mean = sum(line["images"] * line["model"] for line in result.details["per_class"]) / 19
+    assert mean == pytest.approx(result.measures[0]["model"])
 
 
 def test_evaluation_equals_features_taken_by_hand():
@@ -91,8 +91,8 @@ def test_evaluation_equals_features_taken_by_hand():
 
     predictions = knn_classify(features(train), torch.tensor(train["label"]), features(test), 3, 3)
     expected = (predictions == torch.tensor(test["label"])).double().mean().item()
-    assert set(result["measures"][0]) == {"measure", "k", "model", "chance"}
-    assert result["measures"][0]["model"] == pytest.approx(expected)
+    assert set(result.measures[0]) == {"measure", "k", "model", "chance"}
+    assert result.measures[0]["model"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

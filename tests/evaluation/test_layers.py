@@ -33,14 +33,14 @@ def test_tasks_are_repeated_by_layer_and_by_size():
         return evaluate_knn(other, train, test, ks=(3,))
 
     by_layer = evaluate_layers(bench, measure, [1, 3])
-    assert by_layer["task"] == "layers of knn" and [line["layer"] for line in by_layer["measures"]] == [1, 3]
-    whole = measure(bench)["measures"][0]
-    assert by_layer["measures"][1] == {**whole, "layer": 3}
+    assert by_layer.task == "layers of knn" and [line["layer"] for line in by_layer.measures] == [1, 3]
+    whole = measure(bench).measures[0]
+    assert by_layer.measures[1] == {**whole, "layer": 3}
     by_size = evaluate_resolution(bench, measure, [64, 32])
-    assert [line["image_size"] for line in by_size["measures"]] == [32, 64]
-    assert by_size["measures"][0] == {**whole, "image_size": 32}
+    assert [line["image_size"] for line in by_size.measures] == [32, 64]
+    assert by_size.measures[0] == {**whole, "image_size": 32}
     other = Bench(tiny_model(), Preprocessing(64, 72), progress=False)
-    assert by_size["measures"][1] == {**measure(other)["measures"][0], "image_size": 64}
-    assert by_size["pictures"]["top-1, k=3"].width > 600
+    assert by_size.measures[1] == {**measure(other).measures[0], "image_size": 64}
+    assert by_size.pictures["top-1, k=3"].width > 600
     with pytest.raises(ValueError, match="image_size: got 60, accepted: a multiple of the model's patch size"):
         evaluate_resolution(bench, measure, [64, 60])

@@ -145,8 +145,8 @@ def test_images_that_no_crop_fits_are_cut_at_the_centre(height, width):
 def test_evaluation_counts_what_it_says():
     train, test = coloured_images(60, 0, bad=(3,)), coloured_images(21, 1, bad=(0, 5))
     result = evaluate_linear_sgd(tiny_bench(), train, test, steps=60, batch_size=32)
-    assert result["task"] == "linear-sgd" and result["skipped_images"] == {"train": 1, "test": 2}
-    protocol, (measure,) = result["protocol"], result["measures"]
+    assert result.task == "linear-sgd" and result.skipped_images == {"train": 1, "test": 2}
+    protocol, (measure,) = result.protocol, result.measures
     assert (protocol["num_train"], protocol["num_test"], protocol["num_held_out"]) == (59, 19, 6)
     assert protocol["epochs"] == pytest.approx(60 * 32 / 53)
     assert set(measure) == {"measure", "model", "untrained", "raw_pixels", "chance"}
@@ -156,10 +156,10 @@ def test_evaluation_counts_what_it_says():
         name for name, rate in protocol["learning_rate"].items() if rate in (LEARNING_RATES[0], LEARNING_RATES[-1])
     ]
     assert protocol["learning_rate_at_an_end_of_the_grid"] == ends
-    assert result["hits"]["rows"] == [row for row in range(21) if row not in (0, 5)] and result["hits"]["model"].all()
-    assert sum(line["images"] for line in result["per_class"]) == 19
-    assert result["pictures"]["learning rate"].width > 600
-    json.dumps({key: value for key, value in result.items() if key not in ("hits", "pictures")})
+    assert result.hits["rows"] == [row for row in range(21) if row not in (0, 5)] and result.hits["model"].all()
+    assert sum(line["images"] for line in result.details["per_class"]) == 19
+    assert result.pictures["learning rate"].width > 600
+    json.dumps(result.as_dict())
 
 
 def test_the_rate_is_chosen_on_held_out_images_alone(monkeypatch):
@@ -175,15 +175,15 @@ def test_the_rate_is_chosen_on_held_out_images_alone(monkeypatch):
     right = evaluate_linear_sgd(tiny_bench(controls=False), train, test, steps=60, batch_size=32)
     monkeypatch.setattr(linear_sgd.ClassificationData, "open", read)
     wrong = evaluate_linear_sgd(tiny_bench(controls=False), train, test, steps=60, batch_size=32)
-    assert right["measures"][0]["model"] == 1 and wrong["measures"][0]["model"] < 1
-    assert wrong["protocol"]["learning_rate"]["model"] < right["protocol"]["learning_rate"]["model"]
+    assert right.measures[0]["model"] == 1 and wrong.measures[0]["model"] < 1
+    assert wrong.protocol["learning_rate"]["model"] < right.protocol["learning_rate"]["model"]
 
 
 def test_labels_of_other_images_give_chance():
     train, wrong = coloured_images(60, 0), coloured_images(150, 1, shuffled=True)
     result = evaluate_linear_sgd(tiny_bench(controls=False), train, wrong, steps=60, batch_size=32)
     # Four standard deviations of a third of 150 images.
-    assert result["measures"][0]["model"] == pytest.approx(1 / 3, abs=0.154)
+    assert result.measures[0]["model"] == pytest.approx(1 / 3, abs=0.154)
 
 
 def test_sets_out_of_distribution_and_classes_that_train_lacks():
@@ -192,11 +192,11 @@ def test_sets_out_of_distribution_and_classes_that_train_lacks():
     result = evaluate_linear_sgd(
         tiny_bench(), train, test, out_of_distribution={"odd": other}, steps=60, batch_size=32
     )
-    found = {measure["measure"]: measure["raw_pixels"] for measure in result["measures"]}
+    found = {measure["measure"]: measure["raw_pixels"] for measure in result.measures}
     assert found["top-1"] == pytest.approx(sum(label != 0 for label in test["label"]) / 30)
     assert found["top-1 (odd)"] == pytest.approx(sum(label != 2 for label in other["label"]) / 20)
-    assert result["protocol"]["classes_not_in_train"] == ["blue"]
-    assert result["protocol"]["out_of_distribution"]["odd"]["classes_not_in_train"] == ["blue"]
+    assert result.protocol["classes_not_in_train"] == ["blue"]
+    assert result.protocol["out_of_distribution"]["odd"]["classes_not_in_train"] == ["blue"]
 
 
 def test_crops_that_change_nothing_give_the_features_of_whole_images(monkeypatch):
@@ -271,14 +271,13 @@ def test_an_interrupted_training_goes_on_to_the_same_figures(monkeypatch, tmp_pa
     resumed = evaluate_linear_sgd(tiny_bench(tmp_path / "parts"), train, test, **settings)
     # Three contestants, five of twelve steps saved.
     assert len(calls) == 3 * 7
-    for key in ("protocol", "measures", "per_class"):
-        assert resumed[key] == whole[key]
+    assert resumed.as_dict() == whole.as_dict()
     states = [torch.load(next((tmp_path / name / "heads").glob("*.pt"))) for name in ("whole", "parts")]
     for name, value in states[0]["head"].items():
         assert torch.equal(value, states[1]["head"][name])
     calls.clear()
     other = evaluate_linear_sgd(tiny_bench(tmp_path / "parts"), train, test, **{**settings, "steps": 13})
-    assert len(calls) == 3 * 13 and other["protocol"]["steps"] == 13
+    assert len(calls) == 3 * 13 and other.protocol["steps"] == 13
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def tiny_model():
 
 
 def values(result, title, key):
-    return {line[key]: line["model"] for line in result["measures"] if line["measure"] == title}
+    return {line[key]: line["model"] for line in result.measures if line["measure"] == title}
 
 
 def states_of(model, rows, preprocessing):
@@ -52,7 +52,7 @@ def test_measures_are_those_of_numpy():
         singular = np.linalg.svd(tokens - tokens.mean(0), compute_uv=False) ** 2
         found = values(result, "variance in the first principal component", "tokens")[name]
         assert found == pytest.approx(singular[0] / singular.sum(), rel=1e-5)
-    assert result["protocol"]["num_patches"] == 10 * 16 and set(result["measures"][0]) >= {"model", "untrained"}
+    assert result.protocol["num_patches"] == 10 * 16 and set(result.measures[0]) >= {"model", "untrained"}
 
 
 def test_a_planted_dimension_and_planted_patches_are_found():
@@ -61,7 +61,7 @@ def test_a_planted_dimension_and_planted_patches_are_found():
         model.layer[1].mlp.down_proj.bias[7] = 60.0
     result = evaluate_outliers(Bench(model, Preprocessing(32, 32), progress=False), rows)
     assert values(result, "extreme dimensions", "layer") == {0: 0, 1: 0, 2: 1}
-    assert [line["dimensions"] for line in result["extreme_dimensions"]] == [[], [], [7]]
+    assert [line["dimensions"] for line in result.details["extreme_dimensions"]] == [[], [], [7]]
     shares = values(result, "squared magnitude in the largest dimension", "tokens")
     assert shares["before norm"] > 0.9 and shares["after batch norm"] == pytest.approx(1 / 24)
     model = tiny_model()
@@ -75,7 +75,7 @@ def test_a_planted_dimension_and_planted_patches_are_found():
     model.embeddings.forward = with_high_norm
     result = evaluate_outliers(Bench(model, Preprocessing(32, 32), controls=False, progress=False), rows)
     assert values(result, "high-norm patches", "layer")[0] == pytest.approx(1 / 16)
-    assert set(result["pictures"]) == {"norm-histogram", "dimensions-by-layer", "norm-maps"}
+    assert set(result.pictures) == {"norm-histogram", "dimensions-by-layer", "norm-maps"}
 
 
 def test_bad_requests_are_refused():

@@ -1,39 +1,56 @@
 """What an evaluation writes, the table in a model card, and `dinov3 compare`."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
 from dinov3_hf.cli import main
-from dinov3_hf.evaluation.results import compare_results, update_model_card, write_results
+from dinov3_hf.evaluation.cards import update_model_card
+from dinov3_hf.evaluation.result import Result
+from dinov3_hf.evaluation.results import compare_results, write_results
+
+
+# What is no evaluation: other keys, other types, no JSON at all.
+OTHER_JSON = (
+    '{"results": [{"a": 1}]}',
+    "[]",
+    "3",
+    '{"results": 3}',
+    '{"results": [[1]]}',
+    '{"results": [{"task": "knn", "measures": [{"measure": 1}]}]}',
+    '{"results": [{"task": "knn", "measures": [{"measure": "top-1", "model": "high"}]}]}',
+    "{",
+)
 
 
 def record(model=0.5, task="knn", k=10, image_size=48, date="2025-01-02T03:04:05", **more):
     measure = {"measure": "top-1", "k": k, "model": model, "untrained": 0.2, "chance": 0.1}
-    result = {
-        "task": task,
-        "protocol": {"image_size": image_size, "num_test": 7},
-        "skipped_images": {"test": 0},
-        "data": {"source": "some/where/birds", "test": {"split": "test", "images": 7, "fingerprint": "ab"}},
-        "measures": [measure],
-        **more,
-    }
+    data = {"source": "some/where/birds", "test": {"split": "test", "images": 7, "fingerprint": "ab"}}
+    fields = {"skipped_images": {"test": 0}, "data": data, "hub_task": "image-classification"} | more
+    result = Result(task, {"image_size": image_size, "num_test": 7}, [measure], **fields)
     return {"results": [result], "model": {"path": "mine"}, "date": date}
+
+
+def written(record):
+    """What `read_results` gives of a record."""
+    return record | {"results": [result.as_dict() for result in record["results"]]}
 
 
 def test_files_and_pictures(tmp_path):
     frames = [Image.new("RGB", (8, 8), (40 * index, 0, 0)) for index in range(3)]
-    pictures = {"a map": Image.new("RGB", (4, 4)), "moving": frames, "curve, k=3": "<svg/>"}
-    two = record(pictures=pictures, hits={"model": [1]}, bad=float("nan"))
-    two["results"].append({**two["results"][0], "pictures": {"a map": frames[0]}})
+    pictures = {"a map": Image.new("RGB", (4, 4)), "moving": frames, "curve, k=3": frames[0]}
+    two = record(pictures=pictures, hits={"model": [1]}, details={"bad": float("nan")})
+    two["results"].append(replace(two["results"][0], pictures={"a map": frames[0]}))
     paths = write_results(two, tmp_path / "out")
-    names = ["knn-a-map.png", "knn-moving.gif", "knn-curve-k-3.svg", "knn-a-map-2.png"]
+    names = ["knn-a-map.png", "knn-moving.gif", "knn-curve-k-3.png", "knn-a-map-2.png"]
     assert [path.name for path in paths] == names and all(path.is_file() for path in paths)
     assert Image.open(paths[1]).n_frames == 3
-    written = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
-    assert written[0]["pictures"] == dict(zip(pictures, names, strict=False)) and "hits" not in written[0]
-    assert written[0]["bad"] is None
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert found[0]["pictures"] == dict(zip(pictures, names, strict=False)) and "hits" not in found[0]
+    assert found[0]["bad"] is None
     table = (tmp_path / "out" / "results.md").read_text()
     assert "| knn | top-1, k=10 | birds test (7 images) | 0.5000 | 0.2000 |  | 0.1000 | 2025-01-02 |" in table
 
@@ -52,14 +69,41 @@ def test_card_table_grows_and_replaces_what_is_measured_again(tmp_path):
     assert "Text.\n\n## Evaluation\n\n| task |" in text
 
 
+def test_card_metadata_is_what_the_hub_reads(tmp_path):
+    card = tmp_path / "mine" / "README.md"
+    card.parent.mkdir()
+    card.write_text("# Mine\n")
+    update_model_card(card, record(0.5))
+    update_model_card(card, record(0.25, task="linear"))
+    update_model_card(card, record(float("nan"), task="video"))
+    data = ModelCard.load(card, ignore_metadata_errors=True).data
+    first, second = data.eval_results
+    assert data.model_name == "mine" and (first.metric_config, second.metric_config) == ("knn", "linear")
+    assert (first.task_type, first.dataset_name, first.dataset_split) == ("image-classification", "birds", "test")
+    assert (first.metric_type, first.metric_name, first.metric_value) == ("top_1", "top-1, k=10", 0.5)
+    assert first.metric_args == {"k": 10, "untrained": 0.2, "chance": 0.1, "images": 7, "date": "2025-01-02"}
+    # Measures of others stay, and are no lines of our table.
+    other = EvalResult("image-classification", "cats", "Cats", "accuracy", 0.9)
+    loaded = ModelCard.load(card, ignore_metadata_errors=True)
+    loaded.data.eval_results.append(other)
+    loaded.save(card)
+    update_model_card(card, record(0.6))
+    found = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results
+    assert sorted(item.metric_value for item in found) == [0.25, 0.6, 0.9] and "Cats" in card.read_text()
+    assert [line.split(" | ")[0] for line in card.read_text().splitlines() if line.startswith("| ")][2:] == [
+        "| linear",
+        "| knn",
+    ]
+
+
 def test_comparison_sets_models_side_by_side_and_names_differences():
-    records = {"a": record(0.5), "b": record(0.6, image_size=96)}
+    records = {"a": written(record(0.5)), "b": written(record(0.6, image_size=96))}
     lines, remarks = compare_results(records)
     assert lines[0] == ["", "a", "b", "untrained", "chance"]
     assert lines[1:] == [["knn top-1, k=10 (birds)", "0.5000", "0.6000", "0.2000", "0.1000"]]
     assert remarks == ["knn (birds) differs in image_size: a: 48; b: 96"]
     records["b"]["results"][0]["measures"][0]["untrained"] = 0.25
-    records["c"] = record(0.1, task="linear")
+    records["c"] = written(record(0.1, task="linear"))
     lines, _ = compare_results(records)
     assert lines[0] == ["", "a", "b", "c", "untrained, a", "untrained, b", "untrained, c", "chance"]
     assert lines[2] == ["linear top-1, k=10 (birds)", "-", "-", "0.1000", "-", "-", "0.2000", "0.1000"]
@@ -85,12 +129,14 @@ def test_compare_command(tmp_path, capsys):
     [
         ([], "results: missing, accepted: results.json files of dinov3 evaluate"),
         (["nowhere"], "results: nothing at 'nowhere', accepted: a results.json or the folder of one"),
+        *(([f"{{tmp}}/other{number}.json"], f"other{number}.json is no evaluation") for number in range(1, 8)),
         (["{tmp}/other.json"], "other.json is no evaluation, accepted: what dinov3 evaluate writes"),
         (["{tmp}/out", "--names", "a", "b"], "names: got a, b, accepted: 1 different names"),
     ],
 )
 def test_compare_refuses_in_one_line(arguments, message, tmp_path, capsys):
-    (tmp_path / "other.json").write_text('{"results": [{"a": 1}]}')
+    for number, text in enumerate(OTHER_JSON):
+        (tmp_path / f"other{number or ''}.json").write_text(text)
     write_results(record(), tmp_path / "out")
     assert main(["compare", *(text.replace("{tmp}", str(tmp_path)) for text in arguments)]) == 2
     shown = capsys.readouterr().err

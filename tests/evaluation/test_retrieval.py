@@ -62,7 +62,7 @@ def noise(num, seed, side=32):
 
 def values(result, contestant):
     return {
-        m["measure"] + (f"@{m['k']}" if "k" in m else ""): m[contestant] for m in result["measures"] if contestant in m
+        m["measure"] + (f"@{m['k']}" if "k" in m else ""): m[contestant] for m in result.measures if contestant in m
     }
 
 
@@ -157,9 +157,9 @@ def test_figures_are_those_of_naive_loops(monkeypatch, at_once):
     assert values(result, "raw_pixels") == pytest.approx(expected)
     assert expected["GAP"] > 0 and 0 < expected["recall@5"] < 1
     answerable = [row for row, named in enumerate(positives) if named]
-    assert result["protocol"]["queries_without_relevant_image"] == 15 - len(answerable) > 0
+    assert result.protocol["queries_without_relevant_image"] == 15 - len(answerable) > 0
     first = [bool(relevant[row][similarities[row].argmax()]) for row in answerable]
-    assert result["hits"]["rows"] == answerable and result["hits"]["raw_pixels"].tolist() == first
+    assert result.hits["rows"] == answerable and result.hits["raw_pixels"].tolist() == first
 
 
 def test_colours_are_found_and_their_opposites_last():
@@ -200,7 +200,7 @@ def test_own_row_is_left_out():
         evaluate_instance_retrieval(bench(), rows, rows)
     result = evaluate_instance_retrieval(bench(), rows, rows, exclude_same=True, ks=(1,))
     assert values(result, "raw_pixels")["mAP"] == 1 and values(result, "chance")["recall@1"] == pytest.approx(1 / 7)
-    assert result["protocol"]["num_test"] == 6 and result["protocol"]["queries_without_relevant_image"] == 2
+    assert result.protocol["num_test"] == 6 and result.protocol["queries_without_relevant_image"] == 2
     with pytest.raises(ValueError, match=r"exclude_same: got 3 queries, accepted: as many as the gallery \(8\)"):
         evaluate_instance_retrieval(bench(), rows, rows.select(range(3)), exclude_same=True)
 
@@ -210,7 +210,7 @@ def test_declared_classes_are_matched_by_name_and_unlabelled_rows_with_nothing()
     gallery = dataset(coloured([1, 2, 2], 0), [1, 0, None], label=first)
     query = dataset(coloured([1, 4, 2], 1), [0, 1, None], label=second)
     result = evaluate_instance_retrieval(bench(), gallery, query, ks=(1,))
-    assert result["hits"]["rows"] == [0]
+    assert result.hits["rows"] == [0]
     assert values(result, "raw_pixels")["recall@1"] == 1
 
 
@@ -219,10 +219,10 @@ def test_undecodable_images_are_left_out_and_rows_keep_their_numbers():
     gallery = dataset([bad, *images], [0] * 6)
     query = dataset([bad, *coloured([1, 3, 4], 1)], [0] * 4, [[1], [2], [0, 4], [0]])
     result = evaluate_instance_retrieval(bench(), gallery, query, positives_column="positives", ks=(1,))
-    assert result["skipped_images"] == {"train": 1, "test": 1}
-    assert result["hits"]["rows"] == [1, 2] and values(result, "raw_pixels")["mAP"] == 1
-    assert (result["protocol"]["num_train"], result["protocol"]["queries_without_relevant_image"]) == (5, 1)
-    assert result["protocol"]["relevant_images_per_query"] == 1
+    assert result.skipped_images == {"train": 1, "test": 1}
+    assert result.hits["rows"] == [1, 2] and values(result, "raw_pixels")["mAP"] == 1
+    assert (result.protocol["num_train"], result.protocol["queries_without_relevant_image"]) == (5, 1)
+    assert result.protocol["relevant_images_per_query"] == 1
 
 
 def test_whole_images_of_any_shape_and_runs_repeat():
@@ -232,11 +232,9 @@ def test_whole_images_of_any_shape_and_runs_repeat():
     gallery, query = dataset(images, [0, 1, 2, 3]), dataset(images[::-1], [3, 2, 1, 0])
     first, second = (evaluate_instance_retrieval(bench(), gallery, query, whole=True, ks=(1,)) for _ in range(2))
     assert values(first, "model")["recall@1"] == values(first, "raw_pixels")["recall@1"] == 1
-    assert first["protocol"]["preprocessing"]["patch_size"] == 8
-    assert first["pictures"]["retrieved"].tobytes() == second["pictures"]["retrieved"].tobytes()
-    for result in (first, second):
-        del result["pictures"], result["hits"]
-    assert first == second
+    assert first.protocol["preprocessing"]["patch_size"] == 8
+    assert first.pictures["retrieved"].tobytes() == second.pictures["retrieved"].tobytes()
+    assert first.as_dict() == second.as_dict()
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def coloured_images(names, classes, seed, bad=(), **columns):
 
 
 def measures_by_name(result):
-    return {(m["measure"], m.get("corruption")): m for m in result["measures"]}
+    return {(m["measure"], m.get("corruption")): m for m in result.measures}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -178,7 +178,7 @@ def test_evaluation_counts_what_it_says():
     # Red is the first of three classes equally frequent in train.
     assert found["top-1 (odd)", None]["chance"] == pytest.approx(2 / 4)
     assert found["mCE (noisy)", None]["chance"] == pytest.approx((1 / 0.819 + 1 / 0.867) / 2)
-    protocol = result["protocol"]
+    protocol = result.protocol
     assert protocol["out_of_distribution"]["odd"] == {
         "num_test": 4,
         "classes_shared_with_test": 2,
@@ -186,15 +186,15 @@ def test_evaluation_counts_what_it_says():
         "images_of_classes_not_in_train": 1,
     }
     assert protocol["num_classes"] == 3 and protocol["classes_not_in_train"] == []
-    assert result["skipped_images"] == {
+    assert result.skipped_images == {
         "train": 0,
         "test": 0,
         "odd (out of distribution)": 1,
         "noisy (out of distribution)": 0,
     }
     plain = evaluate_linear(tiny_bench(), train, test)
-    assert plain["measures"] == result["measures"][:1] and plain["per_class"] == result["per_class"]
-    assert "out_of_distribution" not in plain["protocol"]
+    assert plain.measures == result.measures[:1] and plain.details["per_class"] == result.details["per_class"]
+    assert "out_of_distribution" not in plain.protocol
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def joined(*parts: dict) -> dict:
     return {name: sum((part[name] for part in parts), []) for name in parts[0]}
 
 
-def value_of(result: dict, measure: str, contestant: str) -> float:
-    return next(line[contestant] for line in result["measures"] if line["measure"] == measure)
+def value_of(result, measure: str, contestant: str) -> float:
+    return next(line[contestant] for line in result.measures if line["measure"] == measure)
 
 
 def random_masks(seed, shape=(40, 60)):
@@ -119,18 +119,18 @@ def test_empty_masks_agree_only_with_each_other():
 def test_bars_that_move_by_patches_are_tracked_exactly():
     rows = video_rows(moving_bars())
     result = evaluate_tracking(tiny_bench(), rows)
-    assert [line["raw_pixels"] for line in result["measures"]] == [1, 1, 1]
+    assert [line["raw_pixels"] for line in result.measures] == [1, 1, 1]
     # By 8 pixels a frame the still mask overlaps half, then not at all: J is 1/3 once, then 0 in three frames.
     assert value_of(result, "J", "chance") == pytest.approx(1 / 12)
-    for line in result["measures"]:
+    for line in result.measures:
         assert 0 <= line["model"] <= 1 and 0 <= line["untrained"] <= 1
-    protocol = result["protocol"]
+    protocol = result.protocol
     assert (protocol["num_test"], protocol["num_objects"], protocol["num_frames"]) == (1, 2, 4)
-    assert [(line["object"], line["frames"], line["raw_pixels"]) for line in result["per_object"]] == [
+    assert [(line["object"], line["frames"], line["raw_pixels"]) for line in result.details["per_object"]] == [
         (1, 4, 1),
         (2, 4, 1),
     ]
-    pictures = result["pictures"]["tracked"]
+    pictures = result.pictures["tracked"]
     assert len(pictures) == 5 and len({picture.size for picture in pictures}) == 1
     mean = (value_of(result, "J", "model") + value_of(result, "F", "model")) / 2
     assert value_of(result, "J&F", "model") == pytest.approx(mean)
@@ -149,8 +149,8 @@ def test_order_of_rows_does_not_matter_but_order_of_frames_does():
     columns["frame"] = [5 + frame for frame in columns["frame"]]
     rows, bench = video_rows(columns), tiny_bench()
     first, second = evaluate_tracking(bench, rows), evaluate_tracking(bench, rows.shuffle(seed=1))
-    assert first["measures"] == second["measures"]
-    assert sorted(map(str, first["per_object"])) == sorted(map(str, second["per_object"]))
+    assert first.measures == second.measures
+    assert sorted(map(str, first.details["per_object"])) == sorted(map(str, second.details["per_object"]))
     columns["frame"][0], columns["frame"][2] = columns["frame"][2], columns["frame"][0]
     turned = evaluate_tracking(bench, video_rows(columns))
     # Twice instead of once in four frames the still mask overlaps; once in two in the shorter video.
@@ -169,7 +169,7 @@ def test_similarity_is_what_tracks():
 def test_values_of_masks():
     columns = moving_bars(values=(255,))
     result = evaluate_tracking(tiny_bench(), video_rows(columns))
-    assert [line["object"] for line in result["per_object"]] == [255]
+    assert [line["object"] for line in result.details["per_object"]] == [255]
     assert value_of(result, "J&F", "raw_pixels") == 1
     with pytest.raises(ValueError, match="none of the 1 videos can be measured .test: first frame without an object"):
         evaluate_tracking(tiny_bench(), video_rows(columns), ignore_index=255)
@@ -185,7 +185,7 @@ def test_objects_that_come_later_or_vanish():
     ]
     result = evaluate_tracking(tiny_bench(), video_rows(columns))
     # Object 1 is still found where its colour is: right in the first of four frames only.
-    assert [(line["object"], line["raw_pixels"]) for line in result["per_object"]] == [(1, 1 / 4), (2, 1)]
+    assert [(line["object"], line["raw_pixels"]) for line in result.details["per_object"]] == [(1, 1 / 4), (2, 1)]
 
 
 def test_ignored_pixels_do_not_count():
@@ -205,9 +205,9 @@ def test_what_cannot_be_read_is_counted():
     headless["image"][0] = {"bytes": b"not an image", "path": None}
     torn["image"][2], torn["mask"][3] = ({"bytes": b"neither", "path": None} for _ in range(2))
     result = evaluate_tracking(tiny_bench(), video_rows(joined(whole, headless, torn)))
-    assert result["skipped_images"] == {"test": 2}
-    assert result["skipped_rows"] == {"test: first frame cannot be read": 6, "test: mask cannot be read": 1}
-    assert [(line["sequence"], line["frames"]) for line in result["per_object"][::2]] == [("a", 4), ("c", 2)]
+    assert result.skipped_images == {"test": 2}
+    assert result.skipped_rows == {"test: first frame cannot be read": 6, "test: mask cannot be read": 1}
+    assert [(line["sequence"], line["frames"]) for line in result.details["per_object"][::2]] == [("a", 4), ("c", 2)]
     assert value_of(result, "J&F", "raw_pixels") == 1
 
 
@@ -221,8 +221,8 @@ def test_masks_of_another_resolution_are_measured_in_their_own():
 def test_two_runs_are_equal():
     rows = video_rows(moving_bars())
     first, second = (evaluate_tracking(tiny_bench(), rows) for _ in range(2))
-    pictures = [result.pop("pictures")["tracked"] for result in (first, second)]
-    assert first == second
+    pictures = [result.pictures["tracked"] for result in (first, second)]
+    assert first.as_dict() == second.as_dict()
     assert all(one.tobytes() == other.tobytes() for one, other in zip(*pictures, strict=True))
 
 
@@ -254,7 +254,11 @@ def broken(change):
             "mask_column: row 2 has a mask of 32x32 for an image of 96x32",
         ),
         (None, {"frame_column": "time"}, r"frame_column: got 'time', accepted: .*image, mask, sequence, frame"),
-        (None, {"sequence_column": "image"}, "sequence_column: got 'image' of PIL.Image.Image, accepted: a column that names"),
+        (
+            None,
+            {"sequence_column": "image"},
+            "sequence_column: got 'image' of PIL.Image.Image, accepted: a column that names",
+        ),
         (None, {"mask_column": "image"}, "mask: got an image of mode RGB"),
         (None, {"temperature": 0}, "temperature: got 0, accepted: above 0"),
         (None, {"radius": float("nan")}, "radius: got nan, accepted: at least 0"),

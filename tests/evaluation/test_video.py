@@ -125,15 +125,18 @@ def learnt(tmp_path_factory):
 def test_the_order_of_frames_is_learnt(learnt):
     train, store = learnt
     result = evaluate_video(tiny_bench(store=store), train, ordered_videos(30, 1), **FAST)
-    (measure,) = result["measures"]
+    (measure,) = result.measures
     assert (measure["measure"], measure["clips"], measure["chance"]) == ("top-1", 1, 0.5)
     assert measure["raw_pixels"] > 0.9 and measure["model"] > 0.9
-    assert [(line["class"], line["videos"]) for line in result["per_class"]] == [("red first", 15), ("blue first", 15)]
-    mean = sum(line["videos"] * line["raw_pixels"] for line in result["per_class"]) / 30
+    assert [(line["class"], line["videos"]) for line in result.details["per_class"]] == [
+        ("red first", 15),
+        ("blue first", 15),
+    ]
+    mean = sum(line["videos"] * line["raw_pixels"] for line in result.details["per_class"]) / 30
     assert mean == pytest.approx(measure["raw_pixels"])
-    assert result["hits"]["raw_pixels"].double().mean().item() == measure["raw_pixels"]
-    assert result["pictures"]["confusion"].size[0] > 100
-    json.dumps({key: value for key, value in result.items() if key not in ("hits", "pictures")})
+    assert result.hits["raw_pixels"].double().mean().item() == measure["raw_pixels"]
+    assert result.pictures["confusion"].size[0] > 100
+    json.dumps(result.as_dict())
 
 
 def test_frames_without_order_say_nothing():
@@ -141,7 +144,7 @@ def test_frames_without_order_say_nothing():
     settings = {**FAST, "num_frames": 1, "num_clips": 2}
     single, multi = evaluate_video(
         tiny_bench(controls=False), ordered_videos(40, 0), ordered_videos(40, 1), **settings
-    )["measures"]
+    ).measures
     assert (single["clips"], multi["clips"]) == (1, 2)
     # Clips of one frame cover both: their mean cannot tell which came first. The middle one is the first frame.
     assert 0.2 < multi["model"] < 0.8
@@ -150,7 +153,7 @@ def test_frames_without_order_say_nothing():
 def test_shuffled_labels_stay_at_chance(learnt):
     train, store = learnt
     test = ordered_videos(40, 1, shuffle_labels=True)
-    (measure,) = evaluate_video(tiny_bench(store=store), train, test, **FAST)["measures"]
+    (measure,) = evaluate_video(tiny_bench(store=store), train, test, **FAST).measures
     assert all(0.3 < measure[name] < 0.7 for name in ("model", "untrained", "raw_pixels"))
 
 
@@ -213,9 +216,9 @@ def test_what_cannot_be_read_is_counted():
     test = ordered_videos(10, 1, bad=[(3, 0), (3, 1), (5, 1)])
     settings = {**FAST, "steps": 2}
     result = evaluate_video(tiny_bench(controls=False), ordered_videos(6, 0), test, **settings)
-    assert result["skipped_images"] == {"train": 0, "test": 3}
-    assert result["skipped_rows"] == {"test: video without a readable frame": 1}
-    assert (result["protocol"]["num_train"], result["protocol"]["num_test"]) == (6, 9)
+    assert result.skipped_images == {"train": 0, "test": 3}
+    assert result.skipped_rows == {"test: video without a readable frame": 1}
+    assert (result.protocol["num_train"], result.protocol["num_test"]) == (6, 9)
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
@@ -245,7 +248,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch)
     monkeypatch.setattr(video, "step_generator", lambda seed, step: steps.append(step) or generator(seed, step))
     resumed = evaluate_video(tiny_bench(store=FeatureStore(tmp_path)), train, test, **settings)
     assert steps == [*range(7, 12), *range(12), *range(12)]
-    assert resumed["measures"] == whole["measures"]
+    assert resumed.measures == whole.measures
     for first, second in zip(heads[:3], heads[3:], strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -254,13 +257,13 @@ def test_two_runs_are_equal():
     train, test = ordered_videos(10, 0), ordered_videos(20, 1)
     settings = {**FAST, "steps": 3}
     first, second = (evaluate_video(tiny_bench(), train, test, **settings) for _ in range(2))
-    pictures = [result.pop("pictures")["confusion"].tobytes() for result in (first, second)]
-    hits = [result.pop("hits") for result in (first, second)]
-    assert first == second and pictures[0] == pictures[1]
+    pictures = [result.pictures["confusion"].tobytes() for result in (first, second)]
+    hits = [result.hits for result in (first, second)]
+    assert first.as_dict() == second.as_dict() and pictures[0] == pictures[1]
     assert all(torch.equal(hits[0][name], hits[1][name]) for name in ("model", "untrained", "raw_pixels"))
     other = evaluate_video(tiny_bench(seed=1), train, test, **settings)
     # After three steps the few answers may agree by chance for one contestant, not for all.
-    assert any(not torch.equal(other["hits"][name], hits[0][name]) for name in ("model", "untrained", "raw_pixels"))
+    assert any(not torch.equal(other.hits[name], hits[0][name]) for name in ("model", "untrained", "raw_pixels"))
 
 
 @pytest.mark.parametrize(

@@ -98,11 +98,11 @@ def test_evaluation_equals_sklearn(threshold, aligned):
     truth, predicted = np.concatenate(truth), np.concatenate(predicted)
     assert len(set(predicted.tolist())) > 1
     ious = jaccard_score(truth, predicted, labels=range(4), average=None, zero_division=0)
-    miou, accuracy = result["measures"]
+    miou, accuracy = result.measures
     assert miou["model"] == pytest.approx(ious.mean()) and accuracy["model"] == accuracy_score(truth, predicted)
-    assert [row["model"] for row in result["per_class"]] == pytest.approx(ious.tolist())
-    assert [row["pixels"] for row in result["per_class"]] == np.bincount(truth).tolist()
-    assert accuracy["chance"] == 0.25 and result["protocol"]["background"] == "background"
+    assert [row["model"] for row in result.details["per_class"]] == pytest.approx(ious.tolist())
+    assert [row["pixels"] for row in result.details["per_class"]] == np.bincount(truth).tolist()
+    assert accuracy["chance"] == 0.25 and result.protocol["background"] == "background"
 
 
 def test_chance_is_what_random_labels_reach():
@@ -124,10 +124,13 @@ def test_absent_classes_and_rows_that_cannot_be_used(aligned):
     rows["image"][2], rows["mask"][3] = {"bytes": b"no image", "path": None}, None
     rows = Dataset.from_dict(rows, features=Features({"image": Image(), "mask": Image()}))
     result = evaluate_zero_shot_segmentation(*aligned, rows, NAMES, progress=False)
-    assert result["skipped_images"] == {"test": 2} and result["protocol"]["num_test"] == 1
-    assert result["skipped_rows"] == {"mask of another size than its image": 1}
-    assert [row["class"] for row in result["per_class"]] == ["background", "cat"]  # absent classes do not count
-    assert result["measures"][0]["model"] == pytest.approx(np.mean([row["model"] for row in result["per_class"]]))
+    assert result.skipped_images == {"test": 2} and result.protocol["num_test"] == 1
+    assert result.skipped_rows == {"mask of another size than its image": 1}
+    assert [row["class"] for row in result.details["per_class"]] == [
+        "background",
+        "cat",
+    ]  # absent classes do not count
+    assert result.measures[0]["model"] == pytest.approx(np.mean([row["model"] for row in result.details["per_class"]]))
 
 
 def grey(image):
@@ -144,7 +147,7 @@ def grey(image):
         ({"background_threshold": 0.5}, "background_threshold: got 0.5, accepted: only with a background class among"),
         ({"background": 4}, "background: got 4, accepted: an index of class_names (0 to 3)"),
         ({"window": 30}, "window: got 30, accepted: a multiple of the model's patch size (8)"),
-        ({"stride": 40}, "stride: got 40, accepted: a multiple of the patch size (8) up to 32"),
+        ({"stride": 40}, "stride: got 40, accepted: a multiple of the patch size (8) up to the window (32)"),
         ({"scales": [1.0, 0.0]}, "scales: got [1.0, 0.0], accepted: at least one, each above 0"),
         ({"mask_column": "masks"}, "mask_column: got 'masks', accepted: a column of the data set (image, mask)"),
         ({"ignore_index": 0}, "mask_column: 'mask' holds the value 255, accepted: 0 to 3, one of class_names, or"),
@@ -211,5 +214,5 @@ def test_the_chosen_threshold_is_the_best_of_all_evaluations(aligned):
         result = evaluate_zero_shot_segmentation(
             model, processor, rows, NAMES, ["a {}"], background=0, background_threshold=threshold, progress=False
         )
-        scores[threshold] = result["measures"][0]["model"]
+        scores[threshold] = result.measures[0]["model"]
     assert max(scores.values()) == pytest.approx(scores[chosen])

@@ -130,21 +130,21 @@ def test_a_run_ends_in_weights_that_load_and_measure_the_same(base, tmp_path, ta
             finetune(recipe, TRAIN, TEST, fields)
         return
     result = finetune(recipe, TRAIN, TEST, fields)
-    assert result["skipped_images"] == {"test": 0} and all(np.isfinite(m["model"]) for m in result["measures"])
+    assert result.skipped_images == {"test": 0} and all(np.isfinite(m["model"]) for m in result.measures)
     if method == "lora":
         model = load_adapter(tmp_path / "adapter")
         assert [name for name, _ in model.named_parameters() if "lora" in name]
         assert not [name for name, _ in model.named_parameters() if "lora" in name and ".layer." not in name]
     else:
         model = getattr(transformers, name).from_pretrained(tmp_path / "model").eval()
-    view = View(size, *(result["protocol"]["preprocessing"][name] for name in ("mean", "std")))
+    view = View(size, *(result.protocol["preprocessing"][name] for name in ("mean", "std")))
     again = make_task(recipe, TRAIN, TEST, view)
     examples = [again.read(row, False) for row in TEST]
     labels = [example["labels"] for example in examples]
     with torch.no_grad():
         outputs = model(pixel_values=torch.stack([example["pixel_values"] for example in examples]))
     figures = again.figures(outputs, labels if task == "detection" else torch.stack(labels))
-    for found, expected in zip(again.measures(figures), result["measures"], strict=True):
+    for found, expected in zip(again.measures(figures), result.measures, strict=True):
         assert found["model"] == pytest.approx(expected["model"], abs=1e-4)
 
 

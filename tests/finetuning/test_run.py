@@ -70,13 +70,13 @@ def test_each_method_trains_what_it_says_and_its_result_loads(base, tmp_path, me
         assert ("magnitude" in "".join(tensors)) == (method == "dora")
         assert all(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
         count = sum(tensor.numel() for tensor in tensors.values())
-        assert result["trainable_parameters"] == count
+        assert result.details["trainable_parameters"] == count
     processor = AutoImageProcessor.from_pretrained(tmp_path / ("model" if method in ("frozen", "full") else "adapter"))
     # The figure is that of the saved weights behind the saved processor.
     images = processor([row["image"].convert("RGB") for row in decoded(TEST)], return_tensors="pt")
     with torch.no_grad():
         found = model(**images).logits.argmax(-1)
-    (measure,) = result["measures"]
+    (measure,) = result.measures
     assert measure["measure"] == "top-1" and measure["method"] == method
     assert measure["model"] == pytest.approx((found == torch.tensor(TEST["label"])).float().mean().item())
     counts = torch.bincount(torch.tensor(TRAIN["label"]))
@@ -108,9 +108,9 @@ def test_a_stopped_run_resumes_to_the_same_weights(base, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"resume: the recipe differs from the run in .*: rank \(was 8, now 4\)"):
         finetune(recipe_of(base, tmp_path / "stopped", **fields, rank=4, resume=True), TRAIN, TEST)
     resumed = finetune(recipe_of(base, tmp_path / "stopped", **fields, resume=True), TRAIN, TEST)
-    assert resumed["resumed_from_epoch"] == 2 and whole["resumed_from_epoch"] is None
-    assert resumed["measures"] == whole["measures"]
-    assert resumed["trainable_parameters"] == whole["trainable_parameters"]
+    assert resumed.details["resumed_from_epoch"] == 2 and whole.details["resumed_from_epoch"] is None
+    assert resumed.measures == whole.measures
+    assert resumed.details["trainable_parameters"] == whole.details["trainable_parameters"]
     first, second = (
         load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "stopped")
     )
@@ -124,8 +124,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(base, tmp_path, monkeypatch):
 
 def test_the_control_is_measured_and_not_kept(base, tmp_path):
     result = finetune(recipe_of(base, tmp_path, method="frozen", untrained=True, epochs=1), TRAIN, TEST)
-    assert "untrained" in result["measures"][0] and "model" not in result["measures"][0]
-    assert result["folder"] is None and not (tmp_path / "model").exists()
+    assert "untrained" in result.measures[0] and "model" not in result.measures[0]
+    assert result.details["folder"] is None and not (tmp_path / "model").exists()
 
 
 def test_layer_wise_rates():
@@ -164,7 +164,7 @@ def test_splits_may_number_their_classes_differently(base, tmp_path):
         finetune(recipe_of(base, tmp_path / str(n), epochs=1, method="frozen"), TRAIN, rows)
         for n, rows in enumerate((TEST, turned))
     ]
-    assert results[0]["measures"] == results[1]["measures"]
+    assert results[0].measures == results[1].measures
 
 
 def test_unreadable_images_are_replaced_and_left_out_of_the_figure(base, tmp_path):
@@ -173,13 +173,13 @@ def test_unreadable_images_are_replaced_and_left_out_of_the_figure(base, tmp_pat
     broken = Dataset.from_list(rows, features=TEST.features)
     broken = broken.cast_column("image", Image(decode=False))
     result = finetune(recipe_of(base, tmp_path, epochs=1, method="frozen"), TRAIN, broken)
-    assert result["skipped_images"] == {"test": 1}
+    assert result.skipped_images == {"test": 1}
     kept = finetune(
         recipe_of(base, tmp_path / "kept", epochs=1, method="frozen"),
         TRAIN,
         TEST.select([index for index in range(10) if index != 3]),
     )
-    assert result["measures"][0]["model"] == pytest.approx(kept["measures"][0]["model"])
+    assert result.measures[0]["model"] == pytest.approx(kept.measures[0]["model"])
 
 
 def test_examples_without_one_readable_image_are_refused():

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +13,14 @@ from PIL import Image
 from dinov3_hf.visualization.report import Comparison, Curve, Pictures, compare, line_chart, verdict, write_report
 
 
-RESULT = {
-    "task": "knn",
-    "protocol": {"num_train": 20, "num_test": 8},
-    "measures": [
+RESULT = SimpleNamespace(
+    task="knn",
+    protocol={"num_train": 20, "num_test": 8},
+    measures=[
         {"measure": "top-1", "k": 10, "model": 0.4, "untrained": 0.2, "raw_pixels": 0.5, "chance": 0.1},
         {"measure": "top-1", "k": 20, "model": 0.3, "chance": 0.0},
     ],
-}
+)
 
 
 def test_comparisons_hold_the_measures():

@@ -11,6 +11,13 @@ from ..data.splits import draw_rows, split_off_test
 
 # What a task reads of the scenes, and how many where nothing is said.
 SCENES = {"classification": "single", "segmentation": "crowded", "depth": "crowded", "detection": "crowded"}
+# What the Hub calls them.
+HUB_TASKS = {
+    "classification": "image-classification",
+    "segmentation": "image-segmentation",
+    "depth": "depth-estimation",
+    "detection": "object-detection",
+}
 NUM_SCENES = {"train": 2000, "test": 500}
 
 
@@ -36,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     train, test = load_splits(recipe)
     result = finetune(recipe, train, test)
     if is_first_process():
-        result["data"] = {
+        result.hub_task = HUB_TASKS[recipe.task.task]
+        result.data = {
             "source": recipe.data.data,
             "train": {"split": recipe.data.train_split, "images": len(train), "fingerprint": train._fingerprint},
             "test": {"split": recipe.data.test_split, "images": len(test), "fingerprint": test._fingerprint},
@@ -50,16 +58,17 @@ def run(arguments: argparse.Namespace) -> int:
         }
         output = Path(recipe.output.output_dir)
         write_results(record, output)
-        if result["folder"]:
-            write_card(record, Path(result["folder"]))
+        details = result.details
+        if details["folder"]:
+            write_card(record, Path(details["folder"]))
         print(format_table(record["results"]))
         print(
-            f"{result['trainable_parameters']:,} trainable parameters beside a backbone of {result['parameters']:,}, "
-            f"{result['seconds']:.0f} s"
+            f"{details['trainable_parameters']:,} trainable parameters beside a backbone of {details['parameters']:,}, "
+            f"{details['seconds']:.0f} s"
         )
-        if skipped := result["skipped_images"]["test"]:
+        if skipped := result.skipped_images["test"]:
             print(f"{skipped} test images could not be decoded and were left out")
-        print(f"{result['folder'] or 'a control: no weights are kept'}, results: {output / 'results.json'}")
+        print(f"{details['folder'] or 'a control: no weights are kept'}, results: {output / 'results.json'}")
     return 0
 
 
@@ -113,7 +122,7 @@ def write_card(record: dict, folder: Path) -> None:
     """Write the model card of a result: what it is, how it loads, what was measured."""
     import json
 
-    from dinov3_hf.evaluation.results import update_model_card
+    from dinov3_hf.evaluation.cards import update_model_card
 
     settings, result = record["settings"], record["results"][0]
     base, method = settings["model"], settings["method"]
@@ -128,11 +137,11 @@ def write_card(record: dict, folder: Path) -> None:
     text = CARD.format(
         library="peft" if has_adapter else "dinov3-hf",
         base=f"base_model: {base}\n" if is_id else "",
-        task=result["task"],
-        title=f"{result['task'].capitalize()} with DINOv3, {method}",
+        task=result.task,
+        title=f"{result.task.capitalize()} with DINOv3, {method}",
         summary=(
             f"`{architecture}` on {'random weights shaped as ' if settings['untrained'] else ''}`{base if is_id else Path(base).name}`, "
-            f"method `{method}`, {result['trainable_parameters']:,} trained parameters, by `dinov3 finetune`. No licence is "
+            f"method `{method}`, {result.details['trainable_parameters']:,} trained parameters, by `dinov3 finetune`. No licence is "
             "set: it follows those of the base and of the training images."
         ),
         snippet=snippet.format(folder=folder.name, module=module, name=architecture),

@@ -82,12 +82,15 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     from dinov3_hf.training.engine.monitor import read_metrics
     from dinov3_hf.visualization.report import Curve, Pictures, compare, verdict, write_report
 
-    from ..evaluation.run import evaluate, load_model
-    from .evaluate import EvaluateArguments
+    from ..evaluation.loading import load_model
+    from ..evaluation.run import evaluate
+    from ..evaluation.tasks import EvaluateRecipe
+    from ..recipe import build_recipe
 
     folder = Path(recipe.run.output_dir)
     with tempfile.TemporaryDirectory() as cache:
-        settings = EvaluateArguments(
+        settings = build_recipe(
+            EvaluateRecipe,
             model=str(folder / "model"),
             task=["knn", "patch-knn"],
             num_train=num_train,
@@ -108,7 +111,7 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     print(format_table(record["results"]))
 
     model, _, preprocessing = load_model(settings)
-    pictures = before_and_after(untrained_twin(model, settings.seed), model, preprocessing)
+    pictures = before_and_after(untrained_twin(model, recipe.run.seed), model, preprocessing)
     metrics = read_metrics(folder / "metrics.jsonl")
     parts = {"dino_global": "image, global crops", "dino_local": "image, local crops", "ibot": "masked patches"}
     losses = {name: [(line["step"], line[key]) for line in metrics] for key, name in parts.items()}
@@ -116,7 +119,7 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     tables = [comparison for result in record["results"] for comparison in compare(result)]
     pictures = [pictures]
     if segmented:
-        threshold = text_results[-1]["protocol"]["background_threshold"]
+        threshold = text_results[-1].protocol["background_threshold"]
         caption = f"Each class by its name alone; black is where none stands out (by {threshold})."
         columns = ("input", "true classes", "found by words")
         pictures.append(Pictures("Open-vocabulary segmentation", columns, segmented, caption))

@@ -33,7 +33,7 @@ def align_on_scenes(folder: Path, model: Path, steps: int | None, seed: int, res
     return align(build_recipe(AlignRecipe, "tiny_cpu", **given))
 
 
-def measure_words(folder: Path, num_test: int) -> tuple[list[dict], list]:
+def measure_words(folder: Path, num_test: int) -> tuple[list, list]:
     """Measure zero-shot classification and segmentation on held-out scenes; returns results and picture rows.
 
     The threshold of the background is chosen on scenes of the train split.

@@ -13,6 +13,7 @@ from ..data.views import check_image_size, image_sizes
 from ..pipelines.matching import REFINEMENT_STEPS, find_matches, sample_tokens
 from ..visualization.matches import Matches, matches_picture
 from .bench import Bench
+from .result import Result
 
 
 NUM_DRAWN, DRAWN_THRESHOLD = 4, 0.1
@@ -108,14 +109,14 @@ def evaluate_correspondence(
     image_column: str = "image",
     keypoints_column: str = "keypoints",
     thresholds: Sequence[float] = (0.05, 0.1, 0.15),
-) -> dict:
+) -> Result:
     """Measure how many keypoints of one image are found again in its partner, on `datasets.Dataset`s.
 
     `pairs` says which rows of `test` are matched and how long the target's box is (see `read_pairs`); keypoints are as in
     `read_keypoints`. Images are seen whole, shorter side to `image_size`: its quotient by the patch size is the patches
     along that side, which must be the same wherever models are compared (448 at patch 16 and 392 at patch 14: 28).
-    Distances are taken in the pixels of the image as it is stored. Returns a JSON-ready dictionary as `evaluate_knn`
-    does; "pictures" holds some pairs with their matches.
+    Distances are taken in the pixels of the image as it is stored. "pictures" holds some pairs
+    with their matches.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     check_column(test, image_column, "image_column")
@@ -167,9 +168,9 @@ def evaluate_correspondence(
         for title, pool in (("PCK", _over_keypoints), ("PCK, mean over pairs", _over_pairs))
         for threshold in thresholds
     ]
-    return {
-        "task": "correspondence",
-        "protocol": {
+    return Result(
+        task="correspondence",
+        protocol={
             "features": "final-normed patch tokens, interpolated bilinearly at the source's keypoint",
             "match": "nearest patch by cosine, then the largest cosine of bilinearly interpolated target tokens within "
             f"one patch of its centre, in steps of 1/{REFINEMENT_STEPS} patch",
@@ -188,15 +189,15 @@ def evaluate_correspondence(
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
             "chance": "the keypoint's own place in the source image, relative to its sides: what looking away finds",
         },
-        "skipped_images": {"test": len(test) - len(features["model"])},
-        "skipped_rows": {
+        skipped_images={"test": len(test) - len(features["model"])},
+        skipped_rows={
             "pair with an image that cannot be decoded": num_unread,
             "pair without a keypoint seen in both images": len(readable) - len(with_points),
             "last row, without a partner": len(test) % 2 if pairs is None else 0,
         },
-        "measures": measures,
-        "pictures": {"matches": matches_picture(pictures, f"{DRAWN_THRESHOLD:g} of the reference length")},
-    }
+        measures=measures,
+        pictures={"matches": matches_picture(pictures, f"{DRAWN_THRESHOLD:g} of the reference length")},
+    )
 
 
 def _over_keypoints(of_pairs: list[torch.Tensor]) -> float:

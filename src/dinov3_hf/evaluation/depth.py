@@ -20,6 +20,7 @@ from .dense_probe import (
     train_heads,
     upsample,
 )
+from .result import Result
 
 
 PAPER_STEPS = 38_400
@@ -45,14 +46,14 @@ def evaluate_depth(
     lr: float = 3e-4,
     weight_decay: float = 1e-4,
     augment: bool = False,
-) -> dict:
+) -> Result:
     """Measure linear depth on two `datasets.Dataset`s, beside the untrained twin and the patches' raw pixels.
 
     A linear layer gives each patch its probabilities of `num_bins` depths between `min_depth` and `max_depth`
     (metres); their mean is upsampled bilinearly to the pixels. Trained on crops of `crop` pixels (by default
     image_size), tested on whole images, on the pixels of the depth maps in their own size. A stored unit is
     `depth_unit` metres; depths of 0 and those outside the range do not count. Each measure is the mean over images of
-    the image's own value. Returns a JSON-ready dictionary as `evaluate_patch_knn` does; "pictures" is not for JSON.
+    the image's own value.
     """
     view = bench.preprocessing
     crop = view.image_size if crop is None else crop
@@ -102,9 +103,9 @@ def evaluate_depth(
     drawn = {name: predictions[name] for name in bench.networks}
     maps = {row: in_metres(tested.maps[row], depth_unit) for row in chosen}
     examples = [(tested.image(row), [true, *(of[row] for of in drawn.values())]) for row, true in maps.items()]
-    return {
-        "task": "depth",
-        "protocol": {
+    return Result(
+        task="depth",
+        protocol={
             **training.describe(),
             "bins": f"{num_bins} of equal width from {min_depth:g} to {max_depth:g} m",
             "prediction": "mean of the bins' centres, weighted by relu(logit) + 0.1 normalised to sum 1",
@@ -124,7 +125,7 @@ def evaluate_depth(
             "the same, as in the measures, and far outliers do not move it",
         },
         **skipped(learnt, tested),
-        "measures": [
+        measures=[
             {
                 "measure": title,
                 **({"lower_is_better": True} if lower else {}),
@@ -132,8 +133,8 @@ def evaluate_depth(
             }
             for place, (title, lower) in enumerate(MEASURES.items())
         ],
-        "pictures": {"depth": depths_picture(["true", *drawn], examples)},
-    }
+        pictures={"depth": depths_picture(["true", *drawn], examples)},
+    )
 
 
 def check_depths(depth_unit: float, min_depth: float, max_depth: float, num_bins: int) -> None:

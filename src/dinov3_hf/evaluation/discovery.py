@@ -16,6 +16,7 @@ from ..data.pixels import decode_image
 from ..data.views import check_image_size, image_sizes
 from ..visualization.boxes import FoundBox, boxes_picture
 from .bench import Bench
+from .result import Result
 
 
 # The graph has an edge for every two patches: half a gigabyte at this many, and minutes for its eigenvector.
@@ -100,13 +101,13 @@ def evaluate_discovery(
     box_column: str | None = None,
     taus: Sequence[float] = (0.1, 0.15, 0.2, 0.25, 0.3),
     ignore_index: int | None = None,
-) -> dict:
+) -> Result:
     """Measure in how many images of a `datasets.Dataset` the box found without labels is that of an object (CorLoc).
 
     True boxes are those of `box_column` (see `read_boxes`), else of the values of `mask_column`, one object each; an image
     without one is left out and counted. Images are seen whole, shorter side to `image_size`. No image takes part in the
     choice of the tau that it is measured with: each half of the images, drawn by seed, takes the one best on the other.
-    Returns a JSON-ready dictionary as `evaluate_knn` does; "pictures" holds some images with their boxes.
+    "pictures" holds some images with their boxes.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     check_column(test, image_column, "image_column")
@@ -158,9 +159,9 @@ def evaluate_discovery(
         box, vector = find_object(cosines, grids[place], taus[number])
         image = decode_image(rows[kept[place]][image_column])
         examples.append(FoundBox(image, truth[place], box, vector, bool(hits["model"][index, number])))
-    return {
-        "task": "discovery",
-        "protocol": {
+    return Result(
+        task="discovery",
+        protocol={
             "features": "final-normed patch tokens, cosine",
             "graph": f"edges of weight 1 where the cosine is above tau, else {NO_EDGE:g}; all edges alike: no cut, the "
             "box is the image",
@@ -181,11 +182,11 @@ def evaluate_discovery(
             "chance": "always the same box around the centre, its sides a share of the image's, chosen as tau is from "
             f"{', '.join(map(str, CENTRE_SIDES))}: {', '.join(str(CENTRE_SIDES[n]) for n in chosen['chance'][1])}",
         },
-        "skipped_images": {"test": len(test) - len(kept)},
-        "skipped_rows": {"without an object": len(kept) - len(places)},
-        "measures": measures,
-        "pictures": {"discovery": boxes_picture(examples)},
-    }
+        skipped_images={"test": len(test) - len(kept)},
+        skipped_rows={"without an object": len(kept) - len(places)},
+        measures=measures,
+        pictures={"discovery": boxes_picture(examples)},
+    )
 
 
 def _any_hit(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import torch
 
 from ..data.columns import named_values
 from ..visualization.charts import bars_picture
+from .result import Result
 
 
 MAX_GROUPS = 100
@@ -40,18 +41,18 @@ def wilson_interval(hits: int, images: int) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def by_group(result: dict, rows, group_column: str) -> dict:
+def by_group(result: Result, rows, group_column: str) -> Result:
     """Split the accuracy of a `result` with "hits" by a column of `rows`, the test set that it was measured on.
 
-    Returns a JSON-ready dictionary as `evaluate_knn` does: "measures" holds the accuracy of each group, then the gap
+    "measures" of what it returns holds the accuracy of each group, then the gap
     between the best and the worst group and the worst one's share of the best (NaN where that is 0); "per_group" adds
     images and 95 % intervals. Raises ValueError for a result without hits and as `read_groups` does.
     """
-    if "hits" not in result:
-        raise ValueError(f"result: got {result['task']} without hits row by row, accepted: a task of top-1 accuracy")
+    if result.hits is None:
+        raise ValueError(f"result: got {result.task} without hits row by row, accepted: a task of top-1 accuracy")
     of_row, order = read_groups(rows, group_column)
-    hits = {name: found for name, found in result["hits"].items() if name != "rows"}
-    of_hit = [of_row[row] for row in result["hits"]["rows"]]
+    hits = {name: found for name, found in result.hits.items() if name != "rows"}
+    of_hit = [of_row[row] for row in result.hits["rows"]]
     lines = []
     for group in order:
         places = torch.tensor([place for place, name in enumerate(of_hit) if name == group], dtype=torch.long)
@@ -67,7 +68,7 @@ def by_group(result: dict, rows, group_column: str) -> dict:
             }
         )
     worst, best = ({name: pick(line[name] for line in lines) for name in hits} for pick in (min, max))
-    of = {"of": result["task"]}
+    of = {"of": result.task}
     measures = [{"measure": "accuracy", **of, "group": line["group"], **{n: line[n] for n in hits}} for line in lines]
     gaps = {name: best[name] - worst[name] for name in hits}
     ratios = {name: worst[name] / best[name] if best[name] else float("nan") for name in hits}
@@ -75,22 +76,24 @@ def by_group(result: dict, rows, group_column: str) -> dict:
     measures.append({"measure": "worst group / best group", **of, **ratios})
     bars = {name: [(line[name], *line["interval"][name]) for line in lines] for name in hits}
     titles = [f"{line['group'][:40]}  ({line['images']})" for line in lines]
-    return {
-        "task": "fairness",
-        "protocol": {
-            **result["protocol"],
-            "fairness_of": result["task"],
+    return Result(
+        task="fairness",
+        protocol={
+            **result.protocol,
+            "fairness_of": result.task,
             "group_column": group_column,
             "groups": {line["group"]: line["images"] for line in lines},
             "accuracy": "that of the task's first measure",
             "intervals": "95 %, Wilson's score intervals; each group by itself, not corrected for their number",
         },
-        "skipped_images": result["skipped_images"],
-        "measures": measures,
-        "per_group": lines,
-        "pictures": {
-            f"{result['task']} by {group_column}": bars_picture(
+        skipped_images=result.skipped_images,
+        measures=measures,
+        pictures={
+            f"{result.task} by {group_column}": bars_picture(
                 f"accuracy by {group_column} (images), with 95 % intervals", titles, bars
             )
         },
-    }
+        details={
+            "per_group": lines,
+        },
+    )

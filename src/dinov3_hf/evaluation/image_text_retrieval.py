@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from ..data.captions import find_caption_columns, read_captions
 from ..data.pixels import BadImage
 from ..pipelines.class_embeddings import text_features
+from .result import Result
 from .zero_shot import read_image_features
 
 
@@ -66,12 +67,12 @@ def evaluate_retrieval(
     ks: Sequence[int] = (1, 5, 10),
     batch_size: int = 64,
     progress: bool = True,
-) -> dict:
+) -> Result:
     """Measure recall@k of a `DinoTxtModel` from images to captions and back on a `datasets.Dataset`, beside chance.
 
     A column holds a caption or a list of captions; all of them are queries and candidates. Captions of the same text
     stand for each other: every image that has one is relevant for it. Rows without a caption, or with one that is no
-    text, are left out and counted. Returns a JSON-ready dictionary as `evaluate_zero_shot` does.
+    text, are left out and counted.
     """
     _recall(torch.zeros(1), ks)
     columns = find_caption_columns(rows, caption_columns)
@@ -121,9 +122,9 @@ def evaluate_retrieval(
         for way, found in ranks.items()
         for k, recall in _recall(found, ks).items()
     ]
-    return {
-        "task": "image-text-retrieval",
-        "protocol": {
+    return Result(
+        task="image-text-retrieval",
+        protocol={
             "features": "image and text features, L2-normalised, cosine; ties count against the relevant item",
             "caption_columns": columns,
             "num_images": len(images),
@@ -132,10 +133,10 @@ def evaluate_retrieval(
             "relevant": "captions of an image and all of the same text",
             "chance": "a random order, in expectation",
         },
-        "skipped_images": {"test": len(keep) - len(images)},
-        "skipped_rows": {"no caption, or one that is no text": len(rows) - len(keep)},
-        "measures": measures,
-    }
+        skipped_images={"test": len(keep) - len(images)},
+        skipped_rows={"no caption, or one that is no text": len(rows) - len(keep)},
+        measures=measures,
+    )
 
 
 def _parts(queries: torch.Tensor) -> list[slice]:

@@ -13,6 +13,7 @@ from .bench import Bench
 from .features import RAW_PIXELS_SIDE
 from .iou import confusion_matrix
 from .labels import LabelledFeatures, accuracy_by_class
+from .result import Result
 
 
 def evaluate_knn(
@@ -22,11 +23,11 @@ def evaluate_knn(
     image_column: str = "image",
     label_column: str = "label",
     ks: Sequence[int] = (10, 20),
-) -> dict:
+) -> Result:
     """Measure k-NN top-1 on two `datasets.Dataset`s, beside the untrained twin and raw pixels.
 
-    Returns a JSON-ready dictionary: "measures" holds one entry a k with the accuracy (0..1) of each, where chance is
-    the class most frequent in `train`; "per_class" holds the accuracies of the smallest k; "hits" (not for JSON) says
+    "measures" of what it returns holds one entry a k with the accuracy (0..1) of each, where chance is
+    the class most frequent in `train`; "per_class" holds the accuracies of the smallest k; "hits" says
     for every test row that was measured whether its class was found.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
@@ -46,9 +47,9 @@ def evaluate_knn(
     accuracy = {name: {k: _share(p == labels) for k, p in by_k.items()} for name, by_k in predictions.items()}
     chance = _share(labels == bank.labels.bincount(minlength=len(names)).argmax())
     hits = {name: by_k[ks[0]] == labels for name, by_k in predictions.items()}
-    return {
-        "task": "knn",
-        "protocol": {
+    return Result(
+        task="knn",
+        protocol={
             "features": "final-normed class token, L2-normalised, cosine",
             "weights": f"exp(similarity / {TEMPERATURE})",
             "ks": ks,
@@ -61,17 +62,19 @@ def evaluate_knn(
             "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
             "chance": "always the class most frequent in train",
         },
-        "skipped_images": {"train": len(train) - len(bank.labels), "test": len(test) - len(labels)},
-        "measures": [
+        skipped_images={"train": len(train) - len(bank.labels), "test": len(test) - len(labels)},
+        measures=[
             {"measure": "top-1", "k": k, **{name: accuracy[name][k] for name in predictions}, "chance": chance}
             for k in ks
         ],
-        "per_class": accuracy_by_class(hits, labels, names),
-        "hits": {"rows": queries.rows, **hits},
-        "pictures": {
+        hits={"rows": queries.rows, **hits},
+        pictures={
             "confusion": confusion_picture(confusion_matrix(predictions["model"][ks[0]], labels, len(names)), names)
         },
-    }
+        details={
+            "per_class": accuracy_by_class(hits, labels, names),
+        },
+    )
 
 
 def _share(hits: torch.Tensor) -> float:

@@ -9,6 +9,7 @@ from torch import nn
 from ..pipelines.windows import Windowed
 from ..visualization.charts import curve_picture
 from .bench import Bench
+from .result import Result
 from .results import CONTESTANTS, NOT_PARAMETERS, measure_title
 
 
@@ -39,7 +40,7 @@ def choose_layers(num_layers: int, asked: Sequence[int] = ()) -> list[int]:
     return sorted({round((place + 1) * num_layers / count) for place in range(count)})
 
 
-def evaluate_layers(bench: Bench, measure: Callable[[Bench], dict], layers: Sequence[int] = ()) -> dict:
+def evaluate_layers(bench: Bench, measure: Callable[[Bench], Result], layers: Sequence[int] = ()) -> Result:
     """Repeat a task, `measure(bench)`, on the network cut after each of `layers`; returns its measures by layer.
 
     Each cut network is run by itself: as much work as running the whole one (layers + 1) / 2 times, and no more memory.
@@ -51,26 +52,26 @@ def evaluate_layers(bench: Bench, measure: Callable[[Bench], dict], layers: Sequ
     )
 
 
-def repeated(results: dict[int, dict], parameter: str, task: str, protocol: str) -> dict:
+def repeated(results: dict[int, Result], parameter: str, task: str, protocol: str) -> Result:
     """Join the results of one task at several values of a parameter into one, with a curve for each measure."""
     first = next(iter(results.values()))
-    measures = [{**measure, parameter: value} for value, result in results.items() for measure in result["measures"]]
+    measures = [{**measure, parameter: value} for value, result in results.items() for measure in result.measures]
     pictures = {}
-    for measure in first["measures"]:
+    for measure in first.measures:
         title = measure_title(measure)
         series = {
             name: [(line[parameter], line[name]) for line in measures if _same(line, measure, parameter)]
             for name in CONTESTANTS
             if name in measure
         }
-        pictures[title] = curve_picture(f"{first['task']} {title}", series, parameter.replace("_", " "))
-    return {
-        "task": f"{task} of {first['task']}",
-        "protocol": {**first["protocol"], task: list(results), "repeated": protocol},
-        "skipped_images": first["skipped_images"],
-        "measures": measures,
-        "pictures": pictures,
-    }
+        pictures[title] = curve_picture(f"{first.task} {title}", series, parameter.replace("_", " "))
+    return Result(
+        task=f"{task} of {first.task}",
+        protocol={**first.protocol, task: list(results), "repeated": protocol},
+        skipped_images=first.skipped_images,
+        measures=measures,
+        pictures=pictures,
+    )
 
 
 def _same(line: dict, measure: dict, parameter: str) -> bool:

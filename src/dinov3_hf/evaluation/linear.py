@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from ..visualization.charts import curve_picture
 from .bench import Bench
+from .result import Result
 from .robustness import ClassificationData
 
 
@@ -28,12 +29,11 @@ def evaluate_linear(
     label_column: str = "label",
     out_of_distribution: dict | None = None,
     features: str = "cls",
-) -> dict:
+) -> Result:
     """Measure logistic regression on two `datasets.Dataset`s, beside the untrained twin and raw pixels.
 
     `out_of_distribution` names further test sets, measured by the same classifiers. The solver runs on the CPU and
-    takes hours for a million images, for which `evaluate_linear_sgd` is made. Returns a JSON-ready dictionary as
-    `evaluate_knn` does.
+    takes hours for a million images, for which `evaluate_linear_sgd` is made.
     """
     if features not in FEATURES:
         raise ValueError(f"features: got {features!r}, accepted: {', '.join(FEATURES)}")

@@ -17,6 +17,7 @@ from ..visualization.charts import curve_picture
 from .bench import Bench
 from .linear import FEATURES
 from .probe import step_generator, train_probe
+from .result import Result
 from .robustness import ClassificationData
 
 
@@ -42,12 +43,12 @@ def evaluate_linear_sgd(
     steps: int = 12500,
     batch_size: int = 1024,
     augment: bool = False,
-) -> dict:
+) -> Result:
     """Measure the SGD probe on two `datasets.Dataset`s, beside the untrained twin and raw pixels.
 
     With `augment` each batch is cropped and flipped at random and the networks run on it, else features of the centre
     crop are computed once. An interrupted training goes on from the bench's folder. `out_of_distribution` names further
-    test sets, measured by the same classifiers. Returns a JSON-ready dictionary as `evaluate_knn` does.
+    test sets, measured by the same classifiers.
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value < 1:

@@ -13,6 +13,7 @@ from ..visualization.charts import curve_picture, histogram_picture
 from ..visualization.heat import heat_picture
 from .bench import Bench
 from .feature_store import Extractor
+from .result import Result
 
 
 # A patch of more than so many times the median norm of its layer is an outlier; so is a dimension of its layer's.
@@ -20,7 +21,7 @@ HIGH_NORM, EXTREME_DIMENSION = 3.0, 10.0
 NUM_DRAWN = 6
 
 
-def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> dict:
+def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> Result:
     """Measure norms and dimensions of patch tokens after every block, before and after the final norm.
 
     Layer 0 is the patch embedding. A patch counts as high-norm beyond 3 times the median norm of its layer's patches, a
@@ -68,9 +69,9 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> dict:
             measures.append({"measure": title, "tokens": tokens, **values})
     of_dimensions = [line for line in measures if line["measure"] == "largest / median dimension"]
     dimensions = {name: [(line["layer"], line[name]) for line in of_dimensions] for name in found}
-    return {
-        "task": "outliers",
-        "protocol": {
+    return Result(
+        task="outliers",
+        protocol={
             "features": "patch tokens after every block, before the final norm; layer 0 is the patch embedding",
             "high-norm patches": f"share of patches of more than {HIGH_NORM:g} times the layer's median norm",
             "extreme dimensions": f"number of dimensions whose mean magnitude is over {EXTREME_DIMENSION:g} times the "
@@ -81,13 +82,15 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> dict:
             "preprocessing": asdict(bench.preprocessing),
             "untrained_seed": bench.seed,
         },
-        "skipped_images": {"test": skipped},
-        "measures": measures,
-        "extreme_dimensions": [
-            {"layer": layer, "dimensions": _extreme(found["model"]["dimensions"][layer])} for layer in layers
-        ],
-        "pictures": _pictures(bench, test, image_column, found["model"], dimensions),
-    }
+        skipped_images={"test": skipped},
+        measures=measures,
+        pictures=_pictures(bench, test, image_column, found["model"], dimensions),
+        details={
+            "extreme_dimensions": [
+                {"layer": layer, "dimensions": _extreme(found["model"]["dimensions"][layer])} for layer in layers
+            ],
+        },
+    )
 
 
 def _extractors(model: nn.Module, key: str, patch_size: int) -> dict[str, Extractor]:

@@ -11,6 +11,7 @@ from ..data.views import check_image_size
 from ..pipelines.neighbours import TEMPERATURE, NeighbourBank
 from .bench import Bench
 from .iou import confusion_matrix, intersection_over_union
+from .result import Result
 
 
 def patch_labels(masks: torch.Tensor, patch_size: int, ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
@@ -39,13 +40,12 @@ def evaluate_patch_knn(
     ks: Sequence[int] = (10, 20),
     max_bank_patches: int = 50_000,
     ignore_index: int = IGNORE_INDEX,
-) -> dict:
+) -> Result:
     """Measure patch k-NN on two `datasets.Dataset`s, beside the untrained twin and the patches' raw pixels.
 
     The bank holds the patches of all train images, or the same number of random patches from each where all would
     exceed `max_bank_patches`. mIoU and accuracy are counted on the grid of patches, against the majority class of each
-    patch's pixels; mIoU is the mean over the classes (background included) that the test patches have. Returns a
-    JSON-ready dictionary as `evaluate_knn` does.
+    patch's pixels; mIoU is the mean over the classes (background included) that the test patches have.
     """
     patch_size, preprocessing = bench.patch_size, bench.preprocessing
     check_image_size(preprocessing.image_size, patch_size)
@@ -111,9 +111,9 @@ def evaluate_patch_knn(
             measures.append({"measure": title, "k": k, **values, "chance": measure(constant)})
     by_class = {name: intersection_over_union(confusions[name][ks[0]]) for name in features}
     present = confusions["model"][ks[0]].sum(1)
-    return {
-        "task": "patch-knn",
-        "protocol": {
+    return Result(
+        task="patch-knn",
+        protocol={
             "features": "final-normed patch tokens, L2-normalised, cosine",
             "weights": f"exp(similarity / {TEMPERATURE})",
             "ks": ks,
@@ -131,14 +131,16 @@ def evaluate_patch_knn(
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
             "chance": "always the class most frequent in the bank",
         },
-        "skipped_images": {"train": len(train) - num_train, "test": len(test) - num_test},
-        "measures": measures,
-        "per_class": [
-            {"class": index, "patches": int(count), **{name: by_class[name][index].item() for name in features}}
-            for index, count in enumerate(present)
-            if count
-        ],
-    }
+        skipped_images={"train": len(train) - num_train, "test": len(test) - num_test},
+        measures=measures,
+        details={
+            "per_class": [
+                {"class": index, "patches": int(count), **{name: by_class[name][index].item() for name in features}}
+                for index, count in enumerate(present)
+                if count
+            ],
+        },
+    )
 
 
 def _mean_iou(confusion: torch.Tensor) -> float:

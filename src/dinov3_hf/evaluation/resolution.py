@@ -6,9 +6,10 @@ from dataclasses import replace
 from ..data.views import check_image_size
 from .bench import Bench
 from .layers import repeated
+from .result import Result
 
 
-def evaluate_resolution(bench: Bench, measure: Callable[[Bench], dict], sizes: Sequence[int]) -> dict:
+def evaluate_resolution(bench: Bench, measure: Callable[[Bench], Result], sizes: Sequence[int]) -> Result:
     """Repeat a task, `measure(bench)`, at image sizes in pixels; returns its measures by size.
 
     The share of the image that the centre crop keeps stays the same. Memory grows with the size unless the bench's

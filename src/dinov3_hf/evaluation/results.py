@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: results.json, results.md, pictures, lines in a model card; and their comparison."""
+"""What an evaluation leaves behind: results.json, results.md, pictures, a printed table; and their comparison."""
 
 import json
 import math
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..errors import Refused
+from .result import Result
+
 
 CONTESTANTS = ("model", "untrained", "raw_pixels", "chance")
 # Keys of a measure that are no parameter of it.
 NOT_PARAMETERS = ("measure", "lower_is_better", *CONTESTANTS)
-# What is not for JSON: predictions row by row, and images.
-NOT_JSON = ("hits", "pictures")
-CARD_TITLE = "## Evaluation"
-CARD_HEAD = ("task", "measure", "data", "model", "untrained", "raw pixels", "chance", "date")
+TABLE_HEAD = ("task", "measure", "data", "model", "untrained", "raw pixels", "chance", "date")
 FRAME_MILLISECONDS = 120
 
 
@@ -25,15 +25,15 @@ def measure_title(measure: dict) -> str:
     return ", ".join([measure["measure"], *parameters])
 
 
-def format_table(results: list[dict]) -> str:
+def format_table(results: Sequence[Result]) -> str:
     """Lay out the measures of several tasks as aligned lines, one a measure."""
     columns = [
-        name for name in CONTESTANTS if any(name in measure for result in results for measure in result["measures"])
+        name for name in CONTESTANTS if any(name in measure for result in results for measure in result.measures)
     ]
     lines = [["", *(name.replace("_", " ") for name in columns)]]
     for result in results:
-        for measure in result["measures"]:
-            title = f"{result['task']} {measure_title(measure)}"
+        for measure in result.measures:
+            title = f"{result.task} {measure_title(measure)}"
             lines.append([title, *(format_value(measure.get(name)) for name in columns)])
     return align(lines)
 
@@ -79,18 +79,18 @@ def replace_table(page: Path, script: str, table: str) -> None:
     page.write_text(text)
 
 
-def card_lines(record: dict) -> list[tuple[str, ...]]:
-    """Return the lines of a record in the table of results.md and of model cards."""
+def table_lines(record: dict) -> list[tuple[str, ...]]:
+    """Return the lines of a record in the table of results.md."""
     lines = []
     for result in record["results"]:
-        data = result.get("data", {})
+        data = result.data
         test = data.get("test", {})
         where = (
             f"{Path(data.get('source', '')).name or '?'} {test.get('split', '')} ({test.get('images', '?')} images)"
         )
-        for measure in result["measures"]:
+        for measure in result.measures:
             values = [format_value(measure.get(name)) for name in CONTESTANTS]
-            lines.append((result["task"], measure_title(measure), where, *values, record["date"][:10]))
+            lines.append((result.task, measure_title(measure), where, *values, record["date"][:10]))
     return lines
 
 
@@ -102,16 +102,16 @@ def write_results(record: dict, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths, results = [], []
     for number, result in enumerate(record["results"]):
-        twice = [other["task"] for other in record["results"][:number]].count(result["task"])
+        twice = [other.task for other in record["results"][:number]].count(result.task)
         names = {}
-        for name, picture in result.get("pictures", {}).items():
-            words = f"{result['task']} {name}" + (f" {twice + 1}" if twice else "")
+        for name, picture in result.pictures.items():
+            words = f"{result.task} {name}" + (f" {twice + 1}" if twice else "")
             stem = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
             paths.append(save_picture(picture, folder / stem))
             names[name] = paths[-1].name
-        results.append({key: value for key, value in result.items() if key not in NOT_JSON} | {"pictures": names})
+        results.append(result.as_dict() | {"pictures": names})
     # Written last: results.json says that an evaluation is complete.
-    table = markdown([CARD_HEAD, *card_lines(record)])
+    table = markdown([TABLE_HEAD, *table_lines(record)])
     images = "".join(f"\n![{path.stem}]({path.name})\n" for path in paths)
     (folder / "results.md").write_text(f"# {record['model']['path']}\n\n{table}\n{images}")
     text = json.dumps(not_finite_to_none({**record, "results": results}), indent=2, allow_nan=False)
@@ -129,11 +129,8 @@ def not_finite_to_none(value):
 
 
 def save_picture(picture, stem: Path) -> Path:
-    """Save an image as PNG, a list of them as an animated GIF, a text as SVG; returns the file's path."""
-    if isinstance(picture, str):
-        path = stem.with_name(f"{stem.name}.svg")
-        path.write_text(picture)
-    elif isinstance(picture, Image.Image):
+    """Save an image as PNG, a list of them as an animated GIF; returns the file's path."""
+    if isinstance(picture, Image.Image):
         path = stem.with_name(f"{stem.name}.png")
         picture.save(path, optimize=True)
     else:
@@ -143,34 +140,21 @@ def save_picture(picture, stem: Path) -> Path:
     return path
 
 
-def update_model_card(path: Path, record: dict) -> None:
-    """Add a record's lines to the table "Evaluation" of a model card, in place of earlier ones of the same measures."""
-    text = path.read_text()
-    new = card_lines(record)
-    section = re.compile(rf"{CARD_TITLE}\n\n(?:\|.*(?:\n|$))*")
-    found = section.search(text)
-    old = []
-    if found:
-        # Cells are parted by bars that are not escaped.
-        cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in found.group().splitlines() if line.startswith("|")]
-        old = [tuple(cell.strip().replace(r"\|", "|") for cell in line) for line in cells[2:]]
-    measured = {line[:3] for line in new}
-    table = markdown([CARD_HEAD, *(line for line in old if line[:3] not in measured), *new])
-    block = f"{CARD_TITLE}\n\n{table}\n"
-    path.write_text(text[: found.start()] + block + text[found.end() :] if found else f"{text.rstrip()}\n\n{block}")
-
-
 def read_results(path: str) -> dict:
-    """Read a results.json, or that of a folder; FileNotFoundError or ValueError where there is none."""
+    """Read a results.json, or that of a folder; `Refused` where there is none."""
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"results: nothing at {str(file)!r}, accepted: a results.json or the folder of one")
+        raise Refused(f"results: nothing at {str(file)!r}, accepted: a results.json or the folder of one")
     try:
         record = json.loads(file.read_text())
-        if not all({"task", "measures"} <= set(result) for result in record["results"]):
-            raise KeyError("measures")
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"results: {file} is no evaluation, accepted: what dinov3 evaluate writes") from None
+        for result in record["results"]:
+            known = isinstance(result["task"], str) and isinstance(result.get("protocol", {}), dict)
+            if not known or not all(isinstance(measure["measure"], str) for measure in result["measures"]):
+                raise TypeError
+            for measure in result["measures"]:
+                [format_value(measure.get(name)) for name in CONTESTANTS]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Refused(f"results: {file} is no evaluation, accepted: what dinov3 evaluate writes") from None
     return record
 
 
@@ -227,11 +211,9 @@ def _differences(key: tuple, found: dict[str, dict]) -> list[str]:
     return remarks
 
 
-def format_classes(result: dict) -> str:
+def format_classes(result: Result) -> str:
     """Lay out the IoU of each class as aligned lines."""
-    from .results import align
-
     lines = [["IoU", "pixels", "model", "chance"]]
-    for row in result["per_class"]:
+    for row in result.details["per_class"]:
         lines.append([row["class"], str(row["pixels"]), f"{row['model']:.4f}", f"{row['chance']:.4f}"])
     return align(lines)

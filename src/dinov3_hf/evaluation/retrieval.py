@@ -15,6 +15,7 @@ from .bench import Bench
 from .feature_store import Features
 from .features import RAW_PIXELS_SIDE
 from .image_text_retrieval import best_ranks, chance_recall
+from .result import Result
 
 
 # Similarities held at once: with their ranking half a gigabyte.
@@ -99,14 +100,13 @@ def evaluate_instance_retrieval(
     ks: Sequence[int] = (1, 5, 10),
     exclude_same: bool = False,
     whole: bool = False,
-) -> dict:
+) -> Result:
     """Measure how early the images of a query's instance come when a gallery is sorted by cosine, on `datasets.Dataset`s.
 
     Relevant are the gallery's rows that the query's `positives_column` lists, else those of equal `instance_column` (a
     missing value, or -1 of a declared class, equals none). Queries without a relevant image are distractors, which only
     GAP counts. `exclude_same` leaves a query's own row out, for a gallery that is its own queries. `whole` sees images
-    uncropped, shorter side to `image_size`, in place of square crops. Returns a JSON-ready dictionary as `evaluate_knn`
-    does; "hits" says of every query with a relevant image whether its first answer is one, "pictures" holds answers.
+    uncropped, shorter side to `image_size`, in place of square crops. "hits" of what it returns says of every query with a relevant image whether its first answer is one, "pictures" holds answers.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     for rows in (gallery, query):
@@ -146,9 +146,9 @@ def evaluate_instance_retrieval(
         shares = {name: (of["rank"] < k).double().mean().item() for name, of in found.items()}
         measures.append({"measure": "recall", "k": k, **shares, "chance": chance_recall(num_relevant, num_items, k)})
     rows = torch.tensor(search.queries)[answerable].tolist()
-    return {
-        "task": "retrieval",
-        "protocol": {
+    return Result(
+        task="retrieval",
+        protocol={
             "features": "final-normed class token, L2-normalised, cosine, exact search of the whole gallery",
             "relevant": f"the gallery's rows in column {positives_column}"
             if positives_column
@@ -169,11 +169,11 @@ def evaluate_instance_retrieval(
             "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
             "chance": "a random order, in expectation",
         },
-        "skipped_images": {"train": len(gallery) - len(items["model"]), "test": len(query) - len(search.queries)},
-        "measures": measures,
-        "hits": {"rows": rows, **{name: of["rank"] < 1 for name, of in found.items()}},
-        "pictures": {"retrieved": _picture(gallery, query, image_column, found["model"]["answers"])},
-    }
+        skipped_images={"train": len(gallery) - len(items["model"]), "test": len(query) - len(search.queries)},
+        measures=measures,
+        hits={"rows": rows, **{name: of["rank"] < 1 for name, of in found.items()}},
+        pictures={"retrieved": _picture(gallery, query, image_column, found["model"]["answers"])},
+    )
 
 
 class _Search:

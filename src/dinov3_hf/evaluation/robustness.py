@@ -13,6 +13,7 @@ from .bench import Bench
 from .features import RAW_PIXELS_SIDE
 from .iou import confusion_matrix
 from .labels import LabelledFeatures, accuracy_by_class
+from .result import Result
 
 
 # One in so many train images is held out to choose by.
@@ -141,7 +142,7 @@ class ClassificationData:
         skipped = {"train": len(train) - len(learnt.labels), "test": len(test) - len(tested.labels)}
         return cls(task, names, num_classes, learnt, fit, held, tested, sets, read, skipped)
 
-    def result(self, bench: Bench, predict: Predict, protocol: dict, pictures: dict) -> dict:
+    def result(self, bench: Bench, predict: Predict, protocol: dict, pictures: dict) -> Result:
         """Measure `predict` on all test sets; returns what `evaluate_knn` does.
 
         `protocol` says how the classifiers were made, `pictures` are added to the confusion matrix.
@@ -183,18 +184,20 @@ class ClassificationData:
         if about:
             protocol["difference"] = "top-1 out of distribution minus top-1 on test, on the classes of both"
             protocol["out_of_distribution"] = about
-        return {
-            "task": self.task,
-            "protocol": protocol,
-            "skipped_images": skipped,
-            "measures": measures,
-            "per_class": accuracy_by_class(hits, truth, names),
-            "hits": {"rows": self.test.rows, **hits},
-            "pictures": {
+        return Result(
+            task=self.task,
+            protocol=protocol,
+            skipped_images=skipped,
+            measures=measures,
+            hits={"rows": self.test.rows, **hits},
+            pictures={
                 "confusion": confusion_picture(confusion_matrix(predictions["model"], truth, len(names)), names),
                 **pictures,
             },
-        }
+            details={
+                "per_class": accuracy_by_class(hits, truth, names),
+            },
+        )
 
 
 def join_vocabularies(names: list[str], train, others: dict, column: str) -> tuple[list[str], dict[str, dict]]:

@@ -22,6 +22,7 @@ from .dense_probe import (
     upsample,
 )
 from .iou import confusion_matrix, intersection_over_union
+from .result import Result
 
 
 PAPER_STEPS = 40_000
@@ -43,13 +44,13 @@ def evaluate_segmentation(
     weight_decay: float = 1e-3,
     augment: bool = False,
     class_names: Sequence[str] | None = None,
-) -> dict:
+) -> Result:
     """Measure linear segmentation on two `datasets.Dataset`s, beside the untrained twin and the patches' raw pixels.
 
     A linear layer gives each patch its logits, upsampled bilinearly to the pixels; it is trained on crops of `crop`
     pixels (by default image_size) and tested on whole images, on the pixels of the masks in their own size. mIoU is
     the mean over the classes (background included) that `test` has; one that `train` lacks is never predicted and
-    counts with 0. Returns a JSON-ready dictionary as `evaluate_patch_knn` does; "pictures" is not for JSON.
+    counts with 0.
     """
     view = bench.preprocessing
     crop = view.image_size if crop is None else crop
@@ -98,9 +99,9 @@ def evaluate_segmentation(
     hits = {name: confusion.diagonal().sum().double() / confusion.sum() for name, confusion in confusions.items()}
     drawn = {name: predictions[name] for name in bench.networks}
     examples = [(tested.image(row), [tested.maps[row], *(of[row] for of in drawn.values())]) for row in chosen]
-    return {
-        "task": "segmentation",
-        "protocol": {
+    return Result(
+        task="segmentation",
+        protocol={
             **training.describe(),
             "loss": "cross-entropy of logits upsampled bilinearly to the masks, resized to what the network sees",
             "measured_on": "logits upsampled bilinearly to each mask's own size, all test pixels together",
@@ -117,20 +118,22 @@ def evaluate_segmentation(
             "chance": "every pixel the class most frequent in the train masks",
         },
         **skipped(learnt, tested),
-        "measures": [
+        measures=[
             {"measure": "mIoU", **{name: values.nanmean().item() for name, values in iou.items()}},
             {"measure": "pixel accuracy", **{name: share.item() for name, share in hits.items()}},
         ],
-        "per_class": [
-            {
-                "class": names[index],
-                "pixels": int(pixels[index]),
-                **{name: values[index].item() for name, values in iou.items() if name != "chance"},
-            }
-            for index in pixels.nonzero()[:, 0]
-        ],
-        "pictures": {"segmentation": classes_picture(["true", *drawn], examples, names, ignore_index)},
-    }
+        pictures={"segmentation": classes_picture(["true", *drawn], examples, names, ignore_index)},
+        details={
+            "per_class": [
+                {
+                    "class": names[index],
+                    "pixels": int(pixels[index]),
+                    **{name: values[index].item() for name, values in iou.items() if name != "chance"},
+                }
+                for index in pixels.nonzero()[:, 0]
+            ],
+        },
+    )
 
 
 def read_labels(value: dict) -> np.ndarray:

@@ -20,6 +20,7 @@ from ..pipelines.label_propagation import LabelPropagation, Propagation, soft_la
 from ..visualization.tracks import frame_picture
 from .bench import Bench
 from .feature_store import Features
+from .result import Result
 
 
 # Share of the image's diagonal by which boundaries may lie apart and still match (DAVIS).
@@ -71,13 +72,13 @@ def evaluate_tracking(
     top_k: int = 5,
     temperature: float = 0.2,
     ignore_index: int | None = None,
-) -> dict:
+) -> Result:
     """Measure how well masks given in the first frames of videos follow the objects: J, F and their mean, as DAVIS.
 
     Mask values other than 0 are objects. Those of the first frame count in every frame between the first and the last,
     also where they are hidden and should have no pixel; those that come later are background. Beside the untrained twin
-    and raw pixels stands the first frame's mask kept still, as "chance". Returns a JSON-ready dictionary; "pictures"
-    (not for JSON) follows the first video. Raises ValueError for bad settings, masks or columns, for videos of fewer
+    and raw pixels stands the first frame's mask kept still, as "chance". "pictures" follows the first
+    video. Raises ValueError for bad settings, masks or columns, for videos of fewer
     than three frames or of frames that differ in size, and where no video can be measured.
     """
     settings = Propagation(context_frames, radius, top_k, temperature)
@@ -218,14 +219,14 @@ def _result(
     measured: list[tuple],
     skipped: Counter,
     pictures: list[Image.Image],
-) -> dict:
+) -> Result:
     names = list(measured[0][3])
     by_object = {name: np.concatenate([means[name] for *_, means in measured]) for name in names}
     region, boundary = ({name: float(by_object[name][:, part].mean()) for name in names} for part in (0, 1))
     both = {name: (region[name] + boundary[name]) / 2 for name in names}
-    return {
-        "task": "tracking",
-        "protocol": {
+    return Result(
+        task="tracking",
+        protocol={
             "features": "final-normed patch tokens, L2-normalised, cosine",
             "labels": "mean of the nearest patches' labels, weighted by softmax(cosine / temperature)",
             "context": f"the first frame, whose mask is given, and the last {settings.context_frames} frames as labelled",
@@ -246,16 +247,16 @@ def _result(
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
             "chance": "the first frame's mask kept still",
         },
-        "skipped_images": {"test": skipped_images},
-        "skipped_rows": dict(skipped),
-        "measures": [
-            {"measure": title, **values} for title, values in (("J&F", both), ("J", region), ("F", boundary))
-        ],
-        "per_object": [
-            {"sequence": name, "object": value, "frames": frames}
-            | {contestant: float(means[contestant][index].mean()) for contestant in names}
-            for name, values, frames, means in measured
-            for index, value in enumerate(values)
-        ],
-        "pictures": {"tracked": pictures},
-    }
+        skipped_images={"test": skipped_images},
+        skipped_rows=dict(skipped),
+        measures=[{"measure": title, **values} for title, values in (("J&F", both), ("J", region), ("F", boundary))],
+        pictures={"tracked": pictures},
+        details={
+            "per_object": [
+                {"sequence": name, "object": value, "frames": frames}
+                | {contestant: float(means[contestant][index].mean()) for contestant in names}
+                for name, values, frames, means in measured
+                for index, value in enumerate(values)
+            ],
+        },
+    )

@@ -16,6 +16,7 @@ from .feature_store import Features
 from .iou import confusion_matrix
 from .labels import accuracy_by_class
 from .probe import step_generator, train_probe
+from .result import Result
 
 
 NUM_BLOCKS, HEAD_WIDTH, MAX_HEADS = 4, 64, 16
@@ -160,14 +161,13 @@ def evaluate_video(
     batch_size: int = 16,
     lr: float = 3e-4,
     weight_decay: float = 0.01,
-) -> dict:
+) -> Result:
     """Measure the top-1 of an attentive probe on the videos of two `datasets.Dataset`s, beside untrained twin and raw pixels.
 
     A clip is `num_frames` frames, every `frame_stride`-th of a video (of a shorter video all, evenly spaced), each a
     square crop. The probe learns from clips at random times and is tested on the middle clip and on the mean probability
-    of `num_clips` evenly spaced ones. A video has the class that most of its rows have. Returns a JSON-ready dictionary:
-    "measures" holds top-1 (0..1) by clips, where chance is the class most frequent in `train`; "per_class" and, not for
-    JSON, "hits" (by the videos' first rows) and the confusion matrix in "pictures" are of the middle clip. Raises
+    of `num_clips` evenly spaced ones. A video has the class that most of its rows have. "measures"
+    holds top-1 (0..1) by clips, where chance is the class most frequent in `train`; "per_class", "hits" (by the videos' first rows) and the confusion matrix are of the middle clip. Raises
     ValueError for bad settings or columns.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
@@ -227,9 +227,9 @@ def evaluate_video(
     constant = learnt.labels.bincount(minlength=len(names)).argmax()
     hits = {name: by_count[1] == labels for name, by_count in predictions.items()}
     reasons = {f"{split}: video without a readable frame": one.skipped_videos for split, one in parts.items()}
-    return {
-        "task": "video",
-        "protocol": {
+    return Result(
+        task="video",
+        protocol={
             "features": "final-normed patch tokens of every frame",
             "probe": f"batch norm, linear to width {width}, sinusoidal positions in time, height and width, {NUM_BLOCKS} "
             f"pre-norm transformer blocks of {width // HEAD_WIDTH} heads over the tokens of all frames, in the last of "
@@ -253,9 +253,9 @@ def evaluate_video(
             "raw_pixels": "the pixels of the patches, normalised as the network's input, flattened",
             "chance": "always the class most frequent in train",
         },
-        "skipped_images": {split: one.skipped_images for split, one in parts.items()},
-        "skipped_rows": {reason: count for reason, count in reasons.items() if count},
-        "measures": [
+        skipped_images={split: one.skipped_images for split, one in parts.items()},
+        skipped_rows={reason: count for reason, count in reasons.items() if count},
+        measures=[
             {
                 "measure": "top-1",
                 "clips": count,
@@ -264,15 +264,17 @@ def evaluate_video(
             }
             for count in views
         ],
-        "per_class": [
-            {"class": line.pop("class"), "videos": line.pop("images"), **line}
-            for line in accuracy_by_class(hits, labels, names)
-        ],
-        "hits": {"rows": tested.rows, **hits},
-        "pictures": {
+        hits={"rows": tested.rows, **hits},
+        pictures={
             "confusion": confusion_picture(confusion_matrix(predictions["model"][1], labels, len(names)), names)
         },
-    }
+        details={
+            "per_class": [
+                {"class": line.pop("class"), "videos": line.pop("images"), **line}
+                for line in accuracy_by_class(hits, labels, names)
+            ],
+        },
+    )
 
 
 @torch.inference_mode()

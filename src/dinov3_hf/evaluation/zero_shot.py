@@ -17,6 +17,7 @@ from ..pipelines.class_embeddings import (
     default_templates,
     unknown_words,
 )
+from .result import Result
 
 
 def read_images(
@@ -107,10 +108,10 @@ def evaluate_zero_shot(
     label_column: str = "label",
     batch_size: int = 64,
     progress: bool = True,
-) -> dict:
+) -> Result:
     """Measure zero-shot top-1 and top-5 of a `DinoTxtModel` on a `datasets.Dataset`, beside guessing.
 
-    Images are prepared as `processor`'s image processor says. Returns a JSON-ready dictionary: "measures" holds the
+    Images are prepared as `processor`'s image processor says. "measures" of what it returns holds the
     accuracies (0..1), top-5 where there are more than five classes; "per_class" those of each class that has images.
     """
     names, labels = read_labels(rows, label_column, class_names)
@@ -129,9 +130,9 @@ def evaluate_zero_shot(
         mine = hits[labels == index]
         if len(mine):
             per_class.append({"class": name, "images": len(mine), "model": mine.double().mean().item()})
-    return {
-        "task": "zero-shot",
-        "protocol": {
+    return Result(
+        task="zero-shot",
+        protocol={
             "features": "image features against class embeddings, cosine",
             "class_names": names,
             "templates": templates,
@@ -140,10 +141,12 @@ def evaluate_zero_shot(
             "num_classes": len(names),
             "chance": "a class drawn at random",
         },
-        "skipped_images": {"test": len(rows) - len(labels)},
-        "measures": [
+        skipped_images={"test": len(rows) - len(labels)},
+        measures=[
             {"measure": f"top-{k}", "model": best[:, :k].any(1).double().mean().item(), "chance": k / len(names)}
             for k in ks
         ],
-        "per_class": per_class,
-    }
+        details={
+            "per_class": per_class,
+        },
+    )

@@ -18,6 +18,7 @@ from ..pipelines.class_embeddings import (
 )
 from ..pipelines.class_maps import best_class, class_maps, fit_image, segment, window_and_stride
 from .iou import confusion_matrix, intersection_over_union
+from .result import Result
 
 
 def chance_iou(confusion: torch.Tensor) -> torch.Tensor:
@@ -43,13 +44,12 @@ def evaluate_zero_shot_segmentation(
     scales: Sequence[float] = (1.0,),
     whole_windows: bool = False,
     progress: bool = True,
-) -> dict:
+) -> Result:
     """Measure zero-shot mIoU and pixel accuracy of a `DinoTxtModel` on a `datasets.Dataset`, beside random labels.
 
     `class_names` are those of the mask values, in order; with `whole_windows` windows count as a whole too. The class with index `background` is predicted where no other
     one stands `background_threshold` above the mean cosine of all (see `segment`); without a threshold by its name, as any other. Counted are the
-    pixels of the masks in their own size. Returns a JSON-ready dictionary: "measures" as `evaluate_zero_shot` does,
-    "per_class" with pixels, IoU and chance of each class present.
+    pixels of the masks in their own size. "per_class" of what it returns has pixels, IoU and chance of each class present.
     Raises ValueError for settings that do not fit, and for a mask value without a name.
     """
     names, tokenizer = check_class_names(class_names), processor.tokenizer
@@ -99,9 +99,9 @@ def evaluate_zero_shot_segmentation(
         raise ValueError(f"mask_column: none of the {len(rows)} rows can be decoded and has a pixel that counts")
     iou, chance, pixels = intersection_over_union(confusion), chance_iou(confusion), confusion.sum(1)
     accuracy = int(confusion.diagonal().sum()) / int(confusion.sum())
-    return {
-        "task": "zero-shot-segmentation",
-        "protocol": {
+    return Result(
+        task="zero-shot-segmentation",
+        protocol={
             "features": "patch features against the patch half of class embeddings, cosine",
             "class_names": names,
             "templates": templates,
@@ -121,18 +121,25 @@ def evaluate_zero_shot_segmentation(
             "ignore_index": ignore_index,
             "chance": "every pixel a class drawn at random, in expectation",
         },
-        "skipped_images": {"test": unreadable},
-        "skipped_rows": {"mask of another size than its image": misfit},
-        "measures": [
+        skipped_images={"test": unreadable},
+        skipped_rows={"mask of another size than its image": misfit},
+        measures=[
             {"measure": "mIoU", "model": iou.nanmean().item(), "chance": chance.nanmean().item()},
             {"measure": "pixel accuracy", "model": accuracy, "chance": 1 / len(names)},
         ],
-        "per_class": [
-            {"class": name, "pixels": int(pixels[index]), "model": iou[index].item(), "chance": chance[index].item()}
-            for index, name in enumerate(names)
-            if pixels[index]
-        ],
-    }
+        details={
+            "per_class": [
+                {
+                    "class": name,
+                    "pixels": int(pixels[index]),
+                    "model": iou[index].item(),
+                    "chance": chance[index].item(),
+                }
+                for index, name in enumerate(names)
+                if pixels[index]
+            ],
+        },
+    )
 
 
 def choose_background_threshold(

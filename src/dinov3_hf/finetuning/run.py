@@ -13,6 +13,7 @@ from ..checkpoints.processors import image_side, processor_for
 from ..data.columns import find_image_column, undecoded
 from ..data.views import check_image_size
 from ..evaluation.features import untrained_twin
+from ..evaluation.result import Result
 from ..recipe import check_run_folder, write_recipe
 from .adapters import (
     add_adapters,
@@ -35,8 +36,8 @@ from .trainer import FinetuneTrainer
 MAY_CHANGE = ("output_dir", "resume", "overwrite", "export", "num_workers")
 
 
-def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = None) -> dict:
-    """Fine-tune on a `datasets.Dataset`, save the result, and measure it on another; returns a JSON-ready result.
+def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = None) -> Result:
+    """Fine-tune on a `datasets.Dataset`, save the result, and measure it on another; returns its `Result`.
 
     output_dir gets `adapter` (lora, dora) or `model`, which `load_adapter` and the model class read, and checkpoints, one
     an epoch, from which `resume` goes on to the same figures. `head_config` are fields of a dense head's configuration
@@ -78,21 +79,23 @@ def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = Non
         measure["method"] = settings.method
         if settings.untrained:
             measure["untrained"] = measure.pop("model")
-    return {
-        "task": settings.task,
-        "protocol": {
+    return Result(
+        task=settings.task,
+        protocol={
             "training": recipe.as_flat_dict(),
             "measured_on": "the last weights; no epoch is chosen by the test rows",
             "preprocessing": asdict(view),
         },
-        "trainable_parameters": trainable,
-        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-        "seconds": round(seconds, 1),
-        "resumed_from_epoch": begun,
-        "skipped_images": {"test": int(skipped.sum())},
-        "measures": measures,
-        "folder": None if settings.untrained else str(folder),
-    }
+        skipped_images={"test": int(skipped.sum())},
+        measures=measures,
+        details={
+            "trainable_parameters": trainable,
+            "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+            "seconds": round(seconds, 1),
+            "resumed_from_epoch": begun,
+            "folder": None if settings.untrained else str(folder),
+        },
+    )
 
 
 def build_model(recipe: FinetuneRecipe, task, backbone, head_config: dict) -> nn.Module:

@@ -46,15 +46,15 @@ class Pictures:
     caption: str = ""
 
 
-def compare(result: dict, title: str | None = None) -> list[Comparison]:
-    """Turn the result of an evaluation function into comparisons, one a measure."""
+def compare(result, title: str | None = None) -> list[Comparison]:
+    """Turn a `Result` of an evaluation into comparisons, one a measure."""
     titles = {
         "knn": "k-NN on images",
         "patch-knn": "k-NN on patches",
         "zero-shot": "zero-shot classification",
         "zero-shot-segmentation": "zero-shot segmentation",
     }
-    task, protocol = title or titles[result["task"]], result["protocol"]
+    task, protocol = title or titles[result.task], result.protocol
     caption = f"{protocol['num_test']} test images by the names of the classes"
     if "num_train" in protocol:
         caption = f"{protocol['num_test']} test images by their nearest neighbours among {protocol['num_train']} train images"
@@ -64,7 +64,7 @@ def compare(result: dict, title: str | None = None) -> list[Comparison]:
             {NAMES[name]: measure[name] for name in NAMES if name in measure},
             caption,
         )
-        for measure in result["measures"]
+        for measure in result.measures
     ]
 
 

@@ -1,0 +1,82 @@
+"""Measures in a model card: the Hub's metadata, and the table a reader sees, made from it."""
+
+import math
+import re
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard
+
+from ..provenance import is_hub_id
+from .result import Result
+from .results import CONTESTANTS, NOT_PARAMETERS, TABLE_HEAD, format_value, markdown, measure_title
+
+
+TITLE = "## Evaluation"
+DATE, IMAGES = "date", "images"
+
+
+def metadata(result: Result, date: str) -> list[EvalResult]:
+    """Return a result's measures as the Hub's metadata; a measure without a finite value has none.
+
+    Each names its task as its metric's configuration; baselines, parameters, number of images and day are its arguments.
+    """
+    source, test = result.data.get("source", ""), result.data.get("test", {})
+    name = Path(source).name or "?"
+    found = []
+    for measure in result.measures:
+        value = measure.get("model")
+        if value is None or not math.isfinite(value):
+            continue
+        parameters = {key: given for key, given in measure.items() if key not in NOT_PARAMETERS}
+        baselines = {key: measure[key] for key in CONTESTANTS[1:] if measure.get(key) is not None}
+        found.append(
+            EvalResult(
+                task_type=result.hub_task,
+                dataset_type=source if is_hub_id(source) else re.sub(r"[^a-z0-9]+", "-", name.lower()),
+                dataset_name=name,
+                dataset_split=test.get("split"),
+                metric_type=re.sub(r"[^a-z0-9]+", "_", measure["measure"].lower()).strip("_"),
+                metric_name=measure_title(measure),
+                metric_config=result.task,
+                metric_value=float(value),
+                metric_args={**parameters, **baselines, IMAGES: test.get(IMAGES), DATE: date[:10]},
+            )
+        )
+    return found
+
+
+def update_model_card(path: Path, record: dict) -> None:
+    """Add a record's measures to a model card, in place of earlier ones of the same task, measure and data."""
+    text = path.read_text()
+    # A card without metadata gets an empty block, for which the library need not warn.
+    card = ModelCard(text if text.startswith("---\n") else f"---\n{{}}\n---\n\n{text}", ignore_metadata_errors=True)
+    new = [item for result in record["results"] for item in metadata(result, record["date"])]
+    again = {identity(item) for item in new}
+    card.data.eval_results = [item for item in card.data.eval_results or [] if identity(item) not in again] + new
+    card.data.model_name = card.data.model_name or path.resolve().parent.name
+    table = markdown([TABLE_HEAD, *(table_line(item) for item in card.data.eval_results if is_ours(item))])
+    block = f"{TITLE}\n\n{table}\n"
+    section = re.compile(rf"{TITLE}\n\n(?:\|.*(?:\n|$))*")
+    if section.search(card.text):
+        card.text = section.sub(lambda _: block, card.text, count=1)
+    else:
+        card.text = f"{card.text.rstrip()}\n\n{block}"
+    path.write_text(str(card))
+
+
+def identity(item: EvalResult) -> tuple:
+    """Return what a later measurement of the same has in common with this one."""
+    return item.metric_config, item.metric_name, item.dataset_name, item.dataset_split
+
+
+def is_ours(item: EvalResult) -> bool:
+    """Say whether `metadata` made it; cards may hold measures of others."""
+    return DATE in (item.metric_args or {})
+
+
+def table_line(item: EvalResult) -> tuple[str, ...]:
+    """Return a measure's line of the table."""
+    about = item.metric_args
+    where = f"{item.dataset_name} {item.dataset_split or ''} ({about.get(IMAGES, '?')} images)"
+    values = [item.metric_value, *(about.get(name) for name in CONTESTANTS[1:])]
+    return item.metric_config, item.metric_name, where, *map(format_value, values), about[DATE]

@@ -1,0 +1,98 @@
+"""What an evaluation measures: a vision model on a bench, or a text-aligned model with its processor."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import Refused
+from ..provenance import describe_weights, is_local
+from .arguments import DataArguments, NetworkArguments, OutputArguments, WhatArguments
+from .rows import is_rendered
+
+
+@dataclass
+class Aligned:
+    """A text-aligned model in fp32, and its processor."""
+
+    model: Any
+    processor: Any
+
+
+def load_model(recipe):
+    """Return the model in the asked type, where it came from, and the preprocessing its processor asks for."""
+    import torch
+
+    from ..checkpoints import load_model as load_any
+    from ..checkpoints.processors import image_side, processor_for
+    from ..data.views import Preprocessing
+    from ..models.modeling_dinov3 import Dinov3ForPreTraining
+    from ..pipelines.windows import Windowed
+
+    name, network = recipe.of(WhatArguments).model, recipe.of(NetworkArguments)
+    model = load_any(name)
+    model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
+    provenance, processor = describe_weights(name, model), processor_for(name, model.config.image_size)
+    image_size = network.image_size or image_side(processor)
+    is_scene = is_rendered(recipe.of(DataArguments).data)
+    resize_size = network.resize_size or (image_size if is_scene else round(image_size * 256 / 224))
+    statistics = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, getattr(torch, network.dtype)).eval()
+    if network.window is not None:
+        model = Windowed(model, network.window)
+    return model, provenance, Preprocessing(image_size, resize_size, **statistics)
+
+
+def load_bench(recipe, processes: dict):
+    """Return the bench of a vision model and where the model came from; `processes` are arguments of `FeatureStore`."""
+    from ..data.views import check_image_size
+    from .bench import Bench
+    from .feature_store import FeatureStore
+
+    model, provenance, preprocessing = load_model(recipe)
+    check_image_size(preprocessing.image_size, model.config.patch_size)
+    by_layer = [task.name for task in recipe.chosen if task.needs_layers]
+    if by_layer and not hasattr(model.config, "num_hidden_layers"):
+        raise Refused(f"task: got {by_layer[0]}, accepted: another one; the stages of a ConvNeXt share no width")
+    network, data = recipe.of(NetworkArguments), recipe.of(DataArguments)
+    store = FeatureStore(features_folder(recipe), **processes)
+    bench = Bench(model, preprocessing, store, data.batch_size, data.seed, network.controls, store.rank == 0)
+    return bench, provenance
+
+
+def features_folder(recipe) -> Path:
+    """Return the folder in which features are kept."""
+    return Path(recipe.of(NetworkArguments).cache_dir or Path(recipe.of(OutputArguments).output_dir) / "features")
+
+
+def load_aligned(name: str) -> tuple[Aligned, dict]:
+    """Return a text-aligned model with its processor, and where the weights came from."""
+    import torch
+    from transformers import PreTrainedConfig
+
+    from ..models.modeling_dinotxt import DinoTxtModel
+    from ..models.processing_dinotxt import DinoTxtProcessor
+
+    accepted = "accepted for tasks with text: a dinotxt directory, as dinov3 align writes it, or such a hub id"
+    path = Path(name)
+    if path.is_file() or (is_local(name) and not (path / "config.json").is_file()):
+        raise Refused(f"model: got {name!r}, {accepted}")
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError as error:
+        raise Refused(
+            f"model: {name!r} is no directory here and the hub gave no configuration: {str(error).splitlines()[0]}"
+        ) from None
+    if found.get("model_type") != "dinotxt":
+        raise Refused(f"model: {name!r} is of type {found.get('model_type')!r}, {accepted}")
+    try:
+        processor = DinoTxtProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise Refused(f"model: {name!r} has no processor ({str(error).splitlines()[0]}), {accepted}") from None
+    model = DinoTxtModel.from_pretrained(name, dtype=torch.float32)
+    provenance = describe_weights(name, model)
+    if model.config.backbone is not None:
+        provenance["backbone"] = {"path": model.config.backbone, "revision": model.config.backbone_revision}
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return Aligned(model, processor), provenance

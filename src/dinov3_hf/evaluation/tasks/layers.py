@@ -1,0 +1,35 @@
+"""`--task layers`: others repeated layer by layer."""
+
+from dataclasses import dataclass
+
+from ...recipe import described
+from ..arguments import Arguments, NetworkArguments, RepeatArguments, require_positive
+from ..result import Result
+from ..task import Repetition
+
+
+@dataclass
+class LayersArguments(Arguments):
+    """Which layers."""
+
+    layers: list[int] = described("layers that layers measures, from 1; none: at most twelve", [])
+
+    def validate(self) -> None:
+        if self.layers:
+            require_positive(self, "layers")
+
+
+def run(bench, measure, test, recipe) -> Result:
+    from ..layers import evaluate_layers
+
+    return evaluate_layers(bench, measure, recipe.of(LayersArguments).layers)
+
+
+TASK = Repetition(
+    name="layers",
+    help="the tasks of --of, layer by layer",
+    reads=(NetworkArguments, RepeatArguments, LayersArguments),
+    run=run,
+    default=("knn", "patch-knn"),
+    needs_layers=True,
+)

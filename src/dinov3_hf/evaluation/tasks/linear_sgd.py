@@ -1,0 +1,54 @@
+"""`--task linear-sgd`."""
+
+from ..arguments import (
+    AugmentArguments,
+    LabelArguments,
+    NetworkArguments,
+    OutOfDistributionArguments,
+    StepsArguments,
+    TrainArguments,
+)
+from ..result import Result
+from ..rows import image_column
+from ..task import Task
+from .linear import load_others
+
+
+DEFAULT_STEPS = 2000
+
+
+def run(bench, train, test, recipe) -> Result:
+    from ..linear_sgd import evaluate_linear_sgd
+
+    columns = (image_column(train, recipe), recipe.of(LabelArguments).label_column)
+    # The paper's batch of 1024 would be all of a small data set.
+    batch_size = min(1024, max(32, len(train) // 8))
+    augment = recipe.of(AugmentArguments).augment
+    steps = head_steps(recipe)
+    others = load_others(recipe)
+    settings = {"batch_size": batch_size, "augment": augment} | ({} if steps is None else {"steps": steps})
+    return evaluate_linear_sgd(bench, train, test, *columns, others, **settings)
+
+
+def head_steps(recipe) -> int | None:
+    """Return how long a head is trained: as asked, else few, None for the paper's with augment."""
+    steps = recipe.of(StepsArguments).steps
+    return steps or (None if recipe.of(AugmentArguments).augment else DEFAULT_STEPS)
+
+
+TASK = Task(
+    name="linear-sgd",
+    help="linear probe trained by SGD at many learning rates at once",
+    reads=(
+        TrainArguments,
+        NetworkArguments,
+        LabelArguments,
+        StepsArguments,
+        AugmentArguments,
+        OutOfDistributionArguments,
+    ),
+    run=run,
+    scenes="single",
+    repeated_by=("layers", "resolution", "fairness"),
+    hub_task="image-classification",
+)

@@ -1,0 +1,61 @@
+"""`--task segmentation`."""
+
+from ..arguments import (
+    AugmentArguments,
+    DataArguments,
+    DenseHeadArguments,
+    MaskArguments,
+    NameArguments,
+    NetworkArguments,
+    StepsArguments,
+    TrainArguments,
+)
+from ..result import Result
+from ..rows import class_mask_column, ignored_class, image_column, is_rendered
+from ..task import Task
+from .linear_sgd import head_steps
+from .zero_shot_segmentation import mask_names
+
+
+def run(bench, train, test, recipe) -> Result:
+    from ..segmentation import PAPER_STEPS, evaluate_segmentation
+
+    data = recipe.of(DataArguments).data
+    names = recipe.of(NameArguments).class_names or (mask_names(data) if is_rendered(data) else None)
+    return evaluate_segmentation(
+        bench,
+        train,
+        test,
+        image_column(train, recipe),
+        class_mask_column(recipe),
+        ignored_class(recipe),
+        recipe.of(DenseHeadArguments).batch_norm,
+        class_names=names,
+        **head_training(recipe, PAPER_STEPS, 1e-3),
+    )
+
+
+def head_training(recipe, paper_steps: int, paper_rate: float) -> dict:
+    """Return how long and at which rate a dense head is trained; few steps at the paper's rate would leave it where it starts."""
+    steps = head_steps(recipe) or paper_steps
+    rate = recipe.of(DenseHeadArguments).lr or (paper_rate if steps >= paper_steps / 4 else 10 * paper_rate)
+    return {"steps": steps, "lr": rate, "augment": recipe.of(AugmentArguments).augment}
+
+
+TASK = Task(
+    name="segmentation",
+    help="linear segmentation, mIoU",
+    reads=(
+        TrainArguments,
+        NetworkArguments,
+        MaskArguments,
+        NameArguments,
+        StepsArguments,
+        AugmentArguments,
+        DenseHeadArguments,
+    ),
+    run=run,
+    scenes="crowded",
+    repeated_by=("layers", "resolution"),
+    hub_task="image-segmentation",
+)

@@ -1,0 +1,36 @@
+"""`--task tracking`."""
+
+from ..arguments import MaskArguments, NetworkArguments, SequenceArguments
+from ..result import Result
+from ..rows import draw_sequences, image_column, object_mask_column, only_test, sequence_column
+from ..task import Task
+
+
+def rows(task, recipe) -> tuple:
+    return only_test(task, recipe, draw_sequences)
+
+
+def run(bench, train, test, recipe) -> Result:
+    from ..tracking import evaluate_tracking
+
+    return evaluate_tracking(
+        bench,
+        test,
+        image_column(test, recipe),
+        object_mask_column(recipe),
+        sequence_column(recipe),
+        recipe.of(SequenceArguments).frame_column,
+        ignore_index=recipe.of(MaskArguments).ignore_index,
+    )
+
+
+TASK = Task(
+    name="tracking",
+    help="masks propagated through a video, J&F",
+    reads=(NetworkArguments, MaskArguments, SequenceArguments),
+    run=run,
+    scenes="clips",
+    rows=rows,
+    repeated_by=("layers", "resolution"),
+    hub_task="mask-generation",
+)
