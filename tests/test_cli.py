@@ -49,7 +49,7 @@ def test_wrong_words_are_refused_in_one_line(argv, message, capsys):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["pretrain", "--steps", "many"], "steps: got 'many', accepted: whole number"),
+        (["pretrain", "--steps", "many"], "steps: got 'many', accepted: a whole number of at least 1"),
         (["pretrain", "--config", "nowhere"], "config: no recipe 'nowhere'"),
     ],
 )

@@ -25,18 +25,18 @@ class StudentSpec:
 
 
 def parse_student(text: str) -> StudentSpec:
-    """Read `[NAME=]SIZE[:FIELD=VALUE,...]` or `[NAME=]FOLDER`; raises ValueError for what is neither."""
-    import yaml
+    """Read `[NAME=]SIZE[:FIELD=VALUE,...]` or `[NAME=]FOLDER`; raises `Refused` for what is neither."""
+    from dinov3_hf.yaml_text import NotYaml, parse
 
     name, source = re.fullmatch(r"(?:([\w-]+)=)?(.+)", text).groups() if text else (None, "")
     overrides = {}
     if not Path(source).exists() and ":" in source:
         source, _, fields = source.partition(":")
         try:
-            overrides = yaml.safe_load("{" + fields.replace("=", ": ") + "}")
-        except yaml.YAMLError:
-            overrides = {"": None}
-        good = all(key and value is not None for key, value in overrides.items())
+            overrides = parse("{" + fields.replace("=", ": ") + "}")
+        except NotYaml:
+            overrides = None
+        good = isinstance(overrides, dict) and all(key and value is not None for key, value in overrides.items())
         require(good, "students", text, "a size with changed fields as in vits16:num_hidden_layers=6,hidden_size=192")
     name = name or Path(source).name
     require(
@@ -56,16 +56,19 @@ class DistillArguments:
         "weights of the teacher: a model folder (ours or stock), a hub id, or a .pth or .safetensors file of Meta's; null: the "
         "small model that comes with the package",
         None,
+        common=True,
     )
     students: list[str] = described(
         "each a named size (vits16 to vit7b16, convnext_tiny to convnext_large), one with changed fields "
         "(vits16:num_hidden_layers=6), or a folder with a config.json (and weights to start from); NAME=... names it",
         ["vits16"],
+        common=True,
     )
     mode: Literal["full", "headless"] | None = described(
         "full: the teacher's prototypes are the targets; headless: its features are, through a linear map of the student; "
         "null: full if the teacher has heads",
         None,
+        common=True,
     )
     feature_loss: Literal["cosine", "smooth_l1"] = described(
         "headless: 1 - cosine to the teacher's features, or smooth L1 to their layer norm", "cosine"
@@ -73,22 +76,32 @@ class DistillArguments:
     group_sizes: list[int] = described(
         "processes of each student, in their order, whose sum is all processes; empty: every process trains all",
         [],
+        at_least=1,
+        common=True,
     )
-    drop_path_rate: float = described("share of a batch's rows each residual branch of a student skips", 0.0)
-    pos_embed_shift: float | None = described("RoPE augmentation of ViTs: shift coordinates by up to this much", None)
-    pos_embed_jitter: float | None = described("RoPE augmentation of ViTs: scale each axis by up to this factor", None)
+    drop_path_rate: float = described(
+        "share of a batch's rows each residual branch of a student skips", 0.0, at_least=0, below=1
+    )
+    pos_embed_shift: float | None = described(
+        "RoPE augmentation of ViTs: shift coordinates by up to this much", None, at_least=0
+    )
+    pos_embed_jitter: float | None = described(
+        "RoPE augmentation of ViTs: scale each axis by up to this factor", None, at_least=1
+    )
     pos_embed_rescale: float | None = described(
-        "RoPE augmentation of ViTs: scale both axes by up to this factor", None
+        "RoPE augmentation of ViTs: scale both axes by up to this factor", None, at_least=1
     )
     dino_head_hidden_size: int | None = described(
-        "hidden width of the students' image head; null: the teacher's", None
+        "hidden width of the students' image head; null: the teacher's", None, at_least=1
     )
-    dino_head_bottleneck_size: int | None = described("its bottleneck width; null: the teacher's", None)
+    dino_head_bottleneck_size: int | None = described("its bottleneck width; null: the teacher's", None, at_least=1)
     ibot_head_hidden_size: int | None = described(
-        "hidden width of the students' patch head; null: the teacher's", None
+        "hidden width of the students' patch head; null: the teacher's", None, at_least=1
     )
-    ibot_head_bottleneck_size: int | None = described("its bottleneck width; null: the teacher's", None)
-    head_initializer_range: float = described("standard deviation of the students' initial head weights", 0.02)
+    ibot_head_bottleneck_size: int | None = described("its bottleneck width; null: the teacher's", None, at_least=1)
+    head_initializer_range: float = described(
+        "standard deviation of the students' initial head weights", 0.02, above=0
+    )
 
     def validate(self) -> None:
         names = [spec.name for spec in self.specs()]
@@ -96,17 +109,8 @@ class DistillArguments:
         good = len(set(names)) == len(names)
         require(good, "students", self.students, f"different names (they are {', '.join(names)}; NAME=... gives one)")
         sizes = self.group_sizes
-        good = not sizes or (len(sizes) == len(names) and min(sizes) >= 1)
-        require(good, "group_sizes", sizes, f"empty, or at least 1 for each of the {len(names)} students")
-        require(0 <= self.drop_path_rate < 1, "drop_path_rate", self.drop_path_rate, "0 to below 1")
-        for name in ("pos_embed_jitter", "pos_embed_rescale"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "null or a factor of at least 1")
-        shift = self.pos_embed_shift
-        require(shift is None or shift >= 0, "pos_embed_shift", shift, "null or at least 0")
-        for name in (f"{head}_head_{part}_size" for head in ("dino", "ibot") for part in ("hidden", "bottleneck")):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "null or a whole number of at least 1")
+        good = not sizes or len(sizes) == len(names)
+        require(good, "group_sizes", sizes, f"empty, or one for each of the {len(names)} students")
 
     def specs(self) -> list[StudentSpec]:
         return [parse_student(text) for text in self.students]
@@ -117,7 +121,9 @@ class DistillRunArguments(RunArguments):
     """Where a run writes, how often, and how it goes on after a stop."""
 
     output_dir: str = described(
-        "folder of the run: recipe, metrics, checkpoints and an exported model for each student", "outputs/distill"
+        "folder of the run: recipe, metrics, checkpoints and an exported model for each student",
+        "outputs/distill",
+        common=True,
     )
 
 

@@ -14,18 +14,23 @@ class GramArguments:
         "none: no anchoring; checkpoint: the weights of gram_checkpoint; ema_copy: a copy of the EMA teacher taken at "
         "gram_start_step; ema: the EMA teacher itself",
         "none",
+        common=True,
     )
     gram_checkpoint: str | None = described(
         "model folder or hub id of the Gram teacher (gram_teacher: checkpoint)", None
     )
-    gram_weight: float = described("weight of the Gram loss", 2.0)
-    gram_start_step: int = described("first step with the Gram loss", 0)
-    gram_ramp_steps: int = described("steps over which its weight rises from 0, by a cosine", 0)
-    gram_first_update: int = described("from this step on the Gram teacher may be refreshed from the EMA teacher", 0)
-    gram_update_every: int | None = described("steps between two refreshes; null: never", None)
-    gram_max_updates: int | None = described("refreshes at most; null: no limit", None)
+    gram_weight: float = described("weight of the Gram loss", 2.0, at_least=0)
+    gram_start_step: int = described("first step with the Gram loss", 0, at_least=0)
+    gram_ramp_steps: int = described("steps over which its weight rises from 0, by a cosine", 0, at_least=0)
+    gram_first_update: int = described(
+        "from this step on the Gram teacher may be refreshed from the EMA teacher", 0, at_least=0
+    )
+    gram_update_every: int | None = described("steps between two refreshes; null: never", None, at_least=1)
+    gram_max_updates: int | None = described("refreshes at most; null: no limit", None, at_least=1)
     gram_crop_size: int | None = described(
-        "side of the Gram teacher's own undistorted crops; null: it sees the global crops as they are", None
+        "side of the Gram teacher's own undistorted crops; null: it sees the global crops as they are",
+        None,
+        at_least=1,
     )
     gram_normalize: bool = described("compare cosines instead of products", True)
     gram_per_image: bool = described("compare patches within an image, instead of within the local batch", True)
@@ -35,12 +40,6 @@ class GramArguments:
 
     def validate(self) -> None:
         kind = self.gram_teacher
-        require(self.gram_weight >= 0, "gram_weight", self.gram_weight, "a weight of at least 0")
-        for name in ("gram_start_step", "gram_ramp_steps", "gram_first_update"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
-        for name in ("gram_update_every", "gram_max_updates", "gram_crop_size"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "null or a whole number of at least 1")
         require(
             (self.gram_checkpoint is not None) == (kind == "checkpoint"),
             "gram_checkpoint",

@@ -13,24 +13,28 @@ class SourceArguments:
         "sources, each of them scenes, scenes:crowded, an image folder, Parquet files, WebDataset tars (paths, patterns or "
         "URLs), or a hub data set id",
         ["scenes"],
+        common=True,
     )
-    data_weights: list[float] = described("how often each source is drawn; empty: equally", [])
-    homogeneous_share: float = described("share of the steps that are drawn wholly from one source (DINOv3: 0.1)", 0.0)
-    split: str = described("split to train on", "train")
-    image_column: str | None = described("column that holds the images; null takes the only image column", None)
+    data_weights: list[float] = described("how often each source is drawn; empty: equally", [], above=0)
+    homogeneous_share: float = described(
+        "share of the steps that are drawn wholly from one source (DINOv3: 0.1)", 0.0, at_least=0, at_most=1
+    )
+    split: str = described("split to train on", "train", common=True)
+    image_column: str | None = described(
+        "column that holds the images; null takes the only image column", None, common=True
+    )
     streaming: bool = described("read as a stream instead of preparing the whole data set first", True)
-    num_images: int = described("how many scenes to render as the training set (data: scenes only)", 50000)
-    shuffle_block: int = described("rows shuffled together, read ahead by each reader", 4096)
-    max_bad_images: float = described("abort when more than this share of the images read cannot be used", 0.1)
-    num_workers: int = described("worker processes that decode and augment, per training process", 1)
+    num_images: int = described("how many scenes to render as the training set (data: scenes only)", 50000, at_least=1)
+    shuffle_block: int = described("rows shuffled together, read ahead by each reader", 4096, at_least=1)
+    max_bad_images: float = described(
+        "abort when more than this share of the images read cannot be used", 0.1, at_least=0, at_most=1
+    )
+    num_workers: int = described(
+        "worker processes that decode and augment, per training process", 1, at_least=0, common=True
+    )
 
     def validate(self) -> None:
         require(len(self.data) >= 1, "data", self.data, "at least one source")
         weights = self.data_weights
-        good = not weights or (len(weights) == len(self.data) and min(weights) > 0)
+        good = not weights or len(weights) == len(self.data)
         require(good, "data_weights", weights, f"empty, or a number above 0 for each of the {len(self.data)} sources")
-        require(0 <= self.homogeneous_share <= 1, "homogeneous_share", self.homogeneous_share, "a share from 0 to 1")
-        require(self.num_images >= 1, "num_images", self.num_images, "a whole number of at least 1")
-        require(self.shuffle_block >= 1, "shuffle_block", self.shuffle_block, "a whole number of at least 1")
-        require(0 <= self.max_bad_images <= 1, "max_bad_images", self.max_bad_images, "a share from 0 to 1")
-        require(self.num_workers >= 0, "num_workers", self.num_workers, "a whole number of at least 0")

@@ -1,43 +1,71 @@
-"""Recipes from a YAML file and the command line, every key and value checked before any work starts."""
+"""The one recipe system: dataclass fields are YAML keys and flags, and one rule says which values they take.
+
+A field is declared with `described`: its help, its default, its bounds, and whether people commonly set it. `convert` (in
+`fields`) checks a value, wherever it comes from. No library does it for us: pydantic's errors are several lines and know neither flags nor
+nearest names, and parsers that make flags of dataclasses (jsonargparse, transformers' HfArgumentParser) nest keys, have no
+bounds, or leave YAML unchecked.
+"""
 
 import argparse
 import dataclasses
-import difflib
+import errno
 import functools
+import os
 import sys
-import types
 import typing
 from collections.abc import Collection, Mapping
-from dataclasses import field
 from pathlib import Path
-from typing import Literal
 
 from .errors import Refused
+from .fields import (
+    bounds_of,
+    convert,
+    describe_type,
+    described,
+    is_clean,
+    is_list,
+    nearest,
+    require,
+    shown,
+    takes_text,
+)
 
+
+__all__ = [
+    "RECIPE_FILE",
+    "Recipe",
+    "add_recipe_flags",
+    "build_recipe",
+    "check_output",
+    "check_run_folder",
+    "convert",
+    "described",
+    "fields_of",
+    "folder_of",
+    "groups_of",
+    "hints_of",
+    "make_folder",
+    "nearest",
+    "recipe_from_flags",
+    "require",
+    "write_recipe",
+]
 
 # The recipe of a run, resolved, in its folder.
 RECIPE_FILE = "recipe.yaml"
 
 
-def described(text: str, default=dataclasses.MISSING, **kwargs):
-    """Return a dataclass field with its help text; a list is copied for each instance."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text, **kwargs})
-    return field(default=default, metadata={"help": text, **kwargs})
-
-
-def require(condition: bool, name: str, value, accepted: str) -> None:
-    """Raise `Refused`, naming the field, its value and what is accepted, unless the condition holds."""
-    if not condition:
-        raise Refused(f"{name}: got {value!r}, accepted: {accepted}")
-
-
 class Recipe:
-    """A dataclass of groups of fields, each of which refuses what contradicts itself."""
+    """A dataclass of groups of fields. A group's own `validate`, where it has one, refuses what contradicts itself."""
 
     def validate(self):
-        for group in dataclasses.fields(self):
-            getattr(self, group.name).validate()
+        """Check every field by itself, then what the groups say; returns the recipe, its values of the fields' types."""
+        for name, item in fields_of(type(self)).items():
+            group = next(group for group in vars(self).values() if hasattr(group, name))
+            setattr(group, name, convert(name, getattr(group, name), hints_of(type(self))[name], bounds_of(item)))
+        for group in vars(self).values():
+            if hasattr(group, "validate"):
+                group.validate()
         return self
 
     def check_given(self, values: Mapping[str, object]) -> None:
@@ -65,120 +93,42 @@ def hints_of(recipe_class: type) -> dict:
     return {name: hint for group in groups for name, hint in typing.get_type_hints(group).items()}
 
 
+def default_of(item: dataclasses.Field):
+    """Return the default of a field."""
+    return item.default if item.default is not dataclasses.MISSING else item.default_factory()
+
+
 def folder_of(recipe_class: type) -> Path:
-    """Return the folder of the recipes that come with the package: beside the module that defines the class."""
+    """Return the folder of the recipes that come with the package: next to the module that defines the class."""
     return Path(sys.modules[recipe_class.__module__].__file__).parent / "recipes"
 
 
-def _list(value) -> list:
-    if not isinstance(value, list | tuple):
-        raise TypeError(value)
-    return list(value)
-
-
-def _text(value) -> str:
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
-
-
-def _whole(value) -> int:
-    if type(value) is not int:
-        raise TypeError(value)
-    return value
-
-
-# Element types of the lists that fields take: how one is read, and what the list is called.
-LISTS = {
-    float: (float, "list of numbers"),
-    int: (_whole, "list of whole numbers"),
-    str: (_text, "list of texts"),
-    list[int]: (lambda item: [int(number) for number in _list(item)], "list of lists of whole numbers"),
-}
-
-
-def _alternatives(hint) -> tuple:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def describe_type(hint) -> str:
-    """Say in words which values a field takes."""
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
-    parts = []
-    for part in _alternatives(hint):
-        if typing.get_origin(part) is Literal:
-            parts += [str(value) for value in typing.get_args(part)]
-        elif typing.get_origin(part) is list:
-            parts.append(LISTS[typing.get_args(part)[0]][1])
-        else:
-            parts.append(names[part])
-    return ", ".join(parts[:-1]) + " or " + parts[-1] if len(parts) > 1 else parts[0]
-
-
-def convert(name: str, value, hint):
-    """Return `value` as the type `hint` of the recipe field `name`, or raise one line that says what is accepted."""
-    for part in _alternatives(hint):
-        if part is type(None) and value is None:
-            return None
-        if part is float and isinstance(value, str):
-            # YAML 1.1 reads 1e-3 (no dot) as text.
-            try:
-                return float(value)
-            except ValueError:
-                continue
-        if part is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if typing.get_origin(part) is Literal and value in typing.get_args(part):
-            return value
-        if typing.get_origin(part) is list:
-            # One source needs no brackets.
-            value = [value] if part == list[str] and isinstance(value, str) else value
-            try:
-                return [LISTS[typing.get_args(part)[0]][0](item) for item in _list(value)]
-            except (TypeError, ValueError):
-                continue
-        if part in (int, str, bool) and type(value) is part:
-            return value
-    raise ValueError(f"{name}: got {value!r}, accepted: {describe_type(hint)}")
-
-
-def nearest(name: str, known) -> str:
-    """Return a hint with the known name nearest to a mistyped one, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def read_recipe(name_or_path: str, recipe_class: type) -> dict:
-    """Read a recipe by its name (a file of `folder_of`) or path, checking every key and value.
-
-    Raises FileNotFoundError for a missing recipe and ValueError for an unknown key or a value of the wrong type.
-    """
-    import yaml
+    """Read a recipe by its name (a file of `folder_of`) or path, checking every key and value; raises `Refused`."""
+    from .yaml_text import read_mapping
 
     path, folder, known = Path(name_or_path), folder_of(recipe_class), fields_of(recipe_class)
-    if not path.suffix:
+    if not path.suffix and len(path.parts) < 2:
         path = folder / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = sorted(item.stem for item in folder.glob("*.yaml"))
-        raise FileNotFoundError(
-            f"config: no recipe {name_or_path!r}, accepted: a YAML file or one of {', '.join(known)}"
-        )
-    values = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"config: {path} holds a {type(values).__name__}, accepted: one `field: value` a line")
+    if not is_clean(name_or_path) or not os.path.isfile(path):
+        names = [item.stem for item in sorted(folder.glob("*.yaml"))]
+        accepted = "a YAML file" + (f" or one of {', '.join(names)}" if names else "")
+        what = "a folder" if os.path.isdir(name_or_path) else "no recipe"
+        raise Refused(f"config: {what} {shown(name_or_path)}, accepted: {accepted}")
+    values, hints = read_mapping(path, "config"), hints_of(recipe_class)
     for key in values:
         if key not in known:
-            raise ValueError(f"config: unknown field {key!r} in {path}{nearest(str(key), known)}")
-    return {key: convert(key, value, hints_of(recipe_class)[key]) for key, value in values.items()}
+            raise Refused(f"config: unknown field {key!r} in {path}{nearest(str(key), known)}")
+    return {key: convert(key, value, hints[key], bounds_of(known[key])) for key, value in values.items()}
 
 
 def build_recipe(recipe_class: type, config: str | None = None, **overrides):
     """Build a validated recipe: defaults, then the recipe file `config`, then single fields."""
-    values, known = read_recipe(config, recipe_class) if config else {}, fields_of(recipe_class)
+    values, known = read_recipe(config, recipe_class) if config is not None else {}, fields_of(recipe_class)
     for key, value in overrides.items():
         if key not in known:
-            raise ValueError(f"unknown field {key!r}{nearest(key, known)}")
-        values[key] = convert(key, value, hints_of(recipe_class)[key])
+            raise Refused(f"unknown field {key!r}{nearest(key, known)}")
+        values[key] = convert(key, value, hints_of(recipe_class)[key], bounds_of(known[key]))
     groups = {}
     for group, factory in groups_of(recipe_class).items():
         names = {item.name for item in dataclasses.fields(factory)}
@@ -188,85 +138,154 @@ def build_recipe(recipe_class: type, config: str | None = None, **overrides):
     return recipe
 
 
-def add_recipe_flags(parser, recipe_class: type) -> None:
-    """Add `--config` and one flag for each recipe field to an argparse parser."""
+class _HelpAll(argparse.Action):
+    """Print the help with the flags that `--help` leaves out, group by group."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for part in (*parser._actions, *parser._action_groups):
+            if full := getattr(part, "full_help", None):
+                part.help, part.description = full, full
+        parser.print_help()
+        parser.exit()
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser, recipe_class: type) -> None:
+    """Add `--config`, `--help-all` and one flag for each recipe field to a parser; `--help` shows the common ones."""
+    known, hints = fields_of(recipe_class), hints_of(recipe_class)
+    rare = sum(not item.metadata.get("common") for item in known.values())
+    parser.add_argument(
+        "--help-all", action=_HelpAll, nargs=0, help=f"show all {len(known)} flags, {rare} more than these, and exit"
+    )
     parser.add_argument("--config", help="recipe: a name from the package or a YAML file; flags override its fields")
-    hints = hints_of(recipe_class)
     for group, factory in groups_of(recipe_class).items():
-        section = parser.add_argument_group(group, factory.__doc__)
-        for item in dataclasses.fields(factory):
-            many = typing.get_origin(hints[item.name]) is list
-            nargs = "+" if many else "?" if hints[item.name] is bool else None
-            default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
-            shown = (
-                " ".join(map(str, default))
-                if many
-                else "null"
-                if default is None
-                else str(default).lower()
-                if isinstance(default, bool)
-                else default
-            )
-            section.add_argument(
-                "--" + item.name.replace("_", "-"),
-                nargs=nargs,
-                const="true" if nargs == "?" else None,
-                default=None,
-                metavar="X",
-                help=f"{item.metadata['help']} [{describe_type(hints[item.name])}; default {shown}]".replace(
-                    "%", "%%"
-                ),
-            )
-            if hints[item.name] is bool:
-                no = "--no-" + item.name.replace("_", "-")
-                section.add_argument(no, dest=item.name, action="store_const", const="false", help=argparse.SUPPRESS)
+        items = dataclasses.fields(factory)
+        section = parser.add_argument_group(group)
+        section.full_help = factory.__doc__
+        if any(item.metadata.get("common") for item in items):
+            section.description = factory.__doc__
+        for item in items:
+            _add_flag(section, item, hints[item.name])
+
+
+def _add_flag(section, item: dataclasses.Field, hint) -> None:
+    default, many = default_of(item), is_list(hint)
+    if isinstance(default, list):
+        default = " ".join(map(str, default)) or "empty"
+    else:
+        default = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+    text = f"{item.metadata['help']} [{describe_type(hint, bounds_of(item))}; default {default}]".replace("%", "%%")
+    action = section.add_argument(
+        "--" + item.name.replace("_", "-"),
+        nargs="+" if many else "?" if hint is bool else None,
+        const="true" if hint is bool else None,
+        metavar="X",
+        help=text if item.metadata.get("common") else argparse.SUPPRESS,
+    )
+    action.full_help = text
+    if hint is bool:
+        no = "--no-" + item.name.replace("_", "-")
+        section.add_argument(no, dest=item.name, action="store_const", const="false", help=argparse.SUPPRESS)
 
 
 def recipe_from_flags(arguments, recipe_class: type):
     """Build the recipe from parsed flags; values are read as in a recipe file (`null`, `true`, numbers)."""
-    import yaml
+    given = {}
+    for name, hint in hints_of(recipe_class).items():
+        text = getattr(arguments, name, None)
+        if text is not None:
+            given[name] = read_flag(text, hint)
+    return build_recipe(recipe_class, arguments.config, **given)
 
-    hints = hints_of(recipe_class)
-    given = {name: getattr(arguments, name) for name in hints if getattr(arguments, name, None) is not None}
-    parsed = {}
-    for name, text in given.items():
-        if isinstance(text, list):
-            parsed[name] = text if hints[name] == list[str] else [yaml.safe_load(item) for item in text]
-        else:
-            # A path or hub id stays the text it is: YAML would read `10` or `no` as something else.
-            is_text = str in _alternatives(hints[name]) and text != "null"
-            parsed[name] = text if is_text else yaml.safe_load(text)
-    return build_recipe(recipe_class, arguments.config, **parsed)
+
+def read_flag(text: str | list[str], hint):
+    """Return the value that was typed after a flag: what YAML reads in it, and of a text field the text itself.
+
+    Of a list it is the elements, or the whole list in brackets.
+    """
+    if not isinstance(text, list):
+        return _read_word(text, hint)
+    values, depth = [_read_word(word, hint) for word in text], str(hint).count("list[")
+    if len(values) == 1 and (text == ["[]"] or _depth(values[0]) == depth):
+        return values[0] if text != ["[]"] else []
+    return values
+
+
+def _depth(value) -> int:
+    return 1 + _depth(value[0] if value else None) if isinstance(value, list) else 0
+
+
+def _read_word(text: str, hint):
+    from .yaml_text import NotYaml, parse
+
+    if text in ("null", "Null", "NULL", "~"):
+        return None
+    if takes_text(hint):
+        return text
+    try:
+        # An empty flag comes from a variable that is not set, and is no null.
+        value = parse(text)
+    except NotYaml:
+        return text
+    return text if value is None else value
+
+
+def check_output(folder: str | os.PathLike, name: str = "output_dir") -> None:
+    """Raise `Refused`, which names the field, where a folder could not be made or written to. Makes nothing."""
+    path = Path(folder)
+    try:
+        there = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
+        longest = os.pathconf(there, "PC_NAME_MAX") if there.is_dir() else 255
+        if any(len(os.fsencode(part)) > longest for part in path.parts) or len(os.fsencode(path.absolute())) > 3500:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if not there.is_dir():
+            raise OSError(errno.ENOTDIR, f"{there} is {'a broken link' if there.is_symlink() else 'a file'}")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, f"{there} cannot be written to")
+    except OSError as error:
+        raise _unwritable(name, folder, error) from None
+
+
+def _unwritable(name: str, folder, error: OSError) -> Refused:
+    return Refused(
+        f"{name}: {shown(str(folder))}: {error.strerror}, accepted: a folder that can be made or written to"
+    )
 
 
 def check_run_folder(folder: Path, recipe: Recipe, may_change: Collection[str] = ()) -> bool:
     """Say whether the folder of a run holds one to go on with, by the recipe's `resume` and `overwrite`.
 
-    Raises FileExistsError where a run is there and neither is asked for, `Refused` where the run to resume had another
-    recipe, in a field that may not change.
+    Raises `Refused` where the folder cannot be written to, where a run is there and neither is asked for, and where the
+    run to resume had another recipe, in a field that may not change.
     """
-    import yaml
+    from .yaml_text import read_mapping
 
+    check_output(folder)
     file, now = Path(folder) / RECIPE_FILE, recipe.as_flat_dict()
     if not file.is_file() or now["overwrite"]:
         return False
     if not now["resume"]:
-        raise FileExistsError(
-            f"output_dir: {folder} already holds a run, accepted: another folder, --resume or --overwrite"
-        )
-    before = yaml.safe_load(file.read_text())
+        raise Refused(f"output_dir: {folder} already holds a run, accepted: another folder, --resume or --overwrite")
+    before = read_mapping(file, "resume")
     changed = sorted(name for name in now if name not in may_change and before.get(name) != now[name])
     if changed:
-        shown = ", ".join(f"{name} (was {before.get(name)}, now {now[name]})" for name in changed)
+        differences = ", ".join(f"{name} (was {before.get(name)}, now {now[name]})" for name in changed)
         raise Refused(
-            f"resume: the recipe differs from the run in {folder}: {shown}; accepted: the same recipe, or --overwrite"
+            f"resume: the recipe differs from the run in {folder}: {differences}; accepted: the same recipe, or --overwrite"
         )
     return True
 
 
+def make_folder(folder: str | os.PathLike, name: str = "output_dir") -> Path:
+    """Make a folder to write to, with its parents; raises `Refused`, which names the field, where that cannot be."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(name, folder, error) from None
+    return Path(folder)
+
+
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Write the resolved recipe of a run into its folder, which is made if need be."""
-    import yaml
+    from .yaml_text import dump
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / RECIPE_FILE).write_text(yaml.safe_dump(recipe.as_flat_dict(), sort_keys=False))
+    (make_folder(folder) / RECIPE_FILE).write_text(dump(recipe.as_flat_dict()))

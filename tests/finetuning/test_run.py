@@ -103,7 +103,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(base, tmp_path, monkeypatch):
         patched.setattr(Classification, "read", stop)
         finetune(recipe_of(base, tmp_path / "stopped", **fields), TRAIN, TEST)
     assert not (tmp_path / "stopped" / "adapter").exists()
-    with pytest.raises(FileExistsError, match="output_dir: .* holds a run, accepted: another folder, --resume or"):
+    with pytest.raises(Refused, match="output_dir: .* holds a run, accepted: another folder, --resume or"):
         finetune(recipe_of(base, tmp_path / "stopped", **fields), TRAIN, TEST)
     with pytest.raises(ValueError, match=r"resume: the recipe differs from the run in .*: rank \(was 8, now 4\)"):
         finetune(recipe_of(base, tmp_path / "stopped", **fields, rank=4, resume=True), TRAIN, TEST)

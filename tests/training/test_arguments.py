@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dinov3_hf.errors import Refused
 from dinov3_hf.recipe import add_recipe_flags, build_recipe, fields_of, folder_of, groups_of, recipe_from_flags
 from dinov3_hf.training import arguments
 from dinov3_hf.training.arguments import PretrainRecipe
@@ -61,15 +62,15 @@ def test_unknown_key_names_the_nearest(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("steps: many", "steps: got 'many', accepted: whole number"),
-        ("steps: 1.5", "steps: got 1.5, accepted: whole number"),
-        ("steps: true", "steps: got True, accepted: whole number"),
+        ("steps: many", "steps: got 'many', accepted: a whole number of at least 1"),
+        ("steps: 1.5", "steps: got 1.5, accepted: a whole number of at least 1"),
+        ("steps: true", "steps: got True, accepted: a whole number of at least 1"),
         ("streaming: 1", "streaming: got 1, accepted: true or false"),
-        ("lr: fast", "lr: got 'fast', accepted: number"),
+        ("lr: fast", "lr: got 'fast', accepted: a number of at least 0"),
         ("lr_scaling: cubic", "lr_scaling: got 'cubic', accepted: none or sqrt_wrt_1024"),
-        ("mask_ratio: 0.3", "mask_ratio: got 0.3, accepted: list of numbers"),
+        ("mask_ratio: 0.3", "mask_ratio: got 0.3, accepted: a list of numbers from 0 to 1"),
         ("mask_ratio: [0.5, 0.1]", "mask_ratio: got [0.5, 0.1], accepted: two shares"),
-        ("drop_path_rate: 1.0", "drop_path_rate: got 1.0, accepted: 0 to below 1"),
+        ("drop_path_rate: 1.0", "drop_path_rate: got 1.0, accepted: a number from 0 to below 1"),
         ("batch_size: 0", "batch_size: got 0"),
         ("blur_kernel_size: 4", "blur_kernel_size: got 4, accepted: an odd number"),
         ("koleo_group_size: 16", "koleo_group_size: got 16, accepted: null unless koleo_distributed"),
@@ -79,14 +80,14 @@ def test_unknown_key_names_the_nearest(tmp_path):
             "teacher_temperature_warmup_steps: got 37500, accepted: from 0 to steps",
         ),
         ("data: []", "data: got [], accepted: at least one source"),
-        ("data: [scenes, 3]", "data: got ['scenes', 3], accepted: list of texts"),
+        ("data: [scenes, 3]", "data: got ['scenes', 3], accepted: a list of texts"),
         (
             "data: [a, b]\ndata_weights: [1]",
             "data_weights: got [1.0], accepted: empty, or a number above 0 for each of the 2",
         ),
-        ("homogeneous_share: 2", "homogeneous_share: got 2.0, accepted: a share from 0 to 1"),
+        ("homogeneous_share: 2", "homogeneous_share: got 2, accepted: a number from 0 to 1"),
         ("crop_size_sets: [[64, 32]]", "crop_size_sets: got [64, 32], accepted: three sizes"),
-        ("crop_size_sets: [a]", "crop_size_sets: got ['a'], accepted: list of lists of whole numbers"),
+        ("crop_size_sets: [a]", "crop_size_sets: got ['a'], accepted: a list of lists of whole numbers of at least 1"),
         (
             "crop_size_probabilities: [1]",
             "crop_size_probabilities: got [1.0], accepted: empty, or a share for each of the 0",
@@ -116,7 +117,7 @@ def test_unknown_key_names_the_nearest(tmp_path):
             "gram_teacher: ema\ngram_start_step: 125000",
             "gram_start_step: got 125000, accepted: a start and ramp that end",
         ),
-        ("gram_teacher: ema\ngram_weight: -1", "gram_weight: got -1.0, accepted: a weight of at least 0"),
+        ("gram_teacher: ema\ngram_weight: -1", "gram_weight: got -1, accepted: a number of at least 0"),
         ("gram_teacher: ema_copy\ngram_crop_size: 256\ncrop_size_sets: [[64, 32, 64]]", "null with crop_size_sets"),
         (
             "gram_teacher: ema_copy\ncrop_size_sets: [[64, 32, 48]]",
@@ -125,17 +126,17 @@ def test_unknown_key_names_the_nearest(tmp_path):
         ("milestone_every: 750", "milestone_every: got 750, accepted: null or a multiple of save_every (500)"),
         ("probe_every: 25", "probe_every: got 25, accepted: a multiple of log_every (10)"),
         ("head_warmup_steps: 125001", "head_warmup_steps: got 125001, accepted: from 0 to steps (125000)"),
-        ("- steps", "accepted: one `field: value` a line"),
+        ("- steps", "holds a list, accepted: a YAML file, one `field: value` a line"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(tmp_path, text, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Refused) as error:
         build_recipe(PretrainRecipe, write(tmp_path, text + "\n"))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_recipe_lists_the_known():
-    with pytest.raises(FileNotFoundError, match="no recipe 'huge'.*tiny_cpu"):
+    with pytest.raises(Refused, match="no recipe 'huge'.*tiny_cpu"):
         build_recipe(PretrainRecipe, "huge")
 
 
