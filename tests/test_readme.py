@@ -59,11 +59,11 @@ def test_inference_example_runs(workplace, monkeypatch, capsys):
 
 def test_quickstart_writes_its_report(tmp_path, capsys):
     recipe = tmp_path / "small.yaml"
-    lines = [
-        f"{flag.lstrip('-').replace('-', '_')}: {value}" for flag, value in zip(SMALL[::2], SMALL[1::2], strict=True)
-    ]
-    recipe.write_text("\n".join([*(folder_of(PretrainRecipe) / "tiny_cpu.yaml").read_text().splitlines(), *lines]))
-    flags = ["--config", str(recipe), "--output-dir", str(tmp_path / "out"), "--num-train", "40", "--num-test", "20"]
+    small = {flag.lstrip("-").replace("-", "_"): value for flag, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
+    lines = (folder_of(PretrainRecipe) / "tiny_cpu.yaml").read_text().splitlines()
+    kept = [line for line in lines if line.partition(":")[0] not in small]
+    recipe.write_text("\n".join([*kept, *(f"{name}: {value}" for name, value in small.items())]))
+    flags = ["--recipe", str(recipe), "--output-dir", str(tmp_path / "out"), "--num-train", "40", "--num-test", "20"]
     flags += ["--text-steps", "3"]
     assert main(["quickstart", *flags]) == 0
     page = (tmp_path / "out" / "report.html").read_text()

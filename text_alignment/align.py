@@ -6,6 +6,8 @@ features are drawn together and all others of the global batch pushed apart (din
 
 from pathlib import Path
 
+from dinov3_hf.errors import Refused
+
 from .arguments import AlignRecipe, CaptionArguments
 
 
@@ -73,10 +75,11 @@ def align(recipe: AlignRecipe):
 
     from dinov3_hf.models.processing_dinotxt import DinoTxtProcessor
     from dinov3_hf.provenance import versions
+    from dinov3_hf.recipe import check_output
     from dinov3_hf.training.batches.collate import make_loader
     from dinov3_hf.training.engine.loop import train
     from dinov3_hf.training.engine.sharding import build_accelerator
-    from dinov3_hf.training.run import finish, prepare_output
+    from dinov3_hf.training.run import check_output_folder, finish, prepare_output
     from dinov3_hf.training.schedules import StepValues, warmup_cosine
 
     from .alignment import TextAlignment
@@ -85,12 +88,15 @@ def align(recipe: AlignRecipe):
     from .towers import build_model, build_tokenizer, load_backbone
 
     towers, data, alignment, run = recipe.towers, recipe.data, recipe.alignment, recipe.run
+    check_output_folder(recipe)
+    if data.cache_features is not None:
+        check_output(data.cache_features, "cache_features")
     sources = open_sources(data)
     backbone, image_processor = load_backbone(towers)
     size = data.image_size or image_processor.size["height"]
     patch = backbone.config.patch_size
     if size % patch:
-        raise ValueError(f"image_size: got {size}, accepted: a multiple of the backbone's patch size ({patch})")
+        raise Refused(f"image_size: got {size}, accepted: a multiple of the backbone's patch size ({patch})")
     backbone.config.image_size = size
     image_processor.size = {"height": size, "width": size}
     tokenizer = build_tokenizer(towers, sources, data.caption_columns)
@@ -105,9 +111,9 @@ def align(recipe: AlignRecipe):
     mean, std = image_processor.image_mean, image_processor.image_std
     transform = ImageTransform(size, mean, std, data.random_crop_scale)
     probe = build_probe(data, transform, tokenizer)
-    output_dir = prepare_output(recipe, accelerator)
     if data.cache_features is not None:
         sources = cache_features(data, sources, transform, backbone, accelerator)
+    output_dir = prepare_output(recipe, accelerator, objective)
     rank, processes = accelerator.process_index, accelerator.num_processes
     width = backbone.config.hidden_size
 

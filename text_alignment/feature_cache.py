@@ -9,6 +9,8 @@ from tqdm.auto import tqdm
 from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.columns import find_image_column
 from dinov3_hf.data.pixels import BadImage, decode_image
+from dinov3_hf.errors import Refused
+from dinov3_hf.recipe import make_folder
 
 from .pairs import TOKENS
 
@@ -23,21 +25,24 @@ def write_feature_cache(
 ) -> dict:
     """Write the backbone's tokens and the captions of every usable row, and return what was written.
 
-    Goes on where it was stopped, file by file. Raises ValueError where the folder holds features of something else:
+    Goes on where it was stopped, file by file. Raises `Refused` where the folder holds features of something else:
     `about` says of what these are (backbone, image size, data).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     note = folder / "features.json"
     state = {"about": about, "files": 0, "rows": 0, "read": 0, "bad": 0, "finished": False}
     if note.is_file():
-        state = json.loads(note.read_text())
-        if state["about"] != about:
-            changed = ", ".join(sorted(name for name in about if state["about"].get(name) != about[name]))
-            raise ValueError(f"cache_features: {folder} holds features of another {changed}, accepted: another folder")
+        try:
+            state |= json.loads(note.read_text())
+            written = dict(state["about"])
+        except (OSError, ValueError, TypeError) as error:
+            raise Refused(f"cache_features: {note} cannot be read ({error}), accepted: another folder") from None
+        if written != about:
+            changed = ", ".join(sorted(name for name in about if written.get(name) != about[name]))
+            raise Refused(f"cache_features: {folder} holds features of another {changed}, accepted: another folder")
     device = next(backbone.parameters()).device
     read = 0
     with tqdm(desc="backbone features", unit="image", initial=state["read"], dynamic_ncols=True) as bar:
@@ -63,7 +68,7 @@ def write_feature_cache(
             if pixels:
                 _write(folder, state, pixels, captions, read, backbone, device, pa, pq)
     if not state["rows"]:
-        raise ValueError(f"data: none of {read} rows has an image and a caption, accepted: at least one")
+        raise Refused(f"data: none of {read} rows has an image and a caption, accepted: at least one")
     state |= {"read": max(read, state["read"]), "finished": True}
     note.write_text(json.dumps(state, indent=2) + "\n")
     return state
@@ -74,6 +79,7 @@ def _write(folder: Path, state: dict, pixels: list, captions: list, read: int, b
     tokens = []
     for batch in torch.stack(pixels).split(64):
         tokens += backbone(batch.to(device)).last_hidden_state.to(torch.float16).cpu().unbind()
+    make_folder(folder, "cache_features")
     table = pa.table({TOKENS: [token.numpy().tobytes() for token in tokens], CAPTIONS: captions})
     target = folder / f"train-{state['files']:05d}.parquet"
     partial = target.with_suffix(".partial")

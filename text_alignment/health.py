@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.columns import find_image_column
 from dinov3_hf.data.pixels import BadImage, decode_image
+from dinov3_hf.errors import Refused
 
 from .arguments import CaptionArguments
 
@@ -30,7 +31,7 @@ class RetrievalProbe:
             except BadImage:
                 continue
         if len(pixels) < 2:
-            raise ValueError(f"probe_data: got {len(pixels)} pairs that can be used, accepted: at least 2")
+            raise Refused(f"probe_data: got {len(pixels)} pairs that can be used, accepted: at least 2")
         self.pixels = torch.stack(pixels)
         self.input_ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
         self.same = torch.tensor([[first == second for second in captions] for first in captions])

@@ -4,11 +4,15 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
+
 from dinov3_hf.checkpoints import load_backbone as load_vit
 from dinov3_hf.checkpoints import tiny_checkpoint
+from dinov3_hf.checkpoints.loading import readable
 from dinov3_hf.checkpoints.processors import processor_for
 from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.pixels import BadImage
+from dinov3_hf.errors import Refused
 from dinov3_hf.models.modeling_dinotxt import DinoTxtModel
 
 from .arguments import TowerArguments
@@ -18,7 +22,7 @@ def load_backbone(towers: TowerArguments):
     """Return the frozen backbone and the image processor beside it (a stock one where there is none)."""
     name = towers.backbone or tiny_checkpoint()
     model = load_vit(name, "backbone")
-    return model.eval(), processor_for(name, model.config.image_size)
+    return model.eval(), processor_for(name, model.config.image_size, "backbone")
 
 
 def build_tokenizer(towers: TowerArguments, sources: list, caption_columns: list[str]):
@@ -27,12 +31,21 @@ def build_tokenizer(towers: TowerArguments, sources: list, caption_columns: list
 
     if towers.train_tokenizer:
         texts = itertools.islice(captions_of(sources, caption_columns), towers.tokenizer_captions)
-        return train_tokenizer(texts, towers.vocab_size, towers.context_length)
+        try:
+            return train_tokenizer(texts, towers.vocab_size, towers.context_length)
+        except ValueError as error:
+            raise Refused(f"train_tokenizer: {error}") from None
     if towers.tokenizer == "clip":
-        return clip_tokenizer(towers.context_length)
+        try:
+            return clip_tokenizer(towers.context_length)
+        except ImportError as error:
+            raise Refused(
+                f"tokenizer: got 'clip', accepted: another one, or after its library is there: {error}"
+            ) from None
     if not Path(towers.tokenizer).is_dir():
-        raise FileNotFoundError(f"tokenizer: got {towers.tokenizer!r}, accepted: clip, or the folder of a tokenizer")
-    return DinoTxtTokenizer.from_pretrained(towers.tokenizer, model_max_length=towers.context_length)
+        raise Refused(f"tokenizer: got {towers.tokenizer!r}, accepted: clip, or the folder of a tokenizer")
+    with readable(towers.tokenizer, "tokenizer"):
+        return DinoTxtTokenizer.from_pretrained(towers.tokenizer, model_max_length=towers.context_length)
 
 
 def captions_of(sources: list, caption_columns: list[str]) -> Iterator[str]:
@@ -66,4 +79,9 @@ def build_model(towers: TowerArguments, backbone, tokenizer) -> DinoTxtModel:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return DinoTxtModel.from_backbone(backbone, text, vision_head_config=head, projection_dim=towers.projection_dim)
+    try:
+        return DinoTxtModel.from_backbone(
+            backbone, text, vision_head_config=head, projection_dim=towers.projection_dim
+        )
+    except (ValueError, StrictDataclassError) as error:
+        raise Refused(" ".join(str(error).split())) from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from dinov3_hf.provenance import versions
 
 from .distill_arguments import DistillRecipe
-from .run import build_probe, crop_processor, finish, open_sources, prepare_output
+from .run import build_probe, check_output_folder, crop_processor, finish, open_sources, prepare_output
 
 
 class StudentAlarms:
@@ -82,6 +82,7 @@ def distill(recipe: DistillRecipe):
 
     distillation, data, crops = recipe.distillation, recipe.data, recipe.crops
     optimization, run, specs = recipe.optimization, recipe.run, recipe.distillation.specs()
+    check_output_folder(recipe)
     rows = open_sources(data)
     accelerator = build_accelerator(run)
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -122,7 +123,7 @@ def distill(recipe: DistillRecipe):
     prototypes = heads.dino_head_num_prototypes if heads is not None else teacher.config.hidden_size
     alarm_of = (prototypes, 2 * global_batch, optimization.lr_warmup_steps)
     alarms = StudentAlarms({name: CollapseAlarm(*alarm_of) for name in configs})
-    output_dir = prepare_output(recipe, accelerator)
+    output_dir = prepare_output(recipe, accelerator, objective)
     for index, (name, skeleton) in enumerate(skeletons.items()):
         where = "" if groups is None else f" on {len(groups[index])} processes"
         accelerator.print(

@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity
 from dinov3_hf.data.columns import check_column, undecoded
 from dinov3_hf.data.pixels import decode_image
 from dinov3_hf.data.views import Preprocessing
+from dinov3_hf.errors import Refused
 from dinov3_hf.pipelines.neighbours import knn_classify
 
 
@@ -94,7 +95,7 @@ class OnlineProbe:
     `rows` is a `datasets.Dataset` (a fixed random choice of its rows is taken) or an `IterableDataset` (its first
     rows), of images that are not trained on. At most `num_train` + `num_test` images are read; those that cannot be
     decoded are left out. Their shorter side is resized to 256 / 224 of `image_size`, the centre cropped; `mean` and
-    `std` are on the 0..1 scale. Without a `label_column` there is no k-NN. Raises ValueError where fewer than 10 train
+    `std` are on the 0..1 scale. Without a `label_column` there is no k-NN. Raises `Refused` where fewer than 10 train
     images or no test image can be decoded, or where all of them are of one class.
     """
 
@@ -120,7 +121,7 @@ class OnlineProbe:
         # Bad images shorten both parts alike.
         self.num_train = len(images) * num_train // (num_train + num_test)
         if self.num_train < NEIGHBOURS or self.num_train == len(images):
-            raise ValueError(
+            raise Refused(
                 f"probe: got {self.num_train} train and {len(images) - self.num_train} test images that could be "
                 f"decoded, accepted: at least {NEIGHBOURS} and 1"
             )
@@ -195,14 +196,14 @@ def _choose(rows, image_column: str, label_column: str | None, count: int) -> It
 
 
 def _classes(values: list, label_column: str) -> dict:
-    """Number the different labels; raises ValueError for rows without a label and for a single class."""
+    """Number the different labels; raises `Refused` for rows without a label and for a single class."""
     if not all(isinstance(value, int | str) for value in values):
-        raise ValueError(
+        raise Refused(
             f"label_column: {label_column!r} is not one class a row, accepted: a column of ClassLabel, int or text"
         )
     names = sorted(set(values), key=lambda value: (isinstance(value, str), value))
     if len(names) < 2:
-        raise ValueError(
+        raise Refused(
             f"label_column: all {len(values)} probe images have {label_column} {names[0]!r}, accepted: rows of at "
             "least two classes (a stream that is sorted by class has to be shuffled, or read without streaming)"
         )

@@ -2,8 +2,11 @@
 
 import copy
 
+from huggingface_hub.errors import StrictDataclassError
+
 from dinov3_hf.checkpoints import load_backbone, load_model
 from dinov3_hf.checkpoints.adapters import target_pattern
+from dinov3_hf.errors import Refused
 from dinov3_hf.models.configuration_dinov3 import Dinov3Config
 from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.models.modeling_dinov3_convnext import Dinov3ConvNextModel
@@ -21,8 +24,15 @@ FREE = ("drop_path_rate", "pos_embed_shift", "pos_embed_jitter", "pos_embed_resc
 def build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Config | None = None) -> Dinov3Config:
     """Translate the recipe's model fields into a `Dinov3Config`; a null field keeps the size's (or start's) own value.
 
-    Raises ValueError where a field contradicts `start`, the configuration of the weights the run goes on from.
+    Raises `Refused` where no model can be built, and where a field contradicts `start`, the configuration of the weights the run goes on from.
     """
+    try:
+        return _build_config(model, crops, start)
+    except (ValueError, StrictDataclassError) as error:
+        raise Refused(" ".join(str(error).split())) from None
+
+
+def _build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Config | None) -> Dinov3Config:
     given = {name: value for name, value in vars(model).items() if value is not None and name not in NO_SHAPE}
     heads = {f"{head}_num_layers": model.head_num_layers for head in HEADS}
     heads |= {name: given.pop(name) for name in list(given) if name.startswith(HEADS)}
@@ -37,7 +47,7 @@ def build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Confi
         if name not in (*FREE, "layerscale_value", "untie_global_and_local_cls_norm") and value != getattr(
             start, name
         ):
-            raise ValueError(f"{name}: got {value!r}, accepted: null or {getattr(start, name)!r}, as init_from has it")
+            raise Refused(f"{name}: got {value!r}, accepted: null or {getattr(start, name)!r}, as init_from has it")
     untied = start.untie_global_and_local_cls_norm or model.untie_global_and_local_cls_norm
     return Dinov3Config(**_fields(start) | heads | free | {"untie_global_and_local_cls_norm": untied})
 
@@ -51,7 +61,7 @@ def build_student(model: ModelArguments, crops: CropArguments) -> tuple[Dinov3Fo
     if loaded is None:
         student, heads_are_new = Dinov3ForPreTraining(build_config(model, crops)), True
     elif isinstance(loaded, Dinov3ConvNextModel):
-        raise ValueError(f"init_from: got the ConvNeXt {model.init_from!r}, accepted: a vision transformer")
+        raise Refused(f"init_from: got the ConvNeXt {model.init_from!r}, accepted: a vision transformer")
     else:
         backbone = loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded
         heads_are_new = backbone is loaded or not model.init_heads
@@ -78,12 +88,12 @@ def build_student(model: ModelArguments, crops: CropArguments) -> tuple[Dinov3Fo
 def add_adapters(student: Dinov3ForPreTraining, rank: int, alpha: float) -> None:
     """Freeze the backbone and add LoRA adapters to every linear layer of its blocks, in place.
 
-    Trained are the adapters, the mask token, the local norm and the heads. Raises ValueError without peft.
+    Trained are the adapters, the mask token, the local norm and the heads. Raises `Refused` without peft.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ValueError(f"lora_rank: got {rank}, accepted: null, or after pip install peft") from None
+        raise Refused(f"lora_rank: got {rank}, accepted: null, or after pip install peft") from None
     backbone = student.dinov3
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=target_pattern()), backbone)
     for name, parameter in backbone.named_parameters():

@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
+from dinov3_hf.errors import Refused
 from dinov3_hf.evaluation.results import markdown
 from dinov3_hf.provenance import is_hub_id, public
 
@@ -70,13 +71,13 @@ def write_model_card(
     `recipe` is the flat recipe; `state` has step, images_read, bad_images and, if there were any, alarms (sentences);
     `metrics` is the last line of metrics, None where nothing was measured; `versions` are those of the libraries;
     `teacher` has the weights that a distilled model learned from. The
-    same arguments give the same text. Absolute paths are cut to their last part. Raises FileNotFoundError where the
+    same arguments give the same text. Absolute paths are cut to their last part. Raises `Refused` where the
     directory holds no exported model.
     """
     directory = Path(directory)
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"directory: {directory} has no {name}, accepted: the folder of an exported model")
+            raise Refused(f"directory: {directory} has no {name}, accepted: the folder of an exported model")
     config = json.loads((directory / "config.json").read_text())
     start = recipe.get("init_from")
     sources = [recipe["data"]] if isinstance(recipe["data"], str) else list(recipe["data"])

@@ -7,10 +7,11 @@ of the student, sees the global crops whole. The student learns to give the teac
 
 from pathlib import Path
 
+from dinov3_hf.errors import Refused
 from dinov3_hf.provenance import versions
 
 from .arguments import PretrainRecipe
-from .run import build_probe, crop_processor, finish, open_sources, prepare_output
+from .run import build_probe, check_output_folder, crop_processor, finish, open_sources, prepare_output
 
 
 def pretrain(recipe: PretrainRecipe):
@@ -28,6 +29,7 @@ def pretrain(recipe: PretrainRecipe):
     from .self_distillation import SelfDistillation
 
     model, data, crops, optimization, run = recipe.model, recipe.data, recipe.crops, recipe.optimization, recipe.run
+    check_output_folder(recipe)
     rows = open_sources(data)
     accelerator = build_accelerator(run)
     torch.manual_seed(run.seed)
@@ -38,7 +40,7 @@ def pretrain(recipe: PretrainRecipe):
     global_batch = optimization.batch_size * optimization.gradient_accumulation_steps * processes
     group, in_one_pass = recipe.objective.koleo_group_size, optimization.batch_size * processes
     if group is not None and (group % optimization.batch_size or in_one_pass % group):
-        raise ValueError(
+        raise Refused(
             f"koleo_group_size: got {group}, accepted: a multiple of batch_size ({optimization.batch_size}) that divides the "
             f"images of all processes ({in_one_pass})"
         )
@@ -60,7 +62,7 @@ def pretrain(recipe: PretrainRecipe):
     build_loader(0, 0)  # a crop size that does not fit is refused before anything is written
     probe = build_probe(data, crops)
     alarm = CollapseAlarm(student.config.dino_head_num_prototypes, 2 * global_batch, optimization.lr_warmup_steps)
-    output_dir = prepare_output(recipe, accelerator)
+    output_dir = prepare_output(recipe, accelerator, objective)
     accelerator.print(
         f"student: {sum(p.numel() for p in student.parameters()):,} parameters with heads; {optimization.steps} steps of "
         f"{global_batch} images; peak learning rate {schedules.values['lr'].max():.3g} after lr_scaling"

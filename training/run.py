@@ -29,14 +29,24 @@ MAY_CHANGE = {
 }
 
 
-def prepare_output(recipe: Recipe, accelerator) -> Path:
-    """Refuse, clear or reuse the output folder, and write down the recipe, the versions and the state of git.
+def check_output_folder(recipe: Recipe) -> bool:
+    """Refuse an output folder that cannot be written to, or holds another run; says whether the run resumes one."""
+    return check_run_folder(Path(recipe.run.output_dir), recipe, MAY_CHANGE)
 
-    The first process does it, the others wait for it.
+
+def prepare_output(recipe: Recipe, accelerator, objective) -> Path:
+    """Clear or reuse the output folder, and write down the recipe, the versions and the state of git.
+
+    The first process does it, once all have refused what cannot be.
     """
+    from .engine.checkpointing import check_parts
+
     output_dir = Path(recipe.run.output_dir)
+    resumed = check_output_folder(recipe)
+    if resumed:
+        check_parts(output_dir, objective)
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        resumed = check_run_folder(output_dir, recipe, MAY_CHANGE)
         if not resumed and (output_dir / RECIPE_FILE).is_file():
             for name in ("checkpoints", "model"):
                 shutil.rmtree(output_dir / name, ignore_errors=True)

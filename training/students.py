@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from dinov3_hf.checkpoints import load_model, tiny_checkpoint
+from dinov3_hf.checkpoints.loading import read_config, readable
+from dinov3_hf.errors import Refused
 from dinov3_hf.models.configuration_dinov3 import SIZES, Dinov3Config
 from dinov3_hf.models.configuration_dinov3_convnext import CONVNEXT_SIZES, Dinov3ConvNextConfig
 from dinov3_hf.models.heads_dinov3 import Dinov3ProjectionHead
@@ -98,13 +101,13 @@ def grid_of(crops: torch.Tensor, patch_size: int) -> tuple[int, int]:
 def load_teacher(arguments: DistillArguments) -> tuple[HeadedNetwork, Dinov3Config | None]:
     """Load the teacher, and the configuration of its heads, None where they do not take part (headless mode).
 
-    Raises ValueError for mode full with a teacher that has no heads.
+    Raises `Refused` for mode full with a teacher that has no heads.
     """
     name = arguments.teacher or tiny_checkpoint()
     loaded = load_model(name, "teacher")
     has_heads = isinstance(loaded, Dinov3ForPreTraining)
     if arguments.mode == "full" and not has_heads:
-        raise ValueError(f"mode: got 'full', accepted: headless or null, as {name!r} has no heads")
+        raise Refused(f"mode: got 'full', accepted: headless or null, as {name!r} has no heads")
     if has_heads and arguments.mode != "headless":
         return HeadedNetwork(loaded.dinov3, loaded.dino_head, loaded.ibot_head), loaded.config
     return HeadedNetwork(loaded.dinov3 if has_heads else loaded, nn.Identity(), nn.Identity()), None
@@ -125,11 +128,12 @@ def student_config(
         if spec.source in SIZES:
             config = Dinov3Config.from_size(spec.source, **spec.overrides)
         elif (folder / "config.json").is_file():
-            is_convnext = "convnext" in Dinov3Config.get_config_dict(folder)[0].get("model_type", "")
-            config = (Dinov3ConvNextConfig if is_convnext else Dinov3Config).from_pretrained(folder)
+            is_convnext = "convnext" in str(read_config(spec.source, "students").get("model_type"))
+            with readable(spec.source, "students"):
+                config = (Dinov3ConvNextConfig if is_convnext else Dinov3Config).from_pretrained(folder)
         else:
             sizes = ", ".join([*SIZES, *CONVNEXT_SIZES])
-            raise ValueError(f"got {spec.source!r}, accepted: {sizes}, or a folder with a config.json")
+            raise Refused(f"got {spec.source!r}, accepted: {sizes}, or a folder with a config.json")
         fields = {
             name: getattr(config, name) for name in type(config).default_config_fields() if name[0] != "_"
         } | free
@@ -141,8 +145,11 @@ def student_config(
         # The norm of local crops would never be used without them.
         fields["untie_global_and_local_cls_norm"] &= heads is not None and crops.local_crops > 0
         return Dinov3Config(**fields | (head_fields(arguments, heads) if heads is not None else {}))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"students: {spec.name}: {error}") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        # A field that the configuration does not know, or a value that its own checks do not take.
+        raise Refused(
+            str(error) if str(error).startswith("students:") else f"students: {spec.name}: {error}"
+        ) from error
 
 
 def head_fields(arguments: DistillArguments, teacher: Dinov3Config) -> dict[str, int | float]:
@@ -200,4 +207,5 @@ def load_weights(student: HeadedNetwork, spec: StudentSpec) -> None:
         loaded, wanted = load_model(spec.source, "students"), student.backbone.state_dict()
         loaded = loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded
         tensors = {name: tensor for name, tensor in loaded.state_dict().items() if name in wanted}
-        student.backbone.load_state_dict(tensors)
+        with readable(spec.source, "students"):
+            student.backbone.load_state_dict(tensors)

@@ -2,12 +2,14 @@
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
+import signal
 import sys
 
 from ._version import __version__
-from .errors import Failed
+from .errors import Failed, Refused
 
 
 VERBS = {
@@ -23,11 +25,39 @@ VERBS = {
 }
 
 
+# Modules of extras: a verb that misses one says which extra brings it.
+EXTRAS = {
+    "accelerate": "train",
+    "av": "spaces",
+    "datasets": "train",
+    "gradio": "spaces",
+    "matplotlib": "eval",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "open_clip": "text",
+    "peft": "finetune",
+    "scipy": "eval",
+    "sklearn": "eval",
+    "torchao": "fp8",
+    "torchdata": "train",
+    "tqdm": "train",
+    "yaml": "train",
+}
+# A full, broken or locked disk: no bug of ours.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, without the list of every flag."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def one_line(message) -> str:
+    """Return a message as one line that any terminal can show."""
+    return " ".join(str(message).split()).encode("utf-8", "backslashreplace").decode()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return its exit code: 0 done, 2 refused input, 3 broken off, 130 interrupted."""
+    """Run one verb and return its exit code: 0 done, 2 refused, 3 failed, 128 + n stopped by signal n.
+
+    Whatever else is raised is a bug of ours: it passes through, and Python prints its traceback and exits 1.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = build_parser()
     if not argv or argv[0].startswith("-"):
@@ -65,35 +98,34 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         flags = [option for action in verb_parser._actions for option in action.option_strings]
         close = difflib.get_close_matches(unknown[0], flags, n=1)
-        verb_parser.error(f"unknown flag {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+        what = "unknown flag" if unknown[0].startswith("-") else "unknown argument"
+        verb_parser.error(f"{what} {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
     try:
         return command.run(arguments) or 0
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (Refused, Failed, OSError, ModuleNotFoundError) as error:
         # DINOV3_TRACEBACK=1 shows where a refusal came from; users need the sentence, developers the place.
-        if os.environ.get("DINOV3_TRACEBACK"):
+        code, message = ending(error)
+        if code is None or os.environ.get("DINOV3_TRACEBACK"):
             raise
-        message = " ".join(str(error).split())
-        print(f"dinov3 {verb}: error: {message}", file=sys.stderr)
-        return 2
-    except Failed as error:
-        print(f"dinov3 {verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 3
-    except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("dinov3_hf"):
-            raise
-        extras = "spaces" if verb == "demo" else "train,eval,finetune"
-        print(
-            f"dinov3 {verb}: error: {error.name} is not installed: pip install 'dinov3-hf[{extras}]'", file=sys.stderr
-        )
-        return 2
-    except ImportError as error:
-        if os.environ.get("DINOV3_TRACEBACK"):
-            raise
-        print(f"dinov3 {verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print(f"{prog}: error: {one_line(message)}", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
-        print(f"dinov3 {verb}: interrupted", file=sys.stderr)
-        return 130
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def ending(error: Exception) -> tuple[int | None, str]:
+    """Return the exit code of an error and what is said of it; no code for a bug of ours."""
+    if isinstance(error, Refused):
+        return 2, str(error)
+    if isinstance(error, Failed):
+        return 3, str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] in EXTRAS:
+        name = error.name.split(".")[0]
+        return 2, f"{name} is not installed, accepted: after pip install 'dinov3-hf[{EXTRAS[name]}]'"
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return 3, f"{error.strerror}: {error.filename}; what was written before is still there"
+    return None, ""
 
 
 if __name__ == "__main__":

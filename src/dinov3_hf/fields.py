@@ -59,11 +59,15 @@ def described(
     at_most: float | None = None,
     below: float | None = None,
     common: bool = False,
+    positional: bool = False,
     **metadata,
 ):
-    """Return a dataclass field with its help, its bounds, and whether `--help` shows it; a list is copied for each instance."""
+    """Return a dataclass field with its help and bounds; a list is copied for each instance.
+
+    `--help` shows common fields. The value of a positional one may also stand without its flag.
+    """
     bounds = Bounds(at_least, above, at_most, below)
-    metadata = {"help": text, "bounds": bounds, "common": common, **metadata}
+    metadata = {"help": text, "bounds": bounds, "common": common or positional, "positional": positional, **metadata}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -72,7 +76,7 @@ def described(
 def require(condition: bool, name: str, value, accepted: str) -> None:
     """Raise `Refused`, naming the field, its value and what is accepted, unless the condition holds."""
     if not condition:
-        raise Refused(f"{name}: got {shown(value)}, accepted: {accepted}")
+        raise Refused(f"{name}: {'missing' if value is None else f'got {shown(value)}'}, accepted: {accepted}")
 
 
 def shown(value) -> str:
@@ -98,6 +102,12 @@ def is_list(hint) -> bool:
 def takes_text(hint) -> bool:
     """Say whether a field takes any text, or a list of them."""
     return any(str in (part, *typing.get_args(part)) for part in _alternatives(hint))
+
+
+def choices_of(hint) -> list[str]:
+    """Return the words of which a field takes one."""
+    found = [part for part in _alternatives(hint) if typing.get_origin(part) is Literal]
+    return [choice for part in found for choice in typing.get_args(part) if isinstance(choice, str)]
 
 
 def describe_type(hint, bounds: Bounds = Bounds(), many: bool = False) -> str:
@@ -180,7 +190,8 @@ def convert(name: str, value, hint, bounds: Bounds = Bounds()):
             accepted += ", of 64 bits"
         if takes_text(hint) and any(isinstance(part, str) and not is_clean(part) for part in parts):
             accepted += ", not empty and without control characters"
-        raise Refused(f"{name}: got {shown(value)}, accepted: {accepted}") from None
+        hint_at = nearest(value, choices_of(hint)) if isinstance(value, str) else ""
+        raise Refused(f"{name}: got {shown(value)}, accepted: {accepted}{hint_at}") from None
 
 
 def nearest(name: str, known) -> str:

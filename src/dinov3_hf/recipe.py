@@ -18,6 +18,7 @@ from pathlib import Path
 
 from .errors import Refused
 from .fields import (
+    Bounds,
     bounds_of,
     convert,
     describe_type,
@@ -46,6 +47,7 @@ __all__ = [
     "hints_of",
     "make_folder",
     "nearest",
+    "read_number",
     "recipe_from_flags",
     "require",
     "write_recipe",
@@ -58,11 +60,15 @@ RECIPE_FILE = "recipe.yaml"
 class Recipe:
     """A dataclass of groups of fields. A group's own `validate`, where it has one, refuses what contradicts itself."""
 
-    def validate(self):
-        """Check every field by itself, then what the groups say; returns the recipe, its values of the fields' types."""
+    def check_fields(self) -> None:
+        """Refuse a value that a field cannot take by itself; the others become of the field's type."""
         for name, item in fields_of(type(self)).items():
             group = next(group for group in vars(self).values() if hasattr(group, name))
             setattr(group, name, convert(name, getattr(group, name), hints_of(type(self))[name], bounds_of(item)))
+
+    def validate(self):
+        """Check every field by itself, then what the groups say; returns the recipe."""
+        self.check_fields()
         for group in vars(self).values():
             if hasattr(group, "validate"):
                 group.validate()
@@ -165,6 +171,12 @@ def add_recipe_flags(parser: argparse.ArgumentParser, recipe_class: type) -> Non
             section.description = factory.__doc__
         for item in items:
             _add_flag(section, item, hints[item.name])
+            if item.metadata.get("positional"):
+                # Of another name than the field: argparse would let the absent one overwrite the other.
+                many, help_text = is_list(hints[item.name]), f"as --{item.name.replace('_', '-')}"
+                parser.add_argument(
+                    f"{item.name}_given", nargs="*" if many else "?", metavar=item.name.upper(), help=help_text
+                )
 
 
 def _add_flag(section, item: dataclasses.Field, hint) -> None:
@@ -191,10 +203,17 @@ def recipe_from_flags(arguments, recipe_class: type):
     """Build the recipe from parsed flags; values are read as in a recipe file (`null`, `true`, numbers)."""
     given = {}
     for name, hint in hints_of(recipe_class).items():
-        text = getattr(arguments, name, None)
+        text, alone = getattr(arguments, name, None), getattr(arguments, f"{name}_given", None) or None
+        require(text is None or alone is None, name, text, f"once, and it is {shown(alone)} already")
+        text = alone if text is None else text
         if text is not None:
             given[name] = read_flag(text, hint)
     return build_recipe(recipe_class, arguments.config, **given)
+
+
+def read_number(name: str, text: str, kind: type, **bounds: float) -> float:
+    """Return the number that was typed after a flag which is no field of a recipe; raises `Refused`."""
+    return convert(name, read_flag(text, kind), kind, Bounds(**bounds))
 
 
 def read_flag(text: str | list[str], hint):

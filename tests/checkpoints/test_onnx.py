@@ -80,6 +80,6 @@ def test_traced_program_reloads_and_takes_any_batch_and_size(fields, tmp_path):
 
 def test_what_is_missing_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"layout onnx needs onnxscript: pip install 'dinov3-hf\[onnx\]'"):
+    with pytest.raises(ValueError, match=r"layout: onnx needs onnxscript: pip install 'dinov3-hf\[onnx\]'"):
         export(model, tmp_path / "new", layout="onnx")
     assert not (tmp_path / "new").exists()

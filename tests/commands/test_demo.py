@@ -10,6 +10,7 @@ import pytest
 from dinov3_hf import tiny_checkpoint
 from dinov3_hf.cli import main
 from dinov3_hf.commands import demo
+from dinov3_hf.errors import Refused
 
 
 SPACES = Path(__file__).parents[2] / "spaces"
@@ -32,16 +33,19 @@ def test_every_space_is_listed(capsys):
     [
         (["dense_feature"], "name: got 'dense_feature', accepted: dense_features,"),
         (["dense_feature"], "did you mean dense_features?"),
-        (["dense-features", "--port", "0"], "port: got 0, accepted: 1 to 65535"),
-        (["dense-features", "--data", "photos"], "data: got 'photos', accepted: only with image_search"),
-        (["dense_features", "--model", "./nowhere"], "model: './nowhere' is not there"),
+        (["dense-features", "--port", "0"], "port: got 0, accepted: a whole number from 1 to 65535"),
+        (["dense-features", "--data", "photos"], "data: got 'photos', accepted: null, but with image_search"),
+        (
+            ["dense_features", "--model", "./nowhere"],
+            "model: got './nowhere', accepted: a directory, a hub id or a file of weights that is there",
+        ),
     ],
 )
 def test_bad_requests_are_one_line_before_anything_is_loaded(arguments, sentence, capsys, monkeypatch):
     monkeypatch.setattr(demo.importlib, "import_module", lambda name: pytest.fail(f"{name} was loaded"))
     monkeypatch.setitem(sys.modules, "dinov3_hf.spaces.layout", None)
     arguments = demo_arguments(arguments)
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
+    with pytest.raises(Refused) as error:
         demo.run(arguments)
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
@@ -62,7 +66,7 @@ def test_a_model_without_words_and_a_taken_port_are_one_line(capsys):
         taken.listen()
         port = str(taken.getsockname()[1])
         assert main(["demo", "dense_features", "--no-browser", "--port", port]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"dinov3 demo: error: port: {port} cannot be served")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"dinov3 demo: error: port: got {port} at")
 
 
 def test_a_missing_gradio_is_one_line(capsys, monkeypatch):
@@ -71,7 +75,7 @@ def test_a_missing_gradio_is_one_line(capsys, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     assert main(["demo", "dense_features"]) == 2
     assert capsys.readouterr().err == (
-        "dinov3 demo: error: gradio is not installed: pip install 'dinov3-hf[spaces]'\n"
+        "dinov3 demo: error: gradio is not installed, accepted: after pip install 'dinov3-hf[spaces]'\n"
     )
 
 

@@ -12,6 +12,7 @@ from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3ImageProcessor, 
 from dinov3_hf.checkpoints import export, load_meta
 from dinov3_hf.checkpoints.processors import find_processor
 from dinov3_hf.commands.export import add_arguments, agreement, run
+from dinov3_hf.errors import Failed
 
 
 def call(*argv):
@@ -92,7 +93,7 @@ def test_a_result_that_differs_is_refused(tmp_path, monkeypatch):
         model.norm.bias[0] += 0.5
     assert agreement(model, tmp_path, "meta")[0] > 0.05
     monkeypatch.setattr("dinov3_hf.commands.export.agreement", lambda *_: (0.05, "load_meta"))
-    with pytest.raises(ValueError, match="what load_meta reads from .* differs by 0.05, accepted: at most 0.0001"):
+    with pytest.raises(Failed, match="what load_meta reads from .* differs by 0.05, accepted: at most 0.0001"):
         call(tiny_checkpoint(), "--layout", "meta", "--output-dir", tmp_path / "new")
 
 
@@ -115,12 +116,20 @@ def test_without_its_reader_a_layout_is_written_and_not_checked(tmp_path, capsys
         ),
         (
             ["{tiny}", "--output-dir", "{full}"],
-            FileExistsError,
-            "is not empty, accepted: another folder, or --overwrite",
+            ValueError,
+            "accepted: a folder without files, or --overwrite",
         ),
-        (["{tiny}", "--output-dir", "{full}/file"], FileExistsError, "is a file, accepted: a folder"),
-        (["{full}", "--overwrite", "--output-dir", "{full}"], ValueError, "the folder of the model itself"),
-        (["{full}/absent", "--output-dir", "{full}/new"], FileNotFoundError, "model: no config.json in"),
+        (
+            ["{tiny}", "--output-dir", "{full}/file"],
+            ValueError,
+            "file is a file, accepted: a folder that can be made or written to",
+        ),
+        (
+            ["{full}", "--overwrite", "--output-dir", "{full}"],
+            ValueError,
+            "accepted: another folder than the model's own",
+        ),
+        (["{full}/absent", "--output-dir", "{full}/new"], ValueError, "model: no config.json in"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(argv, error, message, tmp_path):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dinov3_hf.data.retries import StreamError
 from dinov3_hf.data.streams import RowStream, load_source, load_table
 
 
@@ -153,10 +154,10 @@ def test_scenes_by_name():
 @pytest.mark.parametrize(
     "source, error, message",
     [
-        ("/nowhere/images", FileNotFoundError, "data: nothing found at '/nowhere/images'"),
-        ("missing-*.parquet", FileNotFoundError, "data: nothing found at"),
+        ("/nowhere/images", ValueError, "data: nothing found at '/nowhere/images'"),
+        ("missing-*.parquet", ValueError, "data: nothing found at"),
         ("scenes:busy", ValueError, "subset: got 'busy', accepted: single"),
-        ("nobody/nothing", FileNotFoundError, "data: 'nobody/nothing' is no local path and the hub did not give it"),
+        ("nobody/nothing", ValueError, "data: 'nobody/nothing' is no local path and the hub did not give it"),
     ],
 )
 def test_missing_sources_are_refused(source, error, message):
@@ -279,7 +280,7 @@ def test_another_number_of_readers_goes_on_in_the_next_epoch(tmp_path, streaming
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_reader_without_rows_is_an_error_not_an_endless_loop(tmp_path, streaming):
     folder = write_parquet(tmp_path / "data", [1])
-    with pytest.raises(ValueError, match="reader 1 of 2 gets no rows"):
+    with pytest.raises(StreamError, match="reader 1 of 2 gets no rows"):
         next(iter(open_stream(folder, streaming, 1, 2)))
 
 

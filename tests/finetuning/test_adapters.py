@@ -172,7 +172,7 @@ def test_another_base_is_refused(base, tmp_path, field, value):
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="adapter: no adapter_config.json"):
+    with pytest.raises(ValueError, match="adapter: no adapter_config.json"):
         load_adapter(tmp_path)
 
 

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor
 from dinov3_hf import Dinov3Config, Dinov3ForImageClassification, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.data.scenes import load_scenes
+from dinov3_hf.errors import Refused
 from dinov3_hf.finetuning.adapters import load_adapter
 from dinov3_hf.finetuning.arguments import FinetuneRecipe
 from dinov3_hf.finetuning.classification import Classification

@@ -111,7 +111,7 @@ def test_imagenet_metadata():
 @pytest.mark.parametrize("function", [openai_templates, imagenet_class_names])
 def test_missing_open_clip_is_named(function, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(ImportError, match=r"^[^\n]*pip install 'dinov3-hf\[text\]'$"):
+    with pytest.raises(ValueError, match=r"^[^\n]*pip install 'dinov3-hf\[text\]'$"):
         function()
 
 

@@ -105,5 +105,5 @@ def test_the_vision_tower_of_a_text_aligned_model_is_taken():
 
 
 def test_what_is_no_model_is_refused_in_a_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="^model: no config.json in"):
+    with pytest.raises(ValueError, match="^model: no config.json in"):
         Encoder.from_pretrained(str(tmp_path))

@@ -96,7 +96,7 @@ def test_unknown_key_names_the_nearest(tmp_path):
             "gram_checkpoint: x",
             "gram_checkpoint: got 'x', accepted: a model folder or hub id with gram_teacher: checkpoint",
         ),
-        ("gram_teacher: checkpoint", "gram_checkpoint: got None, accepted: a model folder"),
+        ("gram_teacher: checkpoint", "gram_checkpoint: missing, accepted: a model folder"),
         ("gram_teacher: fixed", "gram_teacher: got 'fixed', accepted: none, checkpoint, ema_copy or ema"),
         ("gram_crop_size: 512", "gram_crop_size: got 512, accepted: null while gram_teacher is none"),
         ("gram_teacher: ema\ngram_crop_size: 512", "gram_crop_size: got 512, accepted: null with gram_teacher: ema"),

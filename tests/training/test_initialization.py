@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import export, load_pretraining
+from dinov3_hf.errors import Refused
 from dinov3_hf.training.arguments import CropArguments, GramArguments, ModelArguments, ObjectiveArguments
 from dinov3_hf.training.engine.loop import build_optimizer, set_rates
 from dinov3_hf.training.initialization import build_gram_teacher, build_student
@@ -98,7 +99,7 @@ def test_a_shape_that_contradicts_the_weights_is_refused(sources):
         build_student(ModelArguments(init_from=str(sources["ours"]), hidden_size=48), CROPS)
     with pytest.raises(ValueError, match="hidden_size: got 384"):
         build_student(ModelArguments(init_from=str(sources["ours"]), size="vits16"), CROPS)
-    with pytest.raises(FileNotFoundError, match="^init_from: no config.json"):
+    with pytest.raises(Refused, match="^init_from: no config.json"):
         build_student(ModelArguments(init_from="./nowhere"), CROPS)
 
 

@@ -156,5 +156,5 @@ def test_an_unfinished_run_with_alarms_says_so(folder):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no config.json, accepted: the folder of an exported model"):
+    with pytest.raises(ValueError, match="has no config.json, accepted: the folder of an exported model"):
         write(tmp_path)

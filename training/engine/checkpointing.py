@@ -13,6 +13,8 @@ import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from dinov3_hf.errors import Failed, Refused
+
 from ..arguments import RunArguments
 from ..objective import Objective
 from .sharding import place_in_group
@@ -60,6 +62,14 @@ def checkpoint_parts(objective: Objective, optimizer: torch.optim.AdamW) -> dict
     return parts
 
 
+def check_parts(output_dir: Path, objective: Objective) -> None:
+    """Raise `Refused` where the newest checkpoint lacks what an objective of several parts would resume."""
+    found = list_checkpoints(output_dir)
+    for part in {objective.part_of(name) for name in objective.state_dict()} if found else ():
+        if not any((found[-1] / TENSORS / part).glob("*.safetensors")):
+            raise Refused(f"resume: {found[-1]} has no part {part!r}, accepted: what the run trained before")
+
+
 class Checkpoints:
     """Save and resume one run.
 
@@ -92,8 +102,6 @@ class Checkpoints:
         path = found[-1]
         state = json.loads((path / STATE_FILE).read_text())
         for part, tensors in checkpoint_parts(self.objective, self.optimizer).items():
-            if not any((path / TENSORS / part).glob("*.safetensors")):
-                raise FileNotFoundError(f"resume: {path} has no part {part!r}, accepted: what the run trained before")
             with quiet():
                 reader = HuggingFaceStorageReader(str(path / TENSORS / part))
                 dcp.load(tensors, storage_reader=reader, **self.distribution)
@@ -142,7 +150,7 @@ class Checkpoints:
             if main:
                 shutil.rmtree(partial, ignore_errors=True)
             # A full disk comes as an OSError, or wrapped in one of torch's checkpoint errors.
-            raise OSError(
+            raise Failed(
                 f"checkpoint of step {state['step']} could not be written ({first_line(error)}); {self.last_good()}"
             ) from error
         if main:

@@ -9,7 +9,7 @@ from dinov3_hf.recipe import require
 
 
 def check_float8() -> None:
-    """Raise ValueError in one line where fp8 cannot run: it needs torchao and a GPU with fp8 tensor cores."""
+    """Raise `Refused` in one line where fp8 cannot run: it needs torchao and a GPU with fp8 tensor cores."""
     capable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
     accepted = "no or bf16 on this machine; fp8 takes a CUDA GPU of compute capability 8.9 or more"
     require(capable, "mixed_precision", "fp8", accepted)

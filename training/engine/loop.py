@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
+from dinov3_hf.data.retries import StreamError
 from dinov3_hf.errors import Failed
 
 from ..arguments import OptimizationArguments, RunArguments
@@ -29,18 +30,28 @@ from .sharding import compute_precision, distribute, place_in_group, set_gradien
 
 
 MAX_NON_FINITE_STEPS = 3
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Bad images that are named; the rest is only counted.
 SHOWN_BAD_IMAGES = 5
 
 
 @dataclass
 class RunResult:
-    """How a run ended: steps applied, images read, images that could not be decoded, and whether it got to the end."""
+    """How a run ended: steps applied, images read, images that could not be used, whether it got to the end.
+
+    `signal` is the number of the signal that stopped it with a checkpoint, None where none did.
+    """
 
     steps: int
     images_read: int
     bad_images: int
     finished: bool
+    signal: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell is told: 0, or 128 and the number of the signal."""
+        return 0 if self.finished else 128 + (self.signal or signal.SIGTERM)
 
 
 class NonFiniteLoss(Failed):
@@ -55,14 +66,14 @@ class StopRequest:
     """Turn SIGTERM and SIGINT into a request that the loop answers between two steps; a second one stops at once."""
 
     def __enter__(self):
-        self.received = None
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.received: signal.Signals | None = None
+        self.previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def _note(self, number, frame):
         if self.received is not None:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        self.received = signal.Signals(number)
 
     def __exit__(self, *error):
         for number, handler in self.previous.items():
@@ -71,10 +82,22 @@ class StopRequest:
 
 @contextlib.contextmanager
 def name_lost_process(state: dict, checkpoints: Checkpoints):
-    """Turn the error of a collective whose other end is gone into one line: `LostProcess`."""
+    """Say in one line what broke a run off, and which checkpoint is left.
+
+    `LostProcess` where the other end of a collective is gone, `Failed` where data cannot be read or its worker is gone.
+    """
     try:
         yield
+    except StreamError as error:
+        raise Failed(f"{error}; {checkpoints.last_good()}") from error
     except RuntimeError as error:
+        if isinstance(error, Failed):
+            raise
+        if "DataLoader worker" in str(error):
+            raise Failed(
+                f"num_workers: a worker that reads images is gone in step {state['step']} "
+                f"({str(error).strip().splitlines()[0]}); {checkpoints.last_good()}"
+            ) from error
         # NCCL's errors have a type; gloo's are plain, with its source file in front.
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
@@ -160,9 +183,10 @@ class Loop:
             dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
         )
-        self.window_start, self.window_images, self.stopping = time.perf_counter(), 0, False
+        # The signal that asked any process of the run to stop.
+        self.window_start, self.window_images, self.stopping = time.perf_counter(), 0, None
         with StopRequest() as stop, bar, name_lost_process(state, self.checkpoints):
-            while state["step"] < steps and not self.stopping:
+            while state["step"] < steps and self.stopping is None:
                 done = self.step(stop)
                 bar.update()
                 is_last = state["step"] == steps
@@ -170,18 +194,19 @@ class Loop:
                     self.log(done, bar, is_last)
                 # A process alone need not wait for the next step's sums to know.
                 alone = self.accelerator.num_processes == 1
-                self.stopping = self.stopping or (alone and stop.received is not None)
+                self.stopping = self.stopping or (stop.received if alone else None)
                 if state["step"] % run.save_every == 0 or is_last:
                     self.save()
-            if self.stopping and self.saved_at < state["step"]:
+            if self.stopping is not None and self.saved_at < state["step"]:
                 self.save()
         finished = state["step"] >= steps
         if finished:
             self.export(Path(run.output_dir) / "model", state, self.last_metrics)
-        elif self.stopping and self.accelerator.is_main_process:
-            name = stop.received or "another process's signal"
-            print(f"{name}: stopped after step {state['step']}; checkpoint saved, rerun with --resume to go on")
-        return RunResult(state["step"], state["images_read"], state["bad_images"], finished)
+        elif self.stopping is not None and self.accelerator.is_main_process:
+            print(
+                f"{self.stopping.name}: stopped after step {state['step']}; checkpoint saved, rerun with --resume to go on"
+            )
+        return RunResult(state["step"], state["images_read"], state["bad_images"], finished, self.stopping)
 
     def step(self, stop: StopRequest) -> Step:
         """Take one optimizer step, in the paper's order; one that is not finite is never applied."""
@@ -193,18 +218,20 @@ class Loop:
         self.objective.before_step(step)
         self.optimizer.zero_grad(set_to_none=True)
         # The sums that all processes agree on: the loss (a mean over those that train the same networks), images
-        # read, bad images, who was asked to stop, and gradients that are not finite.
-        sums = torch.zeros(5, dtype=torch.float64)
+        # read, bad images, gradients that are not finite, and who was asked to stop by each signal.
+        sums = torch.zeros(4 + len(STOP_SIGNALS), dtype=torch.float64)
         for part in range(optimization.gradient_accumulation_steps):
             output = self.accumulate(part, values, sums)
         norms = clip_gradients(self.networks, optimization.clip_grad_norm)
-        sums[3] = float(stop.received is not None)
-        sums[4] = sum(not math.isfinite(norm.item()) for norm in norms.values())
+        sums[3] = sum(not math.isfinite(norm.item()) for norm in norms.values())
+        if stop.received is not None:
+            sums[4 + STOP_SIGNALS.index(stop.received)] = 1
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").tolist()
-        loss, self.stopping = sums[0], sums[3] > 0
+        loss, asked = sums[0], [number for number, count in zip(STOP_SIGNALS, sums[4:], strict=True) if count]
+        self.stopping = asked[0] if asked else None
         state["images_read"] += int(sums[1])
         state["bad_images"] += int(sums[2])
-        if math.isfinite(loss) and not sums[4]:
+        if math.isfinite(loss) and not sums[3]:
             self.optimizer.step()
             self.objective.after_step(step, values)
             self.non_finite = 0

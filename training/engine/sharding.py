@@ -12,6 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dinov3_hf.errors import Refused
 from dinov3_hf.recipe import require
 
 from ..arguments import RunArguments
@@ -21,7 +22,7 @@ from .float8 import check_float8, convert_to_float8
 
 
 def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
-    """Return the launch configuration's FSDP settings, None without FSDP; raises ValueError for FSDP version 1.
+    """Return the launch configuration's FSDP settings, None without FSDP; raises `Refused` for FSDP version 1.
 
     Accelerate drops them on CPU, where they are read from the launch environment once more.
     """
@@ -29,7 +30,7 @@ def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | No
     if plugin is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         plugin = FullyShardedDataParallelPlugin()
     if plugin is not None and plugin.fsdp_version != 2:
-        raise ValueError(f"fsdp_version: got {plugin.fsdp_version}, accepted: 2")
+        raise Refused(f"fsdp_version: got {plugin.fsdp_version}, accepted: 2")
     return plugin
 
 
@@ -39,7 +40,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def compute_precision(mixed_precision: str | None) -> str:
-    """Return no, bf16 or fp8: the recipe's, else the launch configuration's; raises ValueError where it cannot run."""
+    """Return no, bf16 or fp8: the recipe's, else the launch configuration's; raises `Refused` where it cannot run."""
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     accepted = "no, bf16 or fp8 (the launch configuration's, as the recipe names none)"
     require(precision in ("no", "bf16", "fp8"), "mixed_precision", precision, accepted)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dinov3_hf.errors import Refused
+
 from ..arguments import CropArguments
 from ..batches.collate import MASKS
 from ..distill_arguments import DistillRecipe
@@ -62,13 +64,13 @@ def apportion(costs: list[float], processes: int, global_batch: int) -> list[int
 
 
 def make_plan(recipe: DistillRecipe, processes: int) -> DistillPlan:
-    """Measure a few steps on this machine's first device; raises ValueError for fewer processes than students."""
+    """Measure a few steps on this machine's first device; raises `Refused` for fewer processes than students."""
     from ..distillation import Distillation, masks_of
 
     arguments, crops, optimization = recipe.distillation, recipe.crops, recipe.optimization
     specs = arguments.specs()
     if processes < 1:
-        raise ValueError(f"processes: got {processes}, accepted: a whole number of at least 1")
+        raise Refused(f"processes: got {processes}, accepted: a whole number of at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = compute_precision(recipe.run.mixed_precision)
     teacher, heads = load_teacher(arguments)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dinov3_hf.errors import Refused
+
 from ..arguments import PretrainRecipe
 from .rehearsal import (
     ACTIVATIONS,
@@ -119,12 +121,12 @@ def plan_memory(stage: Stage, processes: int, batch: dict, step: int, timeline: 
 def make_plan(recipe: PretrainRecipe, processes: int = 1, device_memory: float | None = None) -> Plan:
     """Plan a recipe on processes with `device_memory` GiB each; without it, this machine's CUDA device's or its RAM.
 
-    Raises ValueError for processes below 1 or memory not above 0.
+    Raises `Refused` for processes below 1 or memory not above 0.
     """
     if processes < 1:
-        raise ValueError(f"processes: got {processes}, accepted: a whole number of at least 1")
+        raise Refused(f"processes: got {processes}, accepted: a whole number of at least 1")
     if device_memory is not None and not device_memory > 0:
-        raise ValueError(f"device_memory: got {device_memory}, accepted: GiB above 0")
+        raise Refused(f"device_memory: got {device_memory}, accepted: GiB above 0")
     precision = recipe.run.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     # fp8 keeps weights and activations as bf16 does.
     precision = "bf16" if precision in ("bf16", "fp8") else "no"

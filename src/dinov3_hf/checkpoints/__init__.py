@@ -2,7 +2,7 @@
 
 from .embedded import tiny_checkpoint
 from .exporting import LAYOUTS, export
-from .loading import WEIGHT_SUFFIXES, load_backbone, load_meta, load_model
+from .loading import WEIGHT_SUFFIXES, load_aligned, load_backbone, load_meta, load_model
 from .transformers import load_pretraining
 
 
@@ -10,6 +10,7 @@ __all__ = [
     "LAYOUTS",
     "WEIGHT_SUFFIXES",
     "export",
+    "load_aligned",
     "load_backbone",
     "load_meta",
     "load_model",

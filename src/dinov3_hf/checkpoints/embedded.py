@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..errors import Refused
+
 
 FOLDERS = {"vision": "tiny", "text": "tiny_text"}
 
@@ -13,5 +15,5 @@ def tiny_checkpoint(part: str = "vision") -> str:
     same ViT with a text tower beside it, for `DinoTxtModel` and both zero-shot pipelines; it knows the scenes' words.
     """
     if part not in FOLDERS:
-        raise ValueError(f"part: got {part!r}, accepted: {', '.join(FOLDERS)}")
+        raise Refused(f"part: got {part!r}, accepted: {', '.join(FOLDERS)}")
     return str(Path(__file__).parent / FOLDERS[part])

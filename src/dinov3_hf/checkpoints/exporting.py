@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3PreTrainedModel
 from ..models.modeling_dinov3_convnext import Dinov3ConvNextForImageClassification, Dinov3ConvNextModel
 from .adapters import merge_adapters
@@ -33,10 +34,10 @@ def export(model: PreTrainedModel, directory: str | os.PathLike, layout: str = "
     A sharded model is gathered: call it on every process, the first one writes.
 
     Raises:
-        ValueError: an unknown layout, or a model the layout cannot represent.
+        Refused: an unknown layout, or a model the layout cannot represent.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
+        raise Refused(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
     convnext = isinstance(model, (Dinov3ConvNextModel, Dinov3ConvNextForImageClassification))
     if not convnext and not isinstance(model, Dinov3PreTrainedModel):
         raise TypeError(f"export needs a whole Dinov3 model of this package, got {type(model).__name__}")
@@ -61,5 +62,5 @@ def _writer(layout: str, convnext: bool) -> Callable[..., None]:
         return write_onnx
     writers = _CONVNEXT_WRITERS if convnext else _VIT_WRITERS
     if layout not in writers:
-        raise ValueError(f"layout: got {layout!r}, accepted: {', '.join(writers)} or onnx for a ConvNeXt")
+        raise Refused(f"layout: got {layout!r}, accepted: {', '.join(writers)} or onnx for a ConvNeXt")
     return writers[layout]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..errors import Refused
 from ..models.configuration_dinov3_convnext import Dinov3ConvNextConfig
 from ..models.modeling_dinov3_convnext import Dinov3ConvNextModel
 from .weights import build_model
@@ -26,29 +27,29 @@ def load_meta_convnext(source: Mapping[str, torch.Tensor], overrides: dict[str, 
     """Model of a state dict in Meta's layout, which has a stem; widths and depths are read off the tensors.
 
     Raises:
-        ValueError: tensors of another architecture, or an override that contradicts them.
+        Refused: tensors of another architecture, or an override that contradicts them.
     """
     source, fields = dict(source), _fields(source)
     for kind in ("weight", "bias"):
         twin = source.pop(_norm_of_stage(kind, len(fields["depths"])), None)
         if twin is not None and not torch.equal(twin, source.get(f"norm.{kind}", twin)):
-            raise ValueError(f"not a DINOv3 ConvNeXt in Meta's layout: its two final norms differ in {kind}")
+            raise Refused(f"not a DINOv3 ConvNeXt in Meta's layout: its two final norms differ in {kind}")
     with torch.device("meta"):
         names = Dinov3ConvNextModel(Dinov3ConvNextConfig(**fields)).state_dict()
     tensors = {}
     for name in names:
         if _to_meta(name) not in source:
-            raise ValueError(f"not a DINOv3 ConvNeXt in Meta's layout: no {_to_meta(name)!r}")
+            raise Refused(f"not a DINOv3 ConvNeXt in Meta's layout: no {_to_meta(name)!r}")
         tensors[name] = source.pop(_to_meta(name))
     if source:
-        raise ValueError(f"not a DINOv3 ConvNeXt in Meta's layout: it also holds {', '.join(sorted(source)[:3])}")
+        raise Refused(f"not a DINOv3 ConvNeXt in Meta's layout: it also holds {', '.join(sorted(source)[:3])}")
     return build_model(Dinov3ConvNextModel, tensors, fields, overrides)
 
 
 def write_meta_convnext(config: Dinov3ConvNextConfig, tensors: dict, beside: dict, directory: Path) -> None:
-    """Write model.pth; ValueError for heads, for which Meta's layout has no place."""
+    """Write model.pth; `Refused` for heads, for which Meta's layout has no place."""
     if beside:
-        raise ValueError(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in beside})}")
+        raise Refused(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in beside})}")
     renamed = {_to_meta(name): tensor for name, tensor in tensors.items()}
     for kind in ("weight", "bias"):
         renamed[_norm_of_stage(kind, len(config.depths))] = renamed[f"norm.{kind}"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..errors import Refused
 from ..models.configuration_dinov3 import SIZES, Dinov3Config
 from ..models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 from ..models.rope_dinov3 import rope_periods
@@ -35,14 +36,14 @@ def load_meta_vit(source: Mapping[str, torch.Tensor], overrides: dict[str, Any])
     """Model of a state dict in Meta's layout; sizes and options are read off the tensors.
 
     Raises:
-        ValueError: tensors of another architecture, or an override that contradicts them.
+        Refused: tensors of another architecture, or an override that contradicts them.
     """
     if not any(name.startswith("backbone.") for name in source):
         tensors, fields = vit_from_meta(source, overrides)
         return build_model(Dinov3Model, tensors, fields, overrides)
     unknown = sorted({name.split(".")[0] for name in source} - {"backbone", *PROJECTION_HEADS})
     if unknown:
-        raise ValueError(f"training checkpoint holds {', '.join(unknown)}; accepted: backbone, dino_head, ibot_head")
+        raise Refused(f"training checkpoint holds {', '.join(unknown)}; accepted: backbone, dino_head, ibot_head")
     tensors, fields = vit_from_meta(under(source, "backbone"), overrides)
     tensors = {f"dinov3.{name}": tensor for name, tensor in tensors.items()}
     for head in PROJECTION_HEADS:
@@ -53,11 +54,11 @@ def load_meta_vit(source: Mapping[str, torch.Tensor], overrides: dict[str, Any])
 
 
 def write_meta_vit(config: Dinov3Config, tensors: dict, beside: dict, directory: Path) -> None:
-    """Write model.pth; ValueError for what Meta's layout has no place for."""
+    """Write model.pth; `Refused` for what Meta's layout has no place for."""
     tensors = vit_to_meta(config, tensors)
     if beside:
         if not all(name.split(".")[0] in PROJECTION_HEADS for name in beside):
-            raise ValueError(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in beside})}")
+            raise Refused(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in beside})}")
         # Meta names a head's only layer without an index.
         one_layer = {head for head in PROJECTION_HEADS if getattr(config, f"{head}_num_layers") == 1}
         renamed = {
@@ -72,7 +73,7 @@ def write_meta_vit(config: Dinov3Config, tensors: dict, beside: dict, directory:
 def vit_to_meta(config: Dinov3Config, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return a backbone's tensors under Meta's names."""
     if config.query_bias != config.value_bias or (config.key_bias and not config.query_bias):
-        raise ValueError(
+        raise Refused(
             f"query_bias={config.query_bias}, key_bias={config.key_bias}, value_bias={config.value_bias}: "
             "Meta's layout holds query and value biases together, and a key bias only besides them"
         )
@@ -116,7 +117,7 @@ def vit_from_meta(source: Mapping[str, torch.Tensor], overrides: dict) -> tuple[
     missing = [name for name in needed if name not in source]
     if missing:
         some = ", ".join(sorted(source)[:3]) or "nothing"
-        raise ValueError(f"not a DINOv3 ViT in Meta's layout: no {missing[0]!r}; it holds {some}, ...")
+        raise Refused(f"not a DINOv3 ViT in Meta's layout: no {missing[0]!r}; it holds {some}, ...")
     fields = _vit_fields(source, overrides)
     size = fields["hidden_size"]
     source = dict(source)
@@ -140,10 +141,10 @@ def vit_from_meta(source: Mapping[str, torch.Tensor], overrides: dict) -> tuple[
         if name not in tensors:
             theirs = _rename(name, fields["use_gated_mlp"])
             if theirs not in source:
-                raise ValueError(f"not a DINOv3 ViT in Meta's layout: no {theirs!r}")
+                raise Refused(f"not a DINOv3 ViT in Meta's layout: no {theirs!r}")
             tensors[name] = source.pop(theirs)
     if source:
-        raise ValueError(f"not a DINOv3 ViT in Meta's layout: it also holds {', '.join(sorted(source)[:3])}")
+        raise Refused(f"not a DINOv3 ViT in Meta's layout: it also holds {', '.join(sorted(source)[:3])}")
     return tensors, fields
 
 
@@ -153,7 +154,7 @@ def _vit_fields(source: Mapping[str, torch.Tensor], overrides: dict) -> dict[str
     gated = "blocks.0.mlp.w1.weight" in source
     mlp = "blocks.0.mlp.w1" if gated else "blocks.0.mlp.fc1"
     if f"{mlp}.weight" not in source:
-        raise ValueError(f"not a DINOv3 ViT in Meta's layout: no {f'{mlp}.weight'!r}")
+        raise Refused(f"not a DINOv3 ViT in Meta's layout: no {f'{mlp}.weight'!r}")
     qkv_bias = "blocks.0.attn.qkv.bias" in source
     # The mask is one where a bias acts; published files hold anything else for the key.
     mask = source.get("blocks.0.attn.qkv.bias_mask")
@@ -181,7 +182,7 @@ def _vit_fields(source: Mapping[str, torch.Tensor], overrides: dict) -> dict[str
     elif "num_attention_heads" not in overrides:
         family = [size for size in SIZES.values() if size["hidden_size"] == hidden_size]
         if not family:
-            raise ValueError(f"num_attention_heads cannot be told from hidden_size={hidden_size}: pass it")
+            raise Refused(f"num_attention_heads cannot be told from hidden_size={hidden_size}: pass it")
         fields["num_attention_heads"] = family[0]["num_attention_heads"]
     return fields
 

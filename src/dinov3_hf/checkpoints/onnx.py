@@ -7,6 +7,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from transformers.utils import logging
 
+from ..errors import Refused
 from ..models.configuration_dinov3 import Dinov3Config
 from ..models.configuration_dinov3_convnext import Dinov3ConvNextConfig
 from ..models.modeling_dinov3 import Dinov3Model
@@ -64,7 +65,7 @@ def write_onnx(
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ImportError(f"layout onnx needs {error.name}: pip install 'dinov3-hf[onnx]'") from None
+        raise Refused(f"layout: onnx needs {error.name}: pip install 'dinov3-hf[onnx]'") from None
     with torch.device("meta"):
         model = (Dinov3Model if isinstance(config, Dinov3Config) else Dinov3ConvNextModel)(config)
     model.load_state_dict(tensors, assign=True)

@@ -1,25 +1,48 @@
-"""The image processor beside a model, whoever wrote it."""
+"""The image processor that lies next to a model, whoever wrote it."""
 
+import math
 from pathlib import Path
 
 from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
+from transformers.utils import cached_file
 
+from ..errors import Refused
 from ..models.image_processing_dinov3 import Dinov3ImageProcessor
+from ..provenance import is_local
+from .loading import read_config, readable
 
 
-def find_processor(name: str):
-    """Return the image processor beside a model (directory or hub id), as a stock one where it can be, None without one.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
-    timm's statistics, which its directories keep in config.json, become a stock processor.
+
+def has_processor(name: str, field: str) -> bool:
+    """Say whether a directory or hub id holds an image processor; `Refused` where the hub does not answer."""
+    if is_local(name):
+        found = any((Path(name) / file).is_file() for file in PROCESSOR_FILES)
+    else:
+        with readable(name, field):
+            found = any(
+                cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in PROCESSOR_FILES
+            )
+    return found or read_config(name, field).get("model_type") == "timm_wrapper"
+
+
+def find_processor(name: str, field: str = "model"):
+    """Return the image processor of a model (directory or hub id), as a stock one where it can be, None without one.
+
+    timm's statistics, which its directories keep in config.json, become a stock processor. Raises `Refused`, which names
+    `field`, for one that is there and cannot be read: other statistics than the weights' own would be a guess.
     """
-    try:
-        processor = None if Path(name).is_file() else AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError, ImportError):
+    if Path(name).is_file() or not has_processor(name, field):
         return None
-    if timm := getattr(processor, "data_config", None):
-        size = {"height": timm["input_size"][1], "width": timm["input_size"][2]}
-        statistics = {"image_mean": list(timm["mean"]), "image_std": list(timm["std"])}
-        return DINOv3ViTImageProcessor(size=size, **statistics, do_convert_rgb=True)
+    with readable(f"{name}: {PROCESSOR_FILES[0]}", field):
+        processor = AutoImageProcessor.from_pretrained(name)
+        if timm := getattr(processor, "data_config", None):
+            size = {"height": timm["input_size"][1], "width": timm["input_size"][2]}
+            statistics = {"image_mean": list(timm["mean"]), "image_std": list(timm["std"])}
+            processor = DINOv3ViTImageProcessor(size=size, **statistics, do_convert_rgb=True)
+        image_side(processor)
+    check_statistics(processor, name, field)
     if isinstance(processor, Dinov3ImageProcessor) and not processor.do_center_crop:
         # Ours would need its code to travel along.
         same = (
@@ -36,10 +59,26 @@ def find_processor(name: str):
     return processor
 
 
-def processor_for(name: str, image_size: int | list[int]):
-    """Return the image processor beside a model; a stock one for images of `image_size` where there is none."""
+def check_statistics(processor, name: str, field: str) -> None:
+    """Raise `Refused` where a processor's mean and deviation are not finite numbers, as many of one as of the other."""
+    mean, std = processor.image_mean, processor.image_std
+    lists = all(isinstance(values, list | tuple) for values in (mean, std)) and len(mean) == len(std)
+    numbers = lists and all(isinstance(value, int | float) and math.isfinite(value) for value in (*mean, *std))
+    if not numbers or min(std) <= 0:
+        accepted = "two lists of numbers of one length, deviations above 0"
+        raise Refused(f"{field}: the image processor of {name!r} has mean {mean} and std {std}, accepted: {accepted}")
+
+
+def processor_for(name: str, image_size: int | list[int], field: str = "model"):
+    """Return the image processor of a model; where there is none, say so, and return a stock one for `image_size`."""
+    found = find_processor(name, field)
+    if found is not None:
+        return found
     side = image_size if isinstance(image_size, int) else image_size[0]
-    return find_processor(name) or DINOv3ViTImageProcessor(size={"height": side, "width": side})
+    print(
+        f"{field}: {name} has no image processor: images of {side} pixels with ImageNet's mean and deviation are taken"
+    )
+    return DINOv3ViTImageProcessor(size={"height": side, "width": side})
 
 
 def image_side(processor) -> int:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file, logging
 
+from ..errors import Refused
 from ..models.configuration_dinov3 import SIZES, Dinov3Config
 from ..models.modeling_dinov3 import Dinov3Model
 from .meta_vit import load_meta_vit, vit_to_meta
@@ -58,12 +59,12 @@ def write_timm(
     `forward` our `pooler_output`.
 
     Raises:
-        ValueError: a model that timm cannot build.
+        Refused: a model that timm cannot build.
     """
     fixed = _FIXED | {"hidden_act": "silu" if config.use_gated_mlp else "gelu", "query_bias": config.value_bias}
     for name, value in fixed.items():
         if getattr(config, name) != value:
-            raise ValueError(f"{name}: got {getattr(config, name)!r}, accepted: {value!r} in timm's layout")
+            raise Refused(f"{name}: got {getattr(config, name)!r}, accepted: {value!r} in timm's layout")
     written = {}
     for name, tensor in vit_to_meta(config, tensors).items():
         if name.endswith("attn.qkv.bias"):
@@ -129,13 +130,13 @@ def load_timm(name: str | os.PathLike) -> Dinov3Model:
     timm keeps no mask token: it is zero here.
 
     Raises:
-        ValueError: an architecture that is no DINOv3 ViT.
+        Refused: an architecture that is no DINOv3 ViT.
     """
     found = json.loads(Path(cached_file(name, "config.json")).read_text())
     architecture, arguments = found.get("architecture") or "", found.get("model_args") or {}
     sizes = [size for size, theirs in _ARCHITECTURES.items() if architecture.removesuffix("_qkvb") == theirs]
     if not sizes:
-        raise ValueError(f"architecture: got {architecture!r}, accepted: {', '.join(_ARCHITECTURES.values())}")
+        raise Refused(f"architecture: got {architecture!r}, accepted: {', '.join(_ARCHITECTURES.values())}")
     source = load_file(cached_file(name, "model.safetensors"))
     to_meta = {theirs: meta for meta, theirs in _META_TO_TIMM.items()}
     if not any(".mlp.fc1_g." in key for key in source):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, DINOv3ViTImageProcessor, PreTrainedConfig
 from transformers.utils import logging
 
+from ..errors import Refused
 from ..models.configuration_dinov3 import Dinov3Config, field_names
 from ..models.configuration_dinov3_convnext import Dinov3ConvNextConfig
 from ..models.modeling_dinov3 import Dinov3ForPreTraining
@@ -24,7 +25,7 @@ def load_pretraining(directory: str | os.PathLike) -> Dinov3ForPreTraining:
     """Pretraining network of a directory that `export` wrote from one: backbone, heads and local norm."""
     directory = Path(directory)
     if not (directory / HEADS_FILE).is_file():
-        raise FileNotFoundError(f"{directory} has no {HEADS_FILE}: export a Dinov3ForPreTraining to get one")
+        raise Refused(f"{directory} has no {HEADS_FILE}: export a Dinov3ForPreTraining to get one")
     tensors = {f"dinov3.{k}": v for k, v in load_file(directory / "model.safetensors").items()}
     heads = load_file(directory / HEADS_FILE)
     fields = {
@@ -37,13 +38,13 @@ def load_pretraining(directory: str | os.PathLike) -> Dinov3ForPreTraining:
 
 
 def write_vit(config: Dinov3Config, tensors: dict, beside: dict, directory: Path) -> None:
-    """Write a `dinov3_vit` directory; ValueError for a model that it cannot hold."""
+    """Write a `dinov3_vit` directory; `Refused` for a model that it cannot hold."""
     if config.rope_normalize_coords != "separate":
-        raise ValueError(
+        raise Refused(
             f"rope_normalize_coords={config.rope_normalize_coords!r}: a dinov3_vit directory can only hold 'separate'"
         )
     if config.rope_min_period is not None:
-        raise ValueError(
+        raise Refused(
             f"rope_min_period={config.rope_min_period}, rope_max_period={config.rope_max_period}: "
             "a dinov3_vit directory can only hold rope_theta"
         )

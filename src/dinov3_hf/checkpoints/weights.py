@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ..errors import Refused
+
 
 PROJECTION_HEADS = ("dino_head", "ibot_head")
 
@@ -26,11 +28,11 @@ def gather(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def read_state_dict(source: str | os.PathLike | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """State dict of a .safetensors or torch file, or of what such a file holds: FileNotFoundError, ValueError without one."""
+    """State dict of a .safetensors or torch file, or of what such a file holds: `Refused` without one."""
     if not isinstance(source, Mapping):
         path = Path(source)
         if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint file {path}")
+            raise Refused(f"no checkpoint file {path}")
         if path.suffix == ".safetensors":
             source = load_file(path)
         else:
@@ -39,25 +41,25 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, torch.Tensor]) -> M
         if isinstance(source, Mapping) and isinstance(source.get(name), Mapping):
             source = source[name]
     if not isinstance(source, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in source.values()):
-        raise ValueError("a checkpoint in Meta's layout is a flat mapping of names to tensors")
+        raise Refused("a checkpoint in Meta's layout is a flat mapping of names to tensors")
     return source
 
 
 def build_model(model_class: type, tensors: dict, fields: dict, overrides: dict) -> nn.Module:
     """Build a model of `fields`, which the checkpoint tells, and `overrides`, with these tensors for weights, in eval mode.
 
-    Raises ValueError for an override that contradicts the checkpoint, and for tensors that are too few, too many or misshapen.
+    Raises `Refused` for an override that contradicts the checkpoint, and for tensors that are too few, too many or misshapen.
     """
     told = set(fields) - {"layerscale_value", "hidden_act"}
     for name, value in overrides.items():
         if name in told and value != fields[name]:
-            raise ValueError(f"{name}={value} contradicts the checkpoint, which has {fields[name]}")
+            raise Refused(f"{name}={value} contradicts the checkpoint, which has {fields[name]}")
     with torch.device("meta"):
         model = model_class(model_class.config_class(**{**fields, **overrides}))
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise Refused(" ".join(str(error).split())) from None
     return model.eval()
 
 
@@ -70,7 +72,7 @@ def head_fields(head: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int
     """Return the configuration's fields of a projection head, read off its weights."""
     layers = [tensor for name, tensor in weights.items() if re.match(r"^mlp\.\d+\.weight$", name)]
     if not layers or "last_layer.weight" not in weights:
-        raise ValueError(f"training checkpoint has no {head}.mlp and {head}.last_layer")
+        raise Refused(f"training checkpoint has no {head}.mlp and {head}.last_layer")
     prototypes, bottleneck = weights["last_layer.weight"].shape
     return {
         f"{head}_num_prototypes": prototypes,

@@ -15,4 +15,4 @@ def run(arguments: argparse.Namespace) -> int:
     from dinov3_hf.text_alignment.align import align
     from dinov3_hf.text_alignment.arguments import AlignRecipe
 
-    return 0 if align(recipe_from_flags(arguments, AlignRecipe)).finished else 130
+    return align(recipe_from_flags(arguments, AlignRecipe)).exit_code

@@ -1,36 +1,58 @@
 """`dinov3 compare`: the figures of several evaluations in one table."""
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from ..recipe import Recipe, add_recipe_flags, check_output, described, make_folder, recipe_from_flags, require
+
+
+@dataclass
+class CompareArguments:
+    """What is compared, and how it is shown."""
+
+    results: list[str] = described(
+        "results.json files of dinov3 evaluate or finetune, or their folders", [], positional=True
+    )
+    names: list[str] = described("what to call them, in order; empty: by their folders", [], common=True)
+    markdown: bool = described("print a Markdown table", False, common=True)
+    output_dir: str | None = described("also write the table to compare.md in this folder", None, common=True)
+
+    def validate(self) -> None:
+        require(self.results, "results", self.results, "results.json files of dinov3 evaluate, or their folders")
+        good = not self.names or len(set(self.names)) == len(self.names) == len(self.results)
+        require(good, "names", self.names, f"{len(self.results)} different names")
+        if self.output_dir is not None:
+            check_output(self.output_dir)
+
+
+@dataclass
+class CompareRecipe(Recipe):
+    """All fields of a comparison."""
+
+    comparison: CompareArguments = field(default_factory=CompareArguments)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", nargs="*", help="results.json files of dinov3 evaluate, or their folders")
-    parser.add_argument("--names", nargs="+", help="what to call them, in order [default: their folders]")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    parser.add_argument("--output-dir", help="also write the table to compare.md in this folder")
+    add_recipe_flags(parser, CompareRecipe)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from dinov3_hf.evaluation.results import align, compare_results, markdown, read_results
 
-    if not arguments.results:
-        raise ValueError("results: missing, accepted: results.json files of dinov3 evaluate, or their folders")
-    names = arguments.names or short_names(arguments.results)
-    if len(names) != len(arguments.results) or len(set(names)) != len(names):
-        raise ValueError(f"names: got {', '.join(names)}, accepted: {len(arguments.results)} different names")
-    records = {name: read_results(path) for name, path in zip(names, arguments.results, strict=True)}
+    settings = recipe_from_flags(arguments, CompareRecipe).comparison
+    names = settings.names or short_names(settings.results)
+    twice = "files of different folders, or --names"
+    require(len(set(names)) == len(names), "results", settings.results, twice)
+    records = {name: read_results(path) for name, path in zip(names, settings.results, strict=True)}
     lines, remarks = compare_results(records)
-    print(markdown(lines) if arguments.markdown else align(lines))
+    print(markdown(lines) if settings.markdown else align(lines))
     for remark in remarks:
         print(f"note: {remark}")
-    if arguments.output_dir:
-        folder = Path(arguments.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "compare.md").write_text(
-            "\n".join([markdown(lines), "", *(f"- {remark}" for remark in remarks), ""])
-        )
-        print(f"table: {folder / 'compare.md'}")
+    if settings.output_dir is not None:
+        file = make_folder(settings.output_dir) / "compare.md"
+        file.write_text("\n".join([markdown(lines), "", *(f"- {remark}" for remark in remarks), ""]))
+        print(f"table: {file}")
     return 0
 
 

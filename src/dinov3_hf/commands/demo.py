@@ -1,11 +1,16 @@
 """`dinov3 demo`: look at a model in the browser, through one of the Spaces that come with the package."""
 
 import argparse
-import difflib
 import importlib
-from pathlib import Path
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import Literal
 
 from dinov3_hf.provenance import is_local
+
+from ..errors import Refused
+from ..recipe import Recipe, add_recipe_flags, described, recipe_from_flags, require
 
 
 DEMOS = {
@@ -17,56 +22,79 @@ DEMOS = {
 }
 
 
+@dataclass
+class DemoArguments:
+    """Which page is served, of which model, and where."""
+
+    name: (
+        Literal["dense_features", "open_vocabulary_segmentation", "correspondence", "video_tracking", "image_search"]
+        | None
+    ) = described("one of the demos below; null: they are listed", None, positional=True)
+    model: str | None = described(
+        "directory, hub id or file of weights; null: the one that comes with the package", None, common=True
+    )
+    data: str | None = described(
+        "image_search: folder of images, Parquet files or hub data set to search; null: rendered scenes",
+        None,
+        common=True,
+    )
+    host: str = described("address to serve at; 127.0.0.1 is seen by this machine only", "127.0.0.1", common=True)
+    port: int | None = described(
+        "port to serve at; null: the first free one from 7860", None, at_least=1, at_most=65535, common=True
+    )
+    no_browser: bool = described("print the address and open nothing", False, common=True)
+
+    def validate(self) -> None:
+        require(self.data is None or self.name == "image_search", "data", self.data, "null, but with image_search")
+        good = self.model is None or not is_local(self.model) or os.path.exists(os.path.expanduser(self.model))
+        require(good, "model", self.model, "a directory, a hub id or a file of weights that is there")
+
+
+@dataclass
+class DemoRecipe(Recipe):
+    """All fields of a demo."""
+
+    demo: DemoArguments = field(default_factory=DemoArguments)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = "\n".join(f"  {name:<30}{text}" for name, text in DEMOS.items())
     parser.epilog = f"demos:\n{listing}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("name", nargs="?", help="one of the demos below; without one they are listed")
-    parser.add_argument(
-        "--model", help="directory, hub id or file of weights [default the one that comes with the package]"
-    )
-    parser.add_argument(
-        "--data",
-        help="image_search: folder of images, Parquet files or hub data set to search [default rendered scenes]",
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to serve at [default 127.0.0.1, this machine only]"
-    )
-    parser.add_argument("--port", type=int, help="[default the first free one from 7860]")
-    parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+    add_recipe_flags(parser, DemoRecipe)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.name is None:
+    if arguments.name_given is not None:
+        arguments.name_given = arguments.name_given.replace("-", "_")
+    settings = recipe_from_flags(arguments, DemoRecipe).demo
+    if settings.name is None:
         print("\n".join(f"dinov3 demo {name:<30}{text}" for name, text in DEMOS.items()))
         return 0
-    check_arguments(arguments)
-    app = importlib.import_module(f"dinov3_hf.spaces.{arguments.name}.app")
+    check_address(settings.host, settings.port)
+    app = importlib.import_module(f"dinov3_hf.spaces.{settings.name}.app")
     from dinov3_hf.spaces.layout import launch
 
-    blocks = app.build(arguments.model, **({"data": arguments.data} if arguments.data else {}))
-    options = {"inbrowser": not arguments.no_browser, "prevent_thread_lock": True, "quiet": True}
+    blocks = app.build(settings.model, **({"data": settings.data} if settings.data else {}))
+    options = {"inbrowser": not settings.no_browser, "prevent_thread_lock": True, "quiet": True}
     try:
-        launch(blocks, arguments.host, arguments.port, **options)
+        launch(blocks, settings.host, settings.port, **options)
     except OSError as error:
-        tried = arguments.port or "7860 to 7959"
-        raise ValueError(f"port: {tried} cannot be served at {arguments.host} ({error})") from None
-    print(f"{arguments.name}: {blocks.local_url} (Ctrl+C ends it)", flush=True)
+        tried = settings.port or "7860 to 7959"
+        raise Refused(f"port: got {tried}, accepted: one that is free at {settings.host} ({error})") from None
+    print(f"{settings.name}: {blocks.local_url} (Ctrl+C ends it)", flush=True)
     blocks.block_thread()
     return 0
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for a name, a port or a model that cannot be, before anything is loaded."""
-    name, model = arguments.name.replace("-", "_"), arguments.model
-    if name not in DEMOS:
-        close = difflib.get_close_matches(name, DEMOS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"name: got {arguments.name!r}, accepted: {', '.join(DEMOS)}{hint}")
-    arguments.name = name
-    if arguments.data is not None and name != "image_search":
-        raise ValueError(f"data: got {arguments.data!r}, accepted: only with image_search")
-    if arguments.port is not None and not 1 <= arguments.port <= 65535:
-        raise ValueError(f"port: got {arguments.port}, accepted: 1 to 65535")
-    if model and is_local(model) and not Path(model).expanduser().exists():
-        raise FileNotFoundError(f"model: {model!r} is not there, accepted: a directory, a hub id or a file of weights")
+def check_address(host: str, port: int | None) -> None:
+    """Raise `Refused` where nothing can be served at an address, before a model is loaded for it."""
+    field = "host" if port is None else "port"
+    try:
+        kind, what, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(kind, what, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except (OSError, UnicodeError) as error:
+        got = repr(host) if port is None else f"{port} at {host!r}"
+        raise Refused(f"{field}: got {got}, accepted: an address of this machine that is free ({error})") from None

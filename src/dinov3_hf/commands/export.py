@@ -2,33 +2,61 @@
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from dinov3_hf.checkpoints import LAYOUTS
+from ..errors import Failed
+from ..recipe import Recipe, add_recipe_flags, check_output, described, recipe_from_flags, require
 
 
 # Largest difference that is rounding, relative to the largest output where that is above one.
 TOLERANCE = 1e-4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="directory, hub id, or a .pth or .safetensors file in Meta's layout")
-    parser.add_argument(
-        "--layout",
-        default="transformers",
-        metavar="NAME",
-        help=f"{', '.join(LAYOUTS)} [default transformers, which needs this package no more]",
+@dataclass
+class ExportArguments:
+    """What is written, how, and where to."""
+
+    model: str | None = described(
+        "directory, hub id, or a .pth or .safetensors file in Meta's layout", None, positional=True
     )
-    parser.add_argument("--output-dir", help="folder to write to")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files already")
+    layout: Literal["transformers", "meta", "timm", "onnx"] = described(
+        "whose layout; what transformers' writes needs this package no more", "transformers", common=True
+    )
+    output_dir: str | None = described("folder to write to", None, common=True)
+    overwrite: bool = described("write into a folder that holds files already", False, common=True)
+
+    def validate(self) -> None:
+        accepted = "a directory, a hub id, or a .pth or .safetensors file"
+        require(self.model is not None, "model", self.model, accepted)
+        require(self.output_dir is not None, "output_dir", self.output_dir, "a folder to write to")
+        check_output(self.output_dir)
+        output, source = Path(self.output_dir), Path(self.model)
+        own = output.exists() and output.resolve() in (source.resolve(), source.resolve().parent)
+        require(not own, "output_dir", self.output_dir, "another folder than the model's own")
+        good = self.overwrite or not output.exists() or not any(output.iterdir())
+        require(good, "output_dir", self.output_dir, "a folder without files, or --overwrite")
+
+
+@dataclass
+class ExportRecipe(Recipe):
+    """All fields of an export."""
+
+    export: ExportArguments = field(default_factory=ExportArguments)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_flags(parser, ExportRecipe)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    layout, output = arguments.layout, check_arguments(arguments)
+    settings = recipe_from_flags(arguments, ExportRecipe).export
+    layout, output = settings.layout, Path(settings.output_dir)
     from dinov3_hf.checkpoints import export, load_model
     from dinov3_hf.checkpoints.processors import find_processor
 
-    model, processor = load_model(arguments.model).eval(), find_processor(arguments.model)
+    model, processor = load_model(settings.model).eval(), find_processor(settings.model)
     export(model, output, layout)
     preprocessing = carry_preprocessing(processor, output, layout)
     for file in sorted(path for path in output.iterdir() if path.is_file()):
@@ -40,29 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"not checked: {reader} is not installed")
         return 0
     if not difference <= TOLERANCE:
-        raise ValueError(
-            f"layout: what {reader} reads from {output} differs by {difference:.2g}, accepted: at most {TOLERANCE:g}"
+        raise Failed(
+            f"layout: what {reader} reads from {output} differs by {difference:.2g}, accepted: at most {TOLERANCE:g}; "
+            "do not use what was written"
         )
     print(f"checked: {reader} gives the same tokens (largest difference {difference:.1e}, square and other images)")
     return 0
-
-
-def check_arguments(arguments: argparse.Namespace) -> Path:
-    """Return the folder to write to."""
-    if arguments.model is None:
-        raise ValueError("model: missing, accepted: a directory, a hub id, or a .pth or .safetensors file")
-    if arguments.layout not in LAYOUTS:
-        raise ValueError(f"layout: got {arguments.layout!r}, accepted: {', '.join(LAYOUTS)}")
-    if arguments.output_dir is None:
-        raise ValueError("output_dir: missing, accepted: a folder to write to")
-    output, source = Path(arguments.output_dir), Path(arguments.model)
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"output_dir: {output} is a file, accepted: a folder")
-    if output.exists() and output.resolve() in (source.resolve(), source.resolve().parent):
-        raise ValueError(f"output_dir: got the folder of the model itself, {output}, accepted: another one")
-    if output.exists() and any(output.iterdir()) and not arguments.overwrite:
-        raise FileExistsError(f"output_dir: {output} is not empty, accepted: another folder, or --overwrite")
-    return output
 
 
 def carry_preprocessing(processor, directory: Path, layout: str) -> str:

@@ -25,8 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from dinov3_hf.finetuning.arguments import FinetuneRecipe
     from dinov3_hf.recipe import add_recipe_flags
 
-    # Of another name than the field: argparse would let the absent one overwrite the other.
-    parser.add_argument("model_name", nargs="?", metavar="MODEL", help="as --model")
     add_recipe_flags(parser, FinetuneRecipe)
 
 
@@ -37,8 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
     from dinov3_hf.finetuning.run import finetune
     from dinov3_hf.recipe import recipe_from_flags
 
-    if arguments.model_name is not None:
-        arguments.model = arguments.model_name
     recipe = recipe_from_flags(arguments, FinetuneRecipe)
     train, test = load_splits(recipe)
     result = finetune(recipe, train, test)

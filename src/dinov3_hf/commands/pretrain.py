@@ -2,6 +2,8 @@
 
 import argparse
 
+from ..errors import Refused
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from dinov3_hf.recipe import add_recipe_flags
@@ -10,27 +12,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan", action="store_true", help="print the memory, FLOPs and energy needed, and train nothing"
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="plan for this many processes [default 1]")
+    parser.add_argument("--processes", metavar="N", help="plan for this many processes [default 1]")
     parser.add_argument(
-        "--device-memory", type=float, metavar="GIB", help="plan for devices of this size [default: this machine's]"
+        "--device-memory", metavar="GIB", help="plan for devices of this size [default: this machine's]"
     )
     add_recipe_flags(parser, PretrainRecipe)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dinov3_hf.recipe import recipe_from_flags
+    from dinov3_hf.recipe import read_number, recipe_from_flags
     from dinov3_hf.training.arguments import PretrainRecipe
 
     if arguments.plan:
         from dinov3_hf.training.planning.plan import format_plan, make_plan
 
-        processes = 1 if arguments.processes is None else arguments.processes
-        print(format_plan(make_plan(recipe_from_flags(arguments, PretrainRecipe), processes, arguments.device_memory)))
+        processes = read_number("processes", arguments.processes or "1", int, at_least=1)
+        memory = arguments.device_memory and read_number("device_memory", arguments.device_memory, float, above=0)
+        print(format_plan(make_plan(recipe_from_flags(arguments, PretrainRecipe), processes, memory)))
         return 0
     for name in ("processes", "device_memory"):
         if getattr(arguments, name) is not None:
-            raise ValueError(f"{name}: got {getattr(arguments, name)}, accepted: only with --plan")
+            raise Refused(f"{name}: got {getattr(arguments, name)}, accepted: only with --plan")
 
     from dinov3_hf.training.pretrain import pretrain
 
-    return 0 if pretrain(recipe_from_flags(arguments, PretrainRecipe)).finished else 130
+    return pretrain(recipe_from_flags(arguments, PretrainRecipe)).exit_code

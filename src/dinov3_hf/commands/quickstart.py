@@ -3,34 +3,51 @@
 import argparse
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from ..recipe import Recipe, add_recipe_flags, described, recipe_from_flags, require
 
 
 RECIPE = "tiny_cpu"
 
 
+@dataclass
+class QuickstartArguments:
+    """What is trained, for how long, and on how many scenes it is measured."""
+
+    recipe: str = described("recipe of the pretraining: a name from the package or a YAML file", RECIPE, common=True)
+    output_dir: str = described("folder of the run and of report.html", "outputs/quickstart", common=True)
+    steps: int | None = described(
+        "optimizer steps; null: the recipe's, about five minutes on two cores", None, at_least=1, common=True
+    )
+    text_steps: int = described(
+        "steps of the text tower, 0 for none; the default takes three minutes on two cores",
+        400,
+        at_least=0,
+        common=True,
+    )
+    seed: int = described(
+        "seed of weights, data order, crops and masks", 0, at_least=0, at_most=2**32 - 1, common=True
+    )
+    resume: bool = described("go on from the newest checkpoint in output_dir", False, common=True)
+    overwrite: bool = described("delete the run that output_dir holds and start anew", False, common=True)
+    num_train: int = described("labelled scenes in the k-NN bank", 2000, at_least=10, common=True)
+    num_test: int = described("scenes measured", 500, at_least=1, common=True)
+
+    def validate(self) -> None:
+        require(not (self.resume and self.overwrite), "resume", self.resume, "resume or overwrite, not both")
+
+
+@dataclass
+class QuickstartRecipe(Recipe):
+    """All fields of a quickstart."""
+
+    quickstart: QuickstartArguments = field(default_factory=QuickstartArguments)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", default=RECIPE, help=f"recipe: a name from the package or a YAML file [default {RECIPE}]"
-    )
-    parser.add_argument(
-        "--output-dir", default="outputs/quickstart", help="folder of the run and of report.html [default %(default)s]"
-    )
-    parser.add_argument(
-        "--steps", type=int, help="optimizer steps [default: the recipe's, about five minutes on two cores]"
-    )
-    parser.add_argument(
-        "--text-steps", type=int, help="steps of the text tower, 0 for none [default: three minutes on two cores]"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of weights, data order, crops and masks [default %(default)s]"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output-dir")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that output-dir holds and start anew")
-    parser.add_argument(
-        "--num-train", type=int, default=2000, help="labelled scenes in the k-NN bank [default %(default)s]"
-    )
-    parser.add_argument("--num-test", type=int, default=500, help="scenes measured [default %(default)s]")
+    add_recipe_flags(parser, QuickstartRecipe)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,24 +55,32 @@ def run(arguments: argparse.Namespace) -> int:
     from dinov3_hf.training.arguments import PretrainRecipe
     from dinov3_hf.training.pretrain import pretrain
 
+    from .quickstart_text import recipe_on_scenes
+
+    settings = recipe_from_flags(arguments, QuickstartRecipe).quickstart
     names = ("output_dir", "steps", "seed", "resume", "overwrite")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    recipe = build_recipe(PretrainRecipe, arguments.config, **given)
+    given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    recipe = build_recipe(PretrainRecipe, settings.recipe, **given)
+    folder = Path(recipe.run.output_dir)
+    words, text_recipe = None, None
+    if settings.text_steps:
+        # Built now, so that what cannot be is refused before anything is trained.
+        words = folder / "text"
+        text_recipe = recipe_on_scenes(words, folder / "model", settings.text_steps, recipe.run)
     start = time.perf_counter()
-    if not pretrain(recipe).finished:
-        return 130
+    result = pretrain(recipe)
+    if not result.finished:
+        return result.exit_code
     seconds = time.perf_counter() - start
     print(f"trained in {seconds:.0f} s; teaching it words ...")
-    words = None
-    if arguments.text_steps != 0:
+    if text_recipe is not None:
         from .quickstart_text import align_on_scenes
 
-        run, words = recipe.run, Path(recipe.run.output_dir) / "text"
-        model, steps = Path(run.output_dir) / "model", arguments.text_steps
-        if not align_on_scenes(words, model, steps, run.seed, run.resume, run.overwrite).finished:
-            return 130
+        result = align_on_scenes(text_recipe)
+        if not result.finished:
+            return result.exit_code
     print("measuring frozen features ...")
-    report = measure_and_report(recipe, seconds, arguments.num_train, arguments.num_test, words)
+    report = measure_and_report(recipe, seconds, settings.num_train, settings.num_test, words)
     print(f"report: {report}")
     print("look at it in the browser:", *demo_commands(report.parent, words), sep="\n  ")
     return 0

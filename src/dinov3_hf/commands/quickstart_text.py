@@ -4,18 +4,16 @@ import shutil
 from pathlib import Path
 
 
-STEPS, NUM_SCENES = 400, 6000
+NUM_SCENES = 6000
 NUM_PICTURES = 6
 PALETTE_SEED = 3
 
 
-def align_on_scenes(folder: Path, model: Path, steps: int | None, seed: int, resume: bool, overwrite: bool):
-    """Align a tiny text tower to `model` on captions of scenes, in `folder`; returns the run's result."""
+def recipe_on_scenes(folder: Path, model: Path, steps: int, run):
+    """Return the recipe that aligns a tiny text tower to `model` on captions of scenes, in `folder`; `run` is that of the model."""
     from dinov3_hf.recipe import build_recipe
-    from dinov3_hf.text_alignment.align import align
     from dinov3_hf.text_alignment.arguments import AlignRecipe
 
-    steps = STEPS if steps is None else steps
     given = {
         "backbone": str(model),
         "output_dir": str(folder),
@@ -23,14 +21,21 @@ def align_on_scenes(folder: Path, model: Path, steps: int | None, seed: int, res
         "steps": steps,
         "lr_warmup_steps": min(50, steps),
         "num_images": min(NUM_SCENES, 64 * steps),
-        "seed": seed,
-        "resume": resume,
-        "overwrite": overwrite,
+        "seed": run.seed,
+        "resume": run.resume,
+        "overwrite": run.overwrite,
     }
-    if overwrite:
+    return build_recipe(AlignRecipe, "tiny_cpu", **given)
+
+
+def align_on_scenes(recipe):
+    """Align a text tower by a recipe of `recipe_on_scenes`; returns the run's result."""
+    from dinov3_hf.text_alignment.align import align
+
+    if recipe.run.overwrite:
         # They are another model's.
-        shutil.rmtree(folder / "features", ignore_errors=True)
-    return align(build_recipe(AlignRecipe, "tiny_cpu", **given))
+        shutil.rmtree(recipe.data.cache_features, ignore_errors=True)
+    return align(recipe)
 
 
 def measure_words(folder: Path, num_test: int) -> tuple[list, list]:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torchvision.ops import box_convert, masks_to_boxes
 
+from ..errors import Refused
+
 
 # What the class of an object is called in a column of objects.
 CATEGORY_NAMES = ("category", "categories", "label", "labels", "category_id")
@@ -36,7 +38,7 @@ def boxes_of_masks(instances: torch.Tensor, mask: torch.Tensor) -> tuple[torch.T
 def read_boxes(values: list, sizes: list[tuple[int, int] | None]) -> list[np.ndarray]:
     """Return boxes in pixels, [x0, y0, x1, y1] or a list of them a row, as [K,4] in 0..1 of images of `sizes` (H, W).
 
-    Raises ValueError for what is no such box, and for empty ones.
+    Raises `Refused` for what is no such box, and for empty ones.
     """
     found = []
     for row, (value, size) in enumerate(zip(values, sizes, strict=True)):
@@ -46,7 +48,7 @@ def read_boxes(values: list, sizes: list[tuple[int, int] | None]) -> list[np.nda
             boxes = np.zeros((1, 4))
         if not (boxes[:, 2:] > boxes[:, :2]).all():
             accepted = "a list of [x0, y0, x1, y1] in pixels, x0 < x1 and y0 < y1"
-            raise ValueError(f"box_column: row {row} has {str(value)[:60]}, accepted: {accepted}")
+            raise Refused(f"box_column: row {row} has {str(value)[:60]}, accepted: {accepted}")
         height, width = size or (1, 1)
         found.append(boxes / (width, height, width, height))
     return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..errors import Refused
 from .pixels import BadImage
 
 
@@ -10,13 +11,13 @@ CAPTION_COLUMNS = ("caption", "captions")
 
 
 def find_caption_columns(rows, names: Sequence[str] = ()) -> list[str]:
-    """Return the columns that hold captions; raises ValueError, listing the columns, where there is none."""
+    """Return the columns that hold captions; raises `Refused`, listing the columns, where there is none."""
     have = list(rows.column_names or next(iter(rows)))
     found = list(names) or [name for name in CAPTION_COLUMNS if name in have]
     missing = [name for name in found if name not in have]
     if missing or not found:
         got = ", ".join(missing) or "none"
-        raise ValueError(f"caption_columns: got {got}, accepted: columns of the data set ({', '.join(have)})")
+        raise Refused(f"caption_columns: got {got}, accepted: columns of the data set ({', '.join(have)})")
     return found
 
 

@@ -1,12 +1,13 @@
 """Columns of a data set: which one holds what, and their values."""
 
+from ..errors import Refused
 from .folders import IMAGE_EXTENSIONS
 
 
 def check_column(rows, name: str, field: str) -> None:
-    """Raise ValueError, listing the columns, where a data set has no column of this name."""
+    """Raise `Refused`, listing the columns, where a data set has no column of this name."""
     if name not in rows.column_names:
-        raise ValueError(f"{field}: got {name!r}, accepted: a column of the data set ({', '.join(rows.column_names)})")
+        raise Refused(f"{field}: got {name!r}, accepted: a column of the data set ({', '.join(rows.column_names)})")
 
 
 def undecoded(rows):
@@ -20,14 +21,14 @@ def undecoded(rows):
 
 
 def find_image_column(rows, image_column: str | None) -> str:
-    """Return the column that holds the images; raises ValueError, listing the columns, if it is not plain which."""
+    """Return the column that holds the images; raises `Refused`, listing the columns, if it is not plain which."""
     from datasets import Image
 
     names = list(rows.column_names or next(iter(rows)))
     listed = ", ".join(names)
     if image_column is not None:
         if image_column not in names:
-            raise ValueError(f"image_column: got {image_column!r}, accepted: a column of the data set ({listed})")
+            raise Refused(f"image_column: got {image_column!r}, accepted: a column of the data set ({listed})")
         return image_column
     features = rows.features or {}
     found = [name for name in names if isinstance(features.get(name), Image)]
@@ -35,14 +36,14 @@ def find_image_column(rows, image_column: str | None) -> str:
     found = found or [name for name in names if name.lower() in IMAGE_EXTENSIONS]
     if len(found) != 1:
         have = "no image column" if not found else f"several image columns ({', '.join(found)})"
-        raise ValueError(f"image_column: the data set has {have}, accepted: one of its columns ({listed})")
+        raise Refused(f"image_column: the data set has {have}, accepted: one of its columns ({listed})")
     return found[0]
 
 
 def named_values(rows, column: str, field: str, accepted: str) -> list[str | int | None]:
     """Return a column's value in every row: the name of a declared class, a number, a text, None where it is missing.
 
-    `datasets` writes -1 where a declared class is missing. Raises ValueError, saying what is `accepted`, for anything else
+    `datasets` writes -1 where a declared class is missing. Raises `Refused`, saying what is `accepted`, for anything else
     and for a column without a value.
     """
     from datasets import ClassLabel, Value
@@ -52,7 +53,7 @@ def named_values(rows, column: str, field: str, accepted: str) -> list[str | int
     values = list(rows[column]) if isinstance(feature, ClassLabel | Value) else [...]
     if not all(isinstance(value, int | str | None) for value in values) or not set(values) - {None}:
         kind = getattr(feature, "dtype", type(feature).__name__)
-        raise ValueError(f"{field}: got {column!r} of {kind}, accepted: {accepted}")
+        raise Refused(f"{field}: got {column!r} of {kind}, accepted: {accepted}")
     if isinstance(feature, ClassLabel):
         return [feature.names[value] if value is not None and value >= 0 else None for value in values]
     return values
@@ -62,7 +63,7 @@ def read_vocabulary(train, test, column: str) -> tuple[list[str], dict, dict]:
     """Return the class names of a label column and, for each data set, the mapping from its values to class indices.
 
     ClassLabel columns are matched by name (two folders may number their classes differently); of any other column the
-    sorted values of both data sets are taken. Raises ValueError for a column that is missing, holds no single values,
+    sorted values of both data sets are taken. Raises `Refused` for a column that is missing, holds no single values,
     or marks rows as unlabelled.
     """
     from datasets import ClassLabel, Value
@@ -74,9 +75,9 @@ def read_vocabulary(train, test, column: str) -> tuple[list[str], dict, dict]:
         values = rows.unique(column) if isinstance(feature, ClassLabel | Value) else []
         if not values or not all(isinstance(value, int | str) for value in values):
             accepted = "a column with one class a row (ClassLabel, int or text)"
-            raise ValueError(f"label_column: got {column!r}, accepted: {accepted}")
+            raise Refused(f"label_column: got {column!r}, accepted: {accepted}")
         if isinstance(feature, ClassLabel) and min(values) < 0:
-            raise ValueError(f"label_column: {column!r} holds unlabelled rows (-1), accepted: splits that have labels")
+            raise Refused(f"label_column: {column!r} holds unlabelled rows (-1), accepted: splits that have labels")
         named = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else {v: v for v in values}
         readings.append(named)
         names += named.values()

@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from ..errors import Refused
 from .columns import check_column, undecoded
 
 
@@ -12,10 +13,10 @@ DEPTH_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
 
 
 def check_depth_column(rows, column: str) -> None:
-    """Raise ValueError where a data set has no such column of depth maps."""
+    """Raise `Refused` where a data set has no such column of depth maps."""
     check_column(rows, column, "depth_column")
     if type(rows.features[column]).__name__ != "Image":
-        raise ValueError(f"depth_column: got {column!r}, accepted: a column of images with depths as pixels")
+        raise Refused(f"depth_column: got {column!r}, accepted: a column of images with depths as pixels")
     value = undecoded(rows.select_columns([column]))[0][column]
     try:
         # Colour pictures are refused here: later they would only count as maps that cannot be read.
@@ -25,10 +26,10 @@ def check_depth_column(rows, column: str) -> None:
 
 
 def read_stored(value: dict) -> np.ndarray:
-    """Read a depth column's undecoded value (`bytes` or `path`) as stored [H,W]; ValueError for pictures."""
+    """Read a depth column's undecoded value (`bytes` or `path`) as stored [H,W]; `Refused` for pictures."""
     with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as picture:
         if picture.mode not in DEPTH_MODES:
-            raise ValueError(
+            raise Refused(
                 f"depth_column: got an image of mode {picture.mode}, accepted: one channel of 16 or 32 bits "
                 f"({', '.join(DEPTH_MODES)})"
             )

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from ..errors import Refused
+
 
 # Names of image members in WebDataset tars, which carry no declared types.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm")
@@ -13,7 +15,7 @@ def builder_of(files: list[str], source: str) -> str:
     kinds = {".parquet": "parquet", ".tar": "webdataset"}
     suffixes = {Path(file.partition("?")[0]).suffix for file in files}
     if len(suffixes) != 1 or next(iter(suffixes)) not in kinds:
-        raise ValueError(f"data: {source!r} holds {', '.join(sorted(suffixes))} files, accepted: .parquet or .tar")
+        raise Refused(f"data: {source!r} holds {', '.join(sorted(suffixes))} files, accepted: .parquet or .tar")
     return kinds[suffixes.pop()]
 
 
@@ -40,7 +42,7 @@ def load_files(builder: str, files: list[str], source: str, split: str, streamin
                 break
     if len(files) == sum(map(len, named.values())) and (len(named) > 1 or split in named):
         if split not in named:
-            raise ValueError(f"split: got {split!r}, accepted: {', '.join(named)} (of {source})")
+            raise Refused(f"split: got {split!r}, accepted: {', '.join(named)} (of {source})")
         files = named[split]
     return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming, **options)
 
@@ -56,11 +58,11 @@ def load_image_folder(path: Path, split: str):
     folders = {item.name for item in path.iterdir() if item.is_dir()}
     splits = folders & {"train", "validation", "val", "test"}
     if splits and split not in splits:
-        raise ValueError(f"split: got {split!r}, accepted: {', '.join(sorted(splits))} (folders of {path})")
+        raise Refused(f"split: got {split!r}, accepted: {', '.join(sorted(splits))} (folders of {path})")
     root = path / split if splits else path
     found = [file for file in root.rglob("*") if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
     if not found:
-        raise ValueError(f"data: no images under {root}, accepted: files named {', '.join(IMAGE_EXTENSIONS)}")
+        raise Refused(f"data: no images under {root}, accepted: files named {', '.join(IMAGE_EXTENSIONS)}")
     labelled = all(len(file.relative_to(root).parts) > 1 for file in found)
     # All files by name: left to itself, `datasets` takes only those whose paths hold "train", if any do.
     files = {"train": ["**"]}

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import Refused
 from .columns import check_column, undecoded
 from .pixels import read_size
 
@@ -16,18 +17,18 @@ MASK_MODES = ("1", "L", "P", "I", "I;16")
 
 
 def read_mask(value) -> torch.Tensor:
-    """Read a mask column's undecoded value (`bytes` or `path`) as class indices [H,W]; ValueError for colour images."""
+    """Read a mask column's undecoded value (`bytes` or `path`) as class indices [H,W]; `Refused` for colour images."""
     with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as picture:
         if picture.mode not in MASK_MODES:
-            raise ValueError(f"mask: got an image of mode {picture.mode}, accepted: one channel of class indices")
+            raise Refused(f"mask: got an image of mode {picture.mode}, accepted: one channel of class indices")
         return torch.from_numpy(np.asarray(picture).astype(np.int64))
 
 
 def check_mask_column(rows, column: str, field: str = "mask_column") -> None:
-    """Raise ValueError where a data set has no such column of one-channel images."""
+    """Raise `Refused` where a data set has no such column of one-channel images."""
     check_column(rows, column, field)
     if type(rows.features[column]).__name__ != "Image":
-        raise ValueError(f"{field}: got {column!r}, accepted: a column of images with class indices as pixels")
+        raise Refused(f"{field}: got {column!r}, accepted: a column of images with class indices as pixels")
     first = undecoded(rows.select_columns([column]))[0][column] if len(rows) else None
     if first is not None:
         # Colour pictures are refused here: later they would only count as rows that cannot be read.
@@ -38,13 +39,13 @@ def check_mask_column(rows, column: str, field: str = "mask_column") -> None:
 
 
 def check_mask_fits(mask: torch.Tensor, size: tuple[int, int], row: int, field: str = "mask_column") -> None:
-    """Raise ValueError where a mask [H,W] has another shape than its image of `size` (height, width).
+    """Raise `Refused` where a mask [H,W] has another shape than its image of `size` (height, width).
 
     A mask of another resolution fits as long as its sides have the image's ratio, to a pixel.
     """
     height, width = mask.shape
     if abs(height * size[1] - width * size[0]) > max(height, width, *size):
-        raise ValueError(
+        raise Refused(
             f"{field}: row {row} has a mask of {width}x{height} for an image of {size[1]}x{size[0]}, accepted: the "
             "image's size, or another of the same ratio"
         )
@@ -61,7 +62,7 @@ def read_masks(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield, for the rows `kept`, the place in `kept` and the mask as `view` shows it; unreadable masks are passed over.
 
-    Raises ValueError for a mask that does not fit its image.
+    Raises `Refused` for a mask that does not fit its image.
     """
     rows = undecoded(rows.select_columns(list({image_column, mask_column})))
     for place, number in enumerate(kept):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..errors import Refused
 from .streams import RowStream, StreamError
 
 
@@ -15,7 +16,7 @@ class MixedRows:
     Which source fills a place of the global batch depends on (seed, step, place) alone: every process and worker agrees
     without talking. With probability `homogeneous_share` a whole step is drawn from one source (DINOv3, section 3.1).
     Sources go through their epochs at their own pace and each holds a block of its own in memory; one that is never
-    drawn is never opened. Raises ValueError in one line for weights or a share that make no sense.
+    drawn is never opened. Raises `Refused` in one line for weights or a share that make no sense.
     """
 
     def __init__(
@@ -29,9 +30,9 @@ class MixedRows:
         homogeneous_share: float = 0.0,
     ):
         if len(weights) != len(sources) or not all(0 < weight < float("inf") for weight in weights):
-            raise ValueError(f"weights: got {weights}, accepted: {len(sources)} numbers above 0, one for each source")
+            raise Refused(f"weights: got {weights}, accepted: {len(sources)} numbers above 0, one for each source")
         if not 0 <= homogeneous_share <= 1:
-            raise ValueError(f"homogeneous_share: got {homogeneous_share}, accepted: a share from 0 to 1")
+            raise Refused(f"homogeneous_share: got {homogeneous_share}, accepted: a share from 0 to 1")
         self.seed, self.homogeneous_share = seed, homogeneous_share
         self.bounds = np.cumsum(weights) / np.sum(weights)
         self.streams = [RowStream(rows, block, seed, reader, num_readers) for rows in sources]

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from ..errors import Failed
+
 
 Result = TypeVar("Result")
 # Seconds waited before each further try.
@@ -27,7 +29,7 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 HTTP_LIBRARIES = {"aiohttp", "botocore", "http", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3"}
 
 
-class StreamError(ValueError):
+class StreamError(Failed):
     """A stream that cannot go on, said in one line.
 
     A loader passes on its worker's whole traceback as the message; only the last line of it is meant for the reader.
@@ -41,7 +43,7 @@ def with_retries(read: Callable[[], Result], what: str) -> Result:
     """Return `read()`, called again after each of `DELAYS` while it fails by an error that may pass.
 
     Prints a line at each further try. Raises `StreamError`, beginning with `what`, when the last try failed too or a
-    server refuses; other errors that will not go away are raised as they are.
+    server refuses or has no such file; other errors that will not go away are raised as they are.
     """
     from tqdm import tqdm
 
@@ -54,7 +56,7 @@ def with_retries(read: Callable[[], Result], what: str) -> Result:
             cause = error.__cause__ or error
             reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
             if not is_transient(error):
-                if isinstance(error, LASTING) or cause is error:
+                if cause is error and not isinstance(error, LASTING):
                     raise
                 raise StreamError(f"{what}: cannot be read: {reason}") from error
             if number == tries:

@@ -12,6 +12,7 @@ from numbers import Integral
 
 import numpy as np
 
+from ..errors import Refused
 from .scene_shapes import NUM_KEYPOINTS, NUM_PROPORTIONS, SHAPES
 
 
@@ -130,15 +131,15 @@ def place(item: SceneObject, radius: tuple[float, float], spread: float, rng: np
 
 
 def check_arguments(split: str, subset: str, **numbers: int) -> None:
-    """Raise ValueError, in one line, for a split, subset or number that no scene can have."""
+    """Raise `Refused`, in one line, for a split, subset or number that no scene can have."""
     if split not in SPLITS:
-        raise ValueError(f"split: got {split!r}, accepted: {', '.join(SPLITS)}")
+        raise Refused(f"split: got {split!r}, accepted: {', '.join(SPLITS)}")
     if subset not in SUBSETS:
-        raise ValueError(f"subset: got {subset!r}, accepted: {', '.join(SUBSETS)}")
+        raise Refused(f"subset: got {subset!r}, accepted: {', '.join(SUBSETS)}")
     for name, value in numbers.items():
         least = LEAST[name]
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}: got {value!r}, accepted: a whole number of at least {least}")
+            raise Refused(f"{name}: got {value!r}, accepted: a whole number of at least {least}")
 
 
 def generator(seed: int, split: str, subset: str, *index: int) -> np.random.Generator:
@@ -180,7 +181,7 @@ def render_scene(
 ) -> Scene:
     """Render one row of a subset as arrays; a function of its arguments alone.
 
-    Raises ValueError for an unknown split or subset, a negative index or seed, or an image of less than 8 pixels.
+    Raises `Refused` for an unknown split or subset, a negative index or seed, or an image of less than 8 pixels.
     """
     check_arguments(split, subset, image_size=image_size, seed=seed, index=index)
     objects = sample_objects(index, split, subset, seed)

@@ -94,7 +94,7 @@ def load_scenes(
     keypoints (for each object, by id: instance_id and six points x, y, seen, in pixels); scene and frame (rows of a
     pair, two, or clip, eight, share a scene and its objects, and come one after another in one shard). Ids name objects
     within a seed, split and subset. The last pair or clip is cut short where num_images is no multiple of its rows.
-    Raises ValueError for an unknown split or subset, or a count, size or seed out of range.
+    Raises `Refused` for an unknown split or subset, or a count, size or seed out of range.
     """
     from datasets import Dataset, IterableDataset
 

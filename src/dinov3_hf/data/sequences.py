@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from ..errors import Refused
 from .columns import check_column, named_values
 
 
@@ -17,24 +18,24 @@ class Video:
 def read_videos(rows, sequence_column: str = "sequence", frame_column: str = "frame", least: int = 2) -> list[Video]:
     """Group the rows of a `datasets.Dataset`, which may come in any order, into videos, by first appearance.
 
-    Raises ValueError for columns that are missing or do not name sequences and number frames, for a number that a
+    Raises `Refused` for columns that are missing or do not name sequences and number frames, for a number that a
     sequence has twice, and for a sequence of fewer than `least` frames.
     """
     accepted = "a column that names each row's sequence (ClassLabel, int or text)"
     names = named_values(rows, sequence_column, "sequence_column", accepted)
     check_column(rows, frame_column, "frame_column")
     if None in names:
-        raise ValueError(
+        raise Refused(
             f"sequence_column: got {sequence_column!r}, accepted: {accepted}, where row {names.index(None)} has none"
         )
     frames = rows[frame_column][:]
     if not all(isinstance(frame, int | float) and math.isfinite(frame) for frame in frames):
-        raise ValueError(f"frame_column: got {frame_column!r}, accepted: a column of numbers that order the frames")
+        raise Refused(f"frame_column: got {frame_column!r}, accepted: a column of numbers that order the frames")
     row_of = {}
     for row, (name, frame) in enumerate(zip(names, frames, strict=True)):
         sequence = row_of.setdefault(name, {})
         if frame in sequence:
-            raise ValueError(
+            raise Refused(
                 f"frame_column: sequence {str(name)!r} has frame {frame} twice (rows {sequence[frame]} and "
                 f"{row}), accepted: each frame once"
             )
@@ -43,7 +44,7 @@ def read_videos(rows, sequence_column: str = "sequence", frame_column: str = "fr
     for video in videos:
         if len(video.rows) < least:
             frames = "1 frame" if len(video.rows) == 1 else f"{len(video.rows)} frames"
-            raise ValueError(f"sequence_column: sequence {video.name!r} has {frames}, accepted: at least {least}")
+            raise Refused(f"sequence_column: sequence {video.name!r} has {frames}, accepted: at least {least}")
     return videos
 
 

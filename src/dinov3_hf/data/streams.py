@@ -1,5 +1,6 @@
 """Images from anywhere: any `datasets` source, read undecoded, as an endless stream that resumes exactly."""
 
+import contextlib
 import glob
 import itertools
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import Refused
 from .columns import find_image_column
 from .folders import builder_of, count_up, load_files, load_image_folder
 from .retries import StreamError, with_retries
@@ -36,7 +38,7 @@ def load_source(
     pattern of Parquet files or WebDataset tars, such files at a URL (`{000..031}` counts), or a hub id `owner/name` or
     `owner/name:config`. Keeps the image column and `columns`; None keeps all. Returns a `datasets.IterableDataset`, or
     a `Dataset` without streaming, and always for a local folder of images, whose rows hold paths only.
-    Raises FileNotFoundError or ValueError in one line that names the field.
+    Raises `Refused` in one line that names the field.
     """
     from datasets import Image, IterableDataset
 
@@ -78,25 +80,35 @@ def _open(source: str, split: str, streaming: bool, num_images: int, **options):
     path = Path(source).expanduser()
     if path.is_dir():
         kinds = {"parquet": ["*.parquet"], "webdataset": ["*.tar"]}
-        for builder, patterns in kinds.items():
-            files = sorted(str(file) for pattern in patterns for file in path.rglob(pattern))
-            if files:
-                return load_files(builder, files, source, split, streaming, **options)
-        return load_image_folder(path, split)
+        with _openable(source):
+            for builder, patterns in kinds.items():
+                files = sorted(str(file) for pattern in patterns for file in path.rglob(pattern))
+                if files:
+                    return load_files(builder, files, source, split, streaming, **options)
+            return load_image_folder(path, split)
     local = any(sign in source for sign in "*?[") or path.suffix or source.startswith((".", "/", "~"))
     if local:
         files = sorted(glob.glob(str(path), recursive=True))
         if not files:
-            raise FileNotFoundError(
-                f"data: nothing found at {source!r}, accepted: an existing file, folder or pattern"
-            )
-        return load_files(builder_of(files, source), files, source, split, streaming, **options)
+            raise Refused(f"data: nothing found at {source!r}, accepted: an existing file, folder or pattern")
+        with _openable(source):
+            return load_files(builder_of(files, source), files, source, split, streaming, **options)
     repository, _, config = source.partition(":")
-    try:
+    with _openable(source, "is no local path and the hub did not give it"):
         return load_dataset(repository, config or None, split=split, streaming=streaming, **options)
+
+
+@contextlib.contextmanager
+def _openable(source: str, what: str = "cannot be read") -> Iterator[None]:
+    """Say of whatever `datasets` raises on a wrong or broken source, in one line, that it comes from there."""
+    try:
+        yield
+    except (Refused, MemoryError):
+        raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(f"data: {source!r} is no local path and the hub did not give it: {reason}") from error
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise Refused(f"data: {source!r} {what}: {reason}") from error
 
 
 def _open_urls(source: str, split: str, streaming: bool, **options):
@@ -107,7 +119,7 @@ def _open_urls(source: str, split: str, streaming: bool, **options):
         try:
             from aiohttp import ClientTimeout
         except ImportError as error:
-            raise ValueError(f"data: got {source!r}, accepted: after pip install aiohttp, or a hub id") from error
+            raise Refused(f"data: got {source!r}, accepted: after pip install aiohttp, or a hub id") from error
         # By default a response has five minutes in all, and a tar is read for as long as training on it takes.
         timeout = ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
         options = {"storage_options": {"client_kwargs": {"timeout": timeout}}, **options}
@@ -115,7 +127,7 @@ def _open_urls(source: str, split: str, streaming: bool, **options):
         return with_retries(lambda: load_files(builder, urls, source, split, streaming, **options), f"data: {source}")
     except (OSError, ImportError, StreamError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise FileNotFoundError(f"data: {source!r} could not be opened: {reason}") from error
+        raise Refused(f"data: {source!r} could not be opened: {reason}") from error
 
 
 class RowStream:

@@ -6,6 +6,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ..errors import Refused
 from .columns import undecoded
 from .pixels import BadImage, read_size
 
@@ -14,7 +15,7 @@ from .pixels import BadImage, read_size
 class Preprocessing:
     """What happens to an image before the network: shorter side to `resize_size`, centre crop, normalise.
 
-    Sizes in pixels, statistics on the 0..1 scale; the paper's protocol is 256 then 224. Raises ValueError for a crop
+    Sizes in pixels, statistics on the 0..1 scale; the paper's protocol is 256 then 224. Raises `Refused` for a crop
     larger than the resized image.
     """
 
@@ -25,7 +26,7 @@ class Preprocessing:
 
     def __post_init__(self):
         if not 1 <= self.image_size <= self.resize_size:
-            raise ValueError(f"resize_size: got {self.resize_size}, accepted: at least image_size ({self.image_size})")
+            raise Refused(f"resize_size: got {self.resize_size}, accepted: at least image_size ({self.image_size})")
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
         """Resize (bicubic, antialiased) and crop one uint8 image [3,H,W] to [3,S,S]."""
@@ -97,8 +98,6 @@ def standardize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float,
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:
-    """Raise ValueError where patches would not cover the image."""
+    """Raise `Refused` where patches would not cover the image."""
     if image_size < patch_size or image_size % patch_size:
-        raise ValueError(
-            f"image_size: got {image_size}, accepted: a multiple of the model's patch size ({patch_size})"
-        )
+        raise Refused(f"image_size: got {image_size}, accepted: a multiple of the model's patch size ({patch_size})")

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from ..data.columns import check_column, undecoded
 from ..data.pixels import decode_image
 from ..data.views import check_image_size, image_sizes
+from ..errors import Refused
 from ..pipelines.matching import REFINEMENT_STEPS, find_matches, sample_tokens
 from ..visualization.matches import Matches, matches_picture
 from .bench import Bench
@@ -39,7 +40,7 @@ def read_keypoints(value, row: int) -> dict:
     """Return the seen keypoints of a row, (x, y) in pixels by a name that is the same in both images of a pair.
 
     Accepted: a list of [x, y] or [x, y, visible], named by their order, or of {instance_id, points}, whose points are named
-    by both. Visible is above 0; points that are no numbers are not seen. Raises ValueError for anything else.
+    by both. Visible is above 0; points that are no numbers are not seen. Raises `Refused` for anything else.
     """
     points = {}
     try:
@@ -53,7 +54,7 @@ def read_keypoints(value, row: int) -> dict:
             raise TypeError("a point of another length")
     except (TypeError, KeyError, ValueError) as error:
         accepted = "a list of [x, y] or [x, y, visible], or of {instance_id, points}"
-        raise ValueError(f"keypoints_column: row {row} has {str(value)[:60]}, accepted: {accepted}") from error
+        raise Refused(f"keypoints_column: row {row} has {str(value)[:60]}, accepted: {accepted}") from error
     return {
         name: (x, y)
         for name, (x, y, *seen) in named.items()
@@ -65,7 +66,7 @@ def read_pairs(test, pairs) -> list[tuple[int, int, float | None]]:
     """Return source row, target row and reference length (None: of the image) of each pair.
 
     `pairs` has columns src, trg and optionally bbox_trg: the longer side of the target's box in pixels, or the box [x0,
-    y0, x1, y1]. Without `pairs` every two rows are one. Raises ValueError for rows that are not there and empty boxes.
+    y0, x1, y1]. Without `pairs` every two rows are one. Raises `Refused` for rows that are not there and empty boxes.
     """
     if pairs is None:
         return [(row, row + 1, None) for row in range(0, len(test) - 1, 2)]
@@ -73,12 +74,12 @@ def read_pairs(test, pairs) -> list[tuple[int, int, float | None]]:
         check_column(pairs, name, "pairs")
         wrong = [row for row in pairs[name] if type(row) is not int or not 0 <= row < len(test)]
         if wrong:
-            raise ValueError(f"pairs: got {wrong[0]} in {name}, accepted: rows of the images, 0 to {len(test) - 1}")
+            raise Refused(f"pairs: got {wrong[0]} in {name}, accepted: rows of the images, 0 to {len(test) - 1}")
     boxes = pairs["bbox_trg"] if "bbox_trg" in pairs.column_names else [None] * len(pairs)
     lengths = [max(box[2] - box[0], box[3] - box[1]) if isinstance(box, list) else box for box in boxes]
     wrong = [length for length in lengths if length is not None and not length > 0]
     if wrong:
-        raise ValueError(f"pairs: got {wrong[0]} as the side of a box in bbox_trg, accepted: pixels above 0")
+        raise Refused(f"pairs: got {wrong[0]} as the side of a box in bbox_trg, accepted: pixels above 0")
     return list(zip(pairs["src"], pairs["trg"], lengths, strict=True))
 
 
@@ -123,19 +124,19 @@ def evaluate_correspondence(
     check_column(test, keypoints_column, "keypoints_column")
     thresholds = sorted(set(thresholds))
     if not thresholds or not thresholds[0] > 0:
-        raise ValueError(f"thresholds: got {thresholds}, accepted: shares of a side, above 0")
+        raise Refused(f"thresholds: got {thresholds}, accepted: shares of a side, above 0")
     numbers, sizes = read_pairs(test, pairs), image_sizes(test, image_column)
     readable = _shared_keypoints(numbers, test[keypoints_column], sizes)
     with_points = [pair for pair in readable if len(pair.source_points)]
     if not with_points:
-        raise ValueError(
+        raise Refused(
             f"keypoints_column: none of the {len(numbers)} pairs has a keypoint in {keypoints_column!r} seen in both images"
         )
     features = bench.extract(test, image_column, "patches", "correspondence: images", whole=True)
     place = {row: index for index, row in enumerate(features["model"].kept)}
     measured = [pair for pair in with_points if pair.source in place and pair.target in place]
     if not measured:
-        raise ValueError(f"image_column: none of the {len(numbers)} pairs has two images that can be decoded")
+        raise Refused(f"image_column: none of the {len(numbers)} pairs has two images that can be decoded")
     num_unread = len(numbers) - len(readable) + len(with_points) - len(measured)
 
     def tokens(name: str, row: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from ..data.ahead import StepReader
 from ..data.columns import check_column, undecoded
 from ..data.masks import check_mask_fits
 from ..data.pixels import BadImage, decode_image, read_size
+from ..errors import Refused
 from .bench import Bench
 from .feature_store import Extractor, Features
 from .probe import step_generator, train_probe
@@ -37,12 +38,12 @@ class HeadTraining:
     scales: tuple[float, float] = (1.0, 1.0)
 
     def check(self, patch_size: int) -> None:
-        """Raise ValueError for counts that leave nothing to train on, and crops that patches would not cover."""
+        """Raise `Refused` for counts that leave nothing to train on, and crops that patches would not cover."""
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, accepted: a whole number of at least 1")
+                raise Refused(f"{name}: got {getattr(self, name)}, accepted: a whole number of at least 1")
         if self.crop < patch_size or self.crop % patch_size:
-            raise ValueError(f"crop: got {self.crop}, accepted: a multiple of the model's patch size ({patch_size})")
+            raise Refused(f"crop: got {self.crop}, accepted: a multiple of the model's patch size ({patch_size})")
 
     def describe(self) -> dict:
         """Return what a protocol says of it."""
@@ -81,7 +82,7 @@ class DenseSplit:
 
     def __post_init__(self):
         if not len(self.rows):
-            raise ValueError(f"data: got no rows for {self.title}, accepted: at least one image")
+            raise Refused(f"data: got no rows for {self.title}, accepted: at least one image")
         check_column(self.rows, self.image_column, "image_column")
 
     def read_maps(
@@ -89,7 +90,7 @@ class DenseSplit:
     ) -> None:
         """Read the maps; those that cannot be read, and those of which no pixel counts, are left out.
 
-        Raises ValueError for a map that does not fit its image, and where no map is left.
+        Raises `Refused` for a map that does not fit its image, and where no map is left.
         """
         self.rows = undecoded(self.rows)
         columns = list({self.image_column, map_column})
@@ -121,7 +122,7 @@ class DenseSplit:
 
     def _check_any(self) -> None:
         if not self.maps:
-            raise ValueError(
+            raise Refused(
                 f"{self.map_field}: none of the {len(self.rows)} {self.title} rows has an image and a map that can be "
                 "read, accepted: at least one, with a pixel that counts"
             )

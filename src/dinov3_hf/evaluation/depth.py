@@ -8,6 +8,7 @@ from torch import nn
 
 from ..data.depths import check_depth_column, in_metres, read_depth
 from ..data.views import check_image_size
+from ..errors import Refused
 from ..visualization.depths import depths_picture
 from .bench import Bench
 from .dense_probe import (
@@ -138,13 +139,13 @@ def evaluate_depth(
 
 
 def check_depths(depth_unit: float, min_depth: float, max_depth: float, num_bins: int) -> None:
-    """Raise ValueError for a range of depths without extent, or bins that do not divide it."""
+    """Raise `Refused` for a range of depths without extent, or bins that do not divide it."""
     if not depth_unit > 0:
-        raise ValueError(f"depth_unit: got {depth_unit}, accepted: metres above 0")
+        raise Refused(f"depth_unit: got {depth_unit}, accepted: metres above 0")
     if not 0 < min_depth < max_depth < np.inf:
-        raise ValueError(f"min_depth: got {min_depth}, accepted: metres above 0 and below max_depth ({max_depth})")
+        raise Refused(f"min_depth: got {min_depth}, accepted: metres above 0 and below max_depth ({max_depth})")
     if num_bins < 2:
-        raise ValueError(f"num_bins: got {num_bins}, accepted: a whole number of at least 2")
+        raise Refused(f"num_bins: got {num_bins}, accepted: a whole number of at least 2")
 
 
 def bin_centres(min_depth: float, max_depth: float, num_bins: int) -> torch.Tensor:

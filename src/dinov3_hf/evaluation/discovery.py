@@ -14,6 +14,7 @@ from ..data.columns import check_column, undecoded
 from ..data.masks import check_mask_column, read_masks
 from ..data.pixels import decode_image
 from ..data.views import check_image_size, image_sizes
+from ..errors import Refused
 from ..visualization.boxes import FoundBox, boxes_picture
 from .bench import Bench
 from .result import Result
@@ -113,7 +114,7 @@ def evaluate_discovery(
     check_column(test, image_column, "image_column")
     taus = sorted(set(taus))
     if not taus or not -1 <= taus[0] <= taus[-1] < 1:
-        raise ValueError(f"taus: got {taus}, accepted: cosines of at least -1, below 1")
+        raise Refused(f"taus: got {taus}, accepted: cosines of at least -1, below 1")
     sizes = image_sizes(test, image_column)
     _check_grids(bench, sizes)
     boxes = None
@@ -130,7 +131,7 @@ def evaluate_discovery(
         named = (
             f"mask_column: none of the {len(test)} rows has a value in {mask_column!r} other than 0 and {ignore_index}"
         )
-        raise ValueError(named if boxes is None else f"box_column: none of the {len(test)} rows has a box in it")
+        raise Refused(named if boxes is None else f"box_column: none of the {len(test)} rows has a box in it")
     found = {name: np.zeros((len(places), len(taus), 4)) for name in features}
     bar = tqdm(places, desc="discovery: graphs", unit="image", disable=not bench.progress, dynamic_ncols=True)
     for index, place in enumerate(bar):
@@ -202,13 +203,13 @@ def patch_cosines(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _check_grids(bench: Bench, sizes: list[tuple[int, int] | None]) -> None:
-    """Raise ValueError where an image has too many patches for a graph, or too few for a cut."""
+    """Raise `Refused` where an image has too many patches for a graph, or too few for a cut."""
     image_size, patch = bench.preprocessing.image_size, bench.patch_size
     if image_size < 2 * patch:
-        raise ValueError(f"image_size: got {image_size}, accepted for discovery: at least two patches ({2 * patch})")
+        raise Refused(f"image_size: got {image_size}, accepted for discovery: at least two patches ({2 * patch})")
     counts = [height * width // patch**2 for height, width in (bench.whole.size(*size) for size in sizes if size)]
     if max(counts, default=0) > MAX_PATCHES:
-        raise ValueError(
+        raise Refused(
             f"image_size: got {image_size}, {max(counts)} patches an image, accepted for discovery: at most {MAX_PATCHES}"
         )
 

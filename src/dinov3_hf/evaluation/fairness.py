@@ -3,6 +3,7 @@
 import torch
 
 from ..data.columns import named_values
+from ..errors import Refused
 from ..visualization.charts import bars_picture
 from .result import Result
 
@@ -16,7 +17,7 @@ Z = 1.959964
 def read_groups(rows, column: str) -> tuple[list[str], list[str]]:
     """Return the group of every row of a `datasets.Dataset`, and the groups in order: declared, or sorted; missing last.
 
-    Raises ValueError for a column that is missing, holds anything but integers, texts or classes, or has fewer than two
+    Raises `Refused` for a column that is missing, holds anything but integers, texts or classes, or has fewer than two
     groups or more than a hundred.
     """
     values = named_values(rows, column, "group_column", "a column of integers, texts or classes")
@@ -26,7 +27,7 @@ def read_groups(rows, column: str) -> tuple[list[str], list[str]]:
     order = [name for name in declared if name in present] if declared else [str(value) for value in sorted(present)]
     order += [MISSING] * (MISSING in of_row)
     if not 2 <= len(order) <= MAX_GROUPS:
-        raise ValueError(
+        raise Refused(
             f"group_column: got {column!r} of {len(order)} different values, accepted: 2 to {MAX_GROUPS} groups"
         )
     return of_row, order
@@ -46,10 +47,10 @@ def by_group(result: Result, rows, group_column: str) -> Result:
 
     "measures" of what it returns holds the accuracy of each group, then the gap
     between the best and the worst group and the worst one's share of the best (NaN where that is 0); "per_group" adds
-    images and 95 % intervals. Raises ValueError for a result without hits and as `read_groups` does.
+    images and 95 % intervals. Raises `Refused` for a result without hits and as `read_groups` does.
     """
     if result.hits is None:
-        raise ValueError(f"result: got {result.task} without hits row by row, accepted: a task of top-1 accuracy")
+        raise Refused(f"result: got {result.task} without hits row by row, accepted: a task of top-1 accuracy")
     of_row, order = read_groups(rows, group_column)
     hits = {name: found for name, found in result.hits.items() if name != "rows"}
     of_hit = [of_row[row] for row in result.hits["rows"]]

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..data.ahead import read_ahead
 from ..data.columns import undecoded
 from ..data.pixels import decode_image
+from ..errors import Refused
 
 
 # What a row's place holds: nothing yet, its features, or an image that cannot be decoded.
@@ -58,9 +59,9 @@ class Features:
         return self.tokens[self.offsets[row] : self.offsets[row + 1]]
 
     def stack(self) -> torch.Tensor:
-        """Return [N,D] where rows have one token, else [N,P,D]; ValueError where rows differ in their grids."""
+        """Return [N,D] where rows have one token, else [N,P,D]; `Refused` where rows differ in their grids."""
         if len(set(self.grids)) != 1:
-            raise ValueError(f"features: got grids {sorted(set(self.grids))}, accepted: one grid for all rows")
+            raise Refused(f"features: got grids {sorted(set(self.grids))}, accepted: one grid for all rows")
         stacked = torch.stack([self[index] for index in range(len(self))])
         return stacked[:, 0] if self.grids[0] == (1, 1) else stacked
 
@@ -98,11 +99,11 @@ class FeatureStore:
     ) -> dict[str, Features]:
         """Return the features that each extractor gives for the images of a `datasets.Dataset`, as seen through `view`.
 
-        What an earlier run left is not computed again. Raises ValueError where there are no rows, where none can be
+        What an earlier run left is not computed again. Raises `Refused` where there are no rows, where none can be
         decoded, where features are not finite, and where the disk is too small.
         """
         if not len(rows):
-            raise ValueError("data: got a split without rows, accepted: at least one image")
+            raise Refused("data: got a split without rows, accepted: at least one image")
         rows = undecoded(rows.select_columns([image_column]))
         sizes = view.sizes(rows, image_column)
         about = [rows._fingerprint, image_column, repr(view), batch_size]
@@ -151,7 +152,7 @@ class FeatureStore:
         self.wait()
         found = {name: shelf.features() for name, shelf in shelves.items()}
         if not all(map(len, found.values())):
-            raise ValueError(f"image_column: none of the {len(rows)} images in {image_column!r} could be decoded")
+            raise Refused(f"image_column: none of the {len(rows)} images in {image_column!r} could be decoded")
         return found
 
     def _check_disk(self, shelves) -> None:
@@ -159,7 +160,7 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if self.rank == 0 and missing > free:
-            raise ValueError(
+            raise Refused(
                 f"cache_dir: {self.folder} has {free / 1e9:.1f} GB free, accepted: at least {missing / 1e9:.1f} GB for "
                 "the features (fewer images, a smaller image_size, or another folder)"
             )
@@ -215,7 +216,7 @@ class _Shelf:
             tokens = self.extractor.function(pixels).reshape(len(good), -1, self.extractor.width)
             finite = tokens.isfinite().flatten(1).all(1)
             if not finite.all():
-                raise ValueError(
+                raise Refused(
                     f"features: {name} gives values that are not finite for {int((~finite).sum())} of {len(good)} images, "
                     f"the first in row {part[good[int((~finite).nonzero()[0])]]}, accepted: a network of finite outputs"
                 )

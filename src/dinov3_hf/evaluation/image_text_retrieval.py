@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from ..data.captions import find_caption_columns, read_captions
 from ..data.pixels import BadImage
+from ..errors import Refused
 from ..pipelines.class_embeddings import text_features
 from .result import Result
 from .zero_shot import read_image_features
@@ -20,15 +21,15 @@ def best_ranks(similarities: torch.Tensor, relevant: torch.Tensor) -> torch.Tens
     """Rank of the best relevant item of each query, 0 the first; similarities and relevant (bool) [Q,N], returns [Q].
 
     Irrelevant items as similar as the best relevant one come before it, and so does everything where it is not a
-    number. Raises ValueError for a query without a relevant item.
+    number. Raises `Refused` for a query without a relevant item.
     """
     if similarities.shape != relevant.shape or similarities.dim() != 2:
-        raise ValueError(
+        raise Refused(
             f"relevant: got shape {tuple(relevant.shape)}, accepted: that of similarities {tuple(similarities.shape)}"
         )
     without = int((~relevant.any(dim=1)).sum())
     if without:
-        raise ValueError(f"relevant: got {without} queries without a relevant item, accepted: at least one for each")
+        raise Refused(f"relevant: got {without} queries without a relevant item, accepted: at least one for each")
     best = similarities.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
     return (~relevant & ~(similarities < best)).sum(dim=1)
 
@@ -38,7 +39,7 @@ def recall_at_k(
 ) -> dict[int, float]:
     """Share of queries with a relevant item among their k most similar, for each k.
 
-    Similarities and relevant (bool) [Q,N]; equal similarities count against the relevant item. Raises ValueError for a
+    Similarities and relevant (bool) [Q,N]; equal similarities count against the relevant item. Raises `Refused` for a
     query without a relevant item, and for k below 1.
     """
     return _recall(best_ranks(similarities, relevant), ks)
@@ -46,7 +47,7 @@ def recall_at_k(
 
 def _recall(ranks: torch.Tensor, ks: Sequence[int]) -> dict[int, float]:
     if min(ks, default=0) < 1:
-        raise ValueError(f"ks: got {list(ks)}, accepted: whole numbers of at least 1")
+        raise Refused(f"ks: got {list(ks)}, accepted: whole numbers of at least 1")
     return {k: (ranks < k).double().mean().item() for k in ks}
 
 
@@ -84,7 +85,7 @@ def evaluate_retrieval(
         except BadImage:
             captions.append([])
     if not keep:
-        raise ValueError(f"caption_columns: no row has a caption in {', '.join(columns)}, accepted: columns of texts")
+        raise Refused(f"caption_columns: no row has a caption in {', '.join(columns)}, accepted: columns of texts")
     numbers, image_features = read_image_features(
         model,
         rows.select(keep),

@@ -7,6 +7,7 @@ import torch
 
 from ..data.columns import check_column, read_vocabulary
 from ..data.views import check_image_size
+from ..errors import Refused
 from ..pipelines.neighbours import TEMPERATURE, NeighbourBank
 from ..visualization.confusion import confusion_picture
 from .bench import Bench
@@ -36,7 +37,7 @@ def evaluate_knn(
     names, *index_of = read_vocabulary(train, test, label_column)
     ks = sorted(set(ks))
     if not 1 <= ks[0] <= ks[-1] <= len(train):
-        raise ValueError(f"k: got {ks}, accepted: 1 to the number of train images ({len(train)})")
+        raise Refused(f"k: got {ks}, accepted: 1 to the number of train images ({len(train)})")
     bank = LabelledFeatures.read(bench, train, "cls", image_column, label_column, index_of[0], "knn: train images")
     queries = LabelledFeatures.read(bench, test, "cls", image_column, label_column, index_of[1], "knn: test images")
     labels, predictions = queries.labels, {}

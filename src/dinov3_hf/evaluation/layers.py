@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..errors import Refused
 from ..pipelines.windows import Windowed
 from ..visualization.charts import curve_picture
 from .bench import Bench
@@ -33,7 +34,7 @@ def choose_layers(num_layers: int, asked: Sequence[int] = ()) -> list[int]:
     """Return the layers to measure: those asked for, else at most twelve that end with the last."""
     beyond = [layer for layer in asked if not 1 <= layer <= num_layers]
     if beyond:
-        raise ValueError(f"layers: got {beyond[0]}, accepted: 1 to the model's number of layers ({num_layers})")
+        raise Refused(f"layers: got {beyond[0]}, accepted: 1 to the model's number of layers ({num_layers})")
     if asked:
         return sorted(set(asked))
     count = min(num_layers, MAX_LAYERS)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..errors import Refused
 from ..visualization.charts import curve_picture
 from .bench import Bench
 from .result import Result
@@ -36,7 +37,7 @@ def evaluate_linear(
     takes hours for a million images, for which `evaluate_linear_sgd` is made.
     """
     if features not in FEATURES:
-        raise ValueError(f"features: got {features!r}, accepted: {', '.join(FEATURES)}")
+        raise Refused(f"features: got {features!r}, accepted: {', '.join(FEATURES)}")
     data = ClassificationData.open(
         bench, "linear", train, test, out_of_distribution or {}, features, image_column, label_column
     )

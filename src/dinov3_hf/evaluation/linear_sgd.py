@@ -13,6 +13,7 @@ from ..data.ahead import StepReader
 from ..data.columns import undecoded
 from ..data.crops import central_crop, fitting_crop
 from ..data.pixels import decode_image
+from ..errors import Refused
 from ..visualization.charts import curve_picture
 from .bench import Bench
 from .linear import FEATURES
@@ -52,7 +53,7 @@ def evaluate_linear_sgd(
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value < 1:
-            raise ValueError(f"{name}: got {value}, accepted: a whole number of at least 1")
+            raise Refused(f"{name}: got {value}, accepted: a whole number of at least 1")
     data = ClassificationData.open(
         bench, "linear-sgd", train, test, out_of_distribution or {}, KIND, image_column, label_column
     )

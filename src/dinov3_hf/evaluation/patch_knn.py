@@ -8,6 +8,7 @@ import torch
 from ..data.columns import check_column
 from ..data.masks import IGNORE_INDEX, check_mask_column, read_masks
 from ..data.views import check_image_size
+from ..errors import Refused
 from ..pipelines.neighbours import TEMPERATURE, NeighbourBank
 from .bench import Bench
 from .iou import confusion_matrix, intersection_over_union
@@ -56,7 +57,7 @@ def evaluate_patch_knn(
     per_image = min(num_patches, max(1, max_bank_patches // len(train)))
     ks = sorted(set(ks))
     if not 1 <= ks[0] <= ks[-1] <= len(train) * per_image:
-        raise ValueError(f"k: got {ks}, accepted: 1 to the number of train patches ({len(train) * per_image})")
+        raise Refused(f"k: got {ks}, accepted: 1 to the number of train patches ({len(train) * per_image})")
 
     def read(rows, split):
         """Return the features, and for every image that has a mask its place among them and its patches' labels."""
@@ -68,7 +69,7 @@ def evaluate_patch_knn(
             )
         ]
         if not any((labels != ignore_index).any() for _, labels in labelled):
-            raise ValueError(
+            raise Refused(
                 f"mask_column: none of the {len(rows)} {split} rows has a patch that can be decoded and counts"
             )
         return features, labelled

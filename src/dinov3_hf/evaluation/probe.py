@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..errors import Failed
+
 
 # The paper warms its dense heads up over 1500 of 40000 steps (section 6.1.2).
 WARMUP_SHARE = 1500 / 40000
@@ -29,7 +31,7 @@ def train_probe(
     """Train `head` in place for `steps` steps, each on `loss_at(step)`; learning rates are the peaks of a one-cycle.
 
     `loss_at` draws its batch from the step's number alone, so that a run that goes on from `checkpoint` (written every
-    half minute and at the end) repeats the steps it had not saved exactly. Raises ValueError where the loss is not
+    half minute and at the end) repeats the steps it had not saved exactly. Raises `Failed` where the loss is not
     finite.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -59,7 +61,7 @@ def train_probe(
     for step in bar:
         loss = loss_at(step)
         if not loss.isfinite():
-            raise ValueError(f"{description}: the loss is {loss.item()} at step {step}, accepted: a finite loss")
+            raise Failed(f"{description}: the loss is {loss.item()} at step {step}, accepted: a finite loss")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -13,7 +13,7 @@ def evaluate_resolution(bench: Bench, measure: Callable[[Bench], Result], sizes:
     """Repeat a task, `measure(bench)`, at image sizes in pixels; returns its measures by size.
 
     The share of the image that the centre crop keeps stays the same. Memory grows with the size unless the bench's
-    network sees windows (`Windowed`). Raises ValueError for a size that is no multiple of the patch size.
+    network sees windows (`Windowed`). Raises `Refused` for a size that is no multiple of the patch size.
     """
     view = bench.preprocessing
     for size in sizes:

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from ..data.columns import check_column, named_values, undecoded
 from ..data.pixels import decode_image
 from ..data.views import check_image_size
+from ..errors import Refused
 from ..pipelines.neighbours import CosineBank
 from ..visualization.answers import answers_picture
 from .bench import Bench
@@ -86,7 +87,7 @@ def _gallery_rows(value, row: int, num_gallery: int) -> list[int]:
     named = value if value is not None else []
     if not isinstance(named, list) or not all(type(item) is int and 0 <= item < num_gallery for item in named):
         accepted = f"a list of rows of the gallery, 0 to {num_gallery - 1}"
-        raise ValueError(f"positives_column: row {row} has {str(value)[:60]}, accepted: {accepted}")
+        raise Refused(f"positives_column: row {row} has {str(value)[:60]}, accepted: {accepted}")
     return named
 
 
@@ -113,11 +114,11 @@ def evaluate_instance_retrieval(
         check_column(rows, image_column, "image_column")
     ks = sorted(set(ks))
     if min(ks, default=0) < 1:
-        raise ValueError(f"ks: got {ks}, accepted: whole numbers of at least 1")
+        raise Refused(f"ks: got {ks}, accepted: whole numbers of at least 1")
     if not exclude_same and gallery._fingerprint == query._fingerprint:
-        raise ValueError("query: got the gallery's own rows, accepted: others, or exclude_same")
+        raise Refused("query: got the gallery's own rows, accepted: others, or exclude_same")
     if exclude_same and len(gallery) != len(query):
-        raise ValueError(f"exclude_same: got {len(query)} queries, accepted: as many as the gallery ({len(gallery)})")
+        raise Refused(f"exclude_same: got {len(query)} queries, accepted: as many as the gallery ({len(gallery)})")
     relevance = Relevance(gallery, query, positives_column, instance_column)
     items = bench.extract(gallery, image_column, "cls", "retrieval: gallery images", whole=whole)
     queries = bench.extract(query, image_column, "cls", "retrieval: query images", whole=whole)
@@ -126,7 +127,7 @@ def evaluate_instance_retrieval(
         column = (
             f"positives_column: {positives_column!r}" if positives_column else f"instance_column: {instance_column!r}"
         )
-        raise ValueError(f"{column} gives none of the {len(query)} queries a relevant image in the gallery")
+        raise Refused(f"{column} gives none of the {len(query)} queries a relevant image in the gallery")
     found = {}
     for name in items:
         bank = CosineBank(items[name].stack().to(bench.device))

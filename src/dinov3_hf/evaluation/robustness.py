@@ -8,6 +8,7 @@ import torch
 
 from ..data.columns import check_column, named_values, read_vocabulary
 from ..data.views import check_image_size
+from ..errors import Refused
 from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .features import RAW_PIXELS_SIDE
@@ -47,7 +48,7 @@ Hits = dict[str, torch.Tensor]
 def hold_out(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Split rows of classes [N] by seed into those to fit on and those to choose by: a tenth of every class, sorted.
 
-    The tenths of small classes are taken together; no class loses its only image. Raises ValueError where there are
+    The tenths of small classes are taken together; no class loses its only image. Raises `Refused` where there are
     fewer than two classes or nothing can be held out.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -58,7 +59,7 @@ def hold_out(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tenso
     is_held[HOLD_OUT // 2 :: HOLD_OUT] = True
     is_held &= ~is_first
     if is_first.sum() < 2 or not is_held.any():
-        raise ValueError(
+        raise Refused(
             f"train: got {len(labels)} images of {int(is_first.sum())} classes, accepted: two classes or more, and enough "
             "images that a tenth can be held out"
         )
@@ -72,7 +73,7 @@ def read_corruptions(rows, title: str) -> list[str] | None:
     values = named_values(rows, CORRUPTION_COLUMN, f"{title}: {CORRUPTION_COLUMN}", "a name in every row")
     wrong = next((value for value in values if not isinstance(value, str)), "")
     if wrong != "":
-        raise ValueError(f"{title}: {CORRUPTION_COLUMN}: got {wrong!r}, accepted: a name in every row")
+        raise Refused(f"{title}: {CORRUPTION_COLUMN}: got {wrong!r}, accepted: a name in every row")
     return [re.sub(r"[^a-z0-9]+", "_", value.lower()).strip("_") for value in values]
 
 
@@ -110,13 +111,13 @@ class ClassificationData:
     ) -> "ClassificationData":
         """Check every data set, then extract the features of train and test; classes are matched by name.
 
-        Raises ValueError for what `read_vocabulary`, `hold_out` and `read_corruptions` refuse and for a set without any
+        Raises `Refused` for what `read_vocabulary`, `hold_out` and `read_corruptions` refuse and for a set without any
         class of train.
         """
         check_image_size(bench.preprocessing.image_size, bench.patch_size)
         for title in ("train", "test"):
             if title in others:
-                raise ValueError(f"out_of_distribution: got a set named {title!r}, accepted: other names")
+                raise Refused(f"out_of_distribution: got a set named {title!r}, accepted: other names")
         for where, rows in [("", train), ("", test), *((f"{title}: ", rows) for title, rows in others.items())]:
             check_column(rows, image_column, f"{where}image_column")
             check_column(rows, label_column, f"{where}label_column")
@@ -130,7 +131,7 @@ class ClassificationData:
             found = {index_of_others[title][value] for value in rows.unique(label_column)}
             if not found & known:
                 some = ", ".join(names[index] for index in sorted(found)[:3])
-                raise ValueError(f"{title}: label_column: got classes {some}, ..., accepted: some that train has")
+                raise Refused(f"{title}: label_column: got classes {some}, ..., accepted: some that train has")
         sets = {t: OtherSet(rows, index_of_others[t], read_corruptions(rows, t)) for t, rows in others.items()}
 
         def read(rows, index_of: dict, title: str) -> LabelledFeatures:

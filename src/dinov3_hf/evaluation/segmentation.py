@@ -9,6 +9,7 @@ from torch import nn
 
 from ..data.masks import IGNORE_INDEX, check_mask_column, read_mask
 from ..data.views import check_image_size
+from ..errors import Refused
 from ..visualization.classes import classes_picture
 from .bench import Bench
 from .dense_probe import (
@@ -144,12 +145,12 @@ def read_labels(value: dict) -> np.ndarray:
 
 
 def largest_label(split: DenseSplit, ignore_index: int) -> int:
-    """Return the largest class index of a split's masks; ValueError for negative ones."""
+    """Return the largest class index of a split's masks; `Refused` for negative ones."""
     largest = 0
     for row, labels in split.maps.items():
         labels = labels[labels != ignore_index]
         if labels.min() < 0:
-            raise ValueError(
+            raise Refused(
                 f"mask_column: row {row} of {split.title} has a pixel of {labels.min()}, accepted: class indices from "
                 f"0, and ignore_index ({ignore_index})"
             )
@@ -158,11 +159,11 @@ def largest_label(split: DenseSplit, ignore_index: int) -> int:
 
 
 def list_names(largest: int, class_names: Sequence[str] | None) -> list[str]:
-    """Return a name for each class; ValueError where those given are too few for the largest index."""
+    """Return a name for each class; `Refused` where those given are too few for the largest index."""
     if not class_names:
         return [str(index) for index in range(largest + 1)]
     if largest >= len(class_names):
-        raise ValueError(
+        raise Refused(
             f"class_names: got {len(class_names)} names for masks with class {largest}, accepted: a name for each"
         )
     return list(class_names)

@@ -16,6 +16,7 @@ from ..data.masks import check_mask_column, check_mask_fits, read_mask, resize_m
 from ..data.pixels import decode_image, read_size
 from ..data.sequences import Video, read_videos
 from ..data.views import check_image_size
+from ..errors import Refused
 from ..pipelines.label_propagation import LabelPropagation, Propagation, soft_labels
 from ..visualization.tracks import frame_picture
 from .bench import Bench
@@ -78,7 +79,7 @@ def evaluate_tracking(
     Mask values other than 0 are objects. Those of the first frame count in every frame between the first and the last,
     also where they are hidden and should have no pixel; those that come later are background. Beside the untrained twin
     and raw pixels stands the first frame's mask kept still, as "chance". "pictures" follows the first
-    video. Raises ValueError for bad settings, masks or columns, for videos of fewer
+    video. Raises `Refused` for bad settings, masks or columns, for videos of fewer
     than three frames or of frames that differ in size, and where no video can be measured.
     """
     settings = Propagation(context_frames, radius, top_k, temperature)
@@ -127,7 +128,7 @@ def evaluate_tracking(
             bar.update(done - bar.n)
     if not measured:
         reasons = "; ".join(skipped) or "test: no frame can be read"
-        raise ValueError(f"data: none of the {len(videos)} videos can be measured ({reasons}), accepted: at least one")
+        raise Refused(f"data: none of the {len(videos)} videos can be measured ({reasons}), accepted: at least one")
     return _result(bench, settings, ignore_index, len(test) - len(frames.places), measured, skipped, pictures)
 
 
@@ -136,7 +137,7 @@ def _check_sizes(sizes: list[tuple[int, int] | None], videos: list[Video]) -> No
         of_video = sorted({sizes[row] for row in video.rows} - {None})
         if len(of_video) > 1:
             listed = ", ".join(f"{width}x{height}" for height, width in of_video)
-            raise ValueError(
+            raise Refused(
                 f"image_column: the network sees sequence {video.name!r} at {listed}, accepted: frames of one size"
             )
 
@@ -150,7 +151,7 @@ class _Frames:
         self.places = {row: place for place, row in enumerate(features["model"].kept)}
 
     def mask(self, row: int) -> torch.Tensor | None:
-        """Return a row's mask [H,W], None where it or the image cannot be read; ValueError where they do not fit."""
+        """Return a row's mask [H,W], None where it or the image cannot be read; `Refused` where they do not fit."""
         if row not in self.places:
             return None
         values = self.rows[row]

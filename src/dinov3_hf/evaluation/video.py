@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from ..data.columns import check_column, read_vocabulary
 from ..data.sequences import Video, clip_frames, count_starts, even_starts, read_videos
 from ..data.views import check_image_size
+from ..errors import Refused
 from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .feature_store import Features
@@ -168,15 +169,15 @@ def evaluate_video(
     square crop. The probe learns from clips at random times and is tested on the middle clip and on the mean probability
     of `num_clips` evenly spaced ones. A video has the class that most of its rows have. "measures"
     holds top-1 (0..1) by clips, where chance is the class most frequent in `train`; "per_class", "hits" (by the videos' first rows) and the confusion matrix are of the middle clip. Raises
-    ValueError for bad settings or columns.
+    `Refused` for bad settings or columns.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     settings = {"num_frames": num_frames, "frame_stride": frame_stride, "steps": steps, "batch_size": batch_size}
     for name, value in (*settings.items(), ("num_clips", num_clips)):
         if value < 1:
-            raise ValueError(f"{name}: got {value}, accepted: a whole number of at least 1")
+            raise Refused(f"{name}: got {value}, accepted: a whole number of at least 1")
     if not lr > 0:
-        raise ValueError(f"lr: got {lr}, accepted: above 0")
+        raise Refused(f"lr: got {lr}, accepted: above 0")
     for rows in (train, test):
         check_column(rows, image_column, "image_column")
     names, *index_of = read_vocabulary(train, test, label_column)

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from ..data.ahead import read_ahead
 from ..data.columns import check_column, undecoded
 from ..data.pixels import decode_image
+from ..errors import Refused
 from ..pipelines.class_embeddings import (
     check_class_names,
     check_templates,
@@ -57,7 +58,7 @@ def read_image_features(model: nn.Module, rows, image_column: str, *args) -> tup
         numbers.append(some)
         features.append(model.get_image_features(pixel_values.to(model.device, model.dtype)).float().cpu())
     if not numbers:
-        raise ValueError(f"image_column: none of the {len(rows)} images in {image_column!r} could be decoded")
+        raise Refused(f"image_column: none of the {len(rows)} images in {image_column!r} could be decoded")
     return torch.cat(numbers), torch.cat(features)
 
 
@@ -66,7 +67,7 @@ def read_labels(rows, label_column: str, class_names: Sequence[str] | None = Non
 
     Without `class_names`: those of a ClassLabel column, or the sorted values of a column of texts. Given names replace
     a ClassLabel's in their order, or are found by name where they are the same names; numbers are indices.
-    Raises ValueError for a label that has no name.
+    Raises `Refused` for a label that has no name.
     """
     from datasets import ClassLabel, Value
 
@@ -74,17 +75,17 @@ def read_labels(rows, label_column: str, class_names: Sequence[str] | None = Non
     feature = rows.features[label_column]
     values = list(rows[label_column]) if isinstance(feature, ClassLabel | Value) else []
     if {type(value) for value in values} not in ({int}, {str}):
-        raise ValueError(f"label_column: got {label_column!r}, accepted: a column with one class a row")
+        raise Refused(f"label_column: got {label_column!r}, accepted: a column with one class a row")
     declared = feature.names if isinstance(feature, ClassLabel) else None
     found = sorted(set(values))
     texts = isinstance(found[0], str)
     if class_names is None:
         class_names = declared or (found if texts else None)
     if class_names is None:
-        raise ValueError(f"class_names: missing, accepted: one name a class, as {label_column!r} holds numbers")
+        raise Refused(f"class_names: missing, accepted: one name a class, as {label_column!r} holds numbers")
     names = check_class_names(class_names)
     if declared and set(declared) != set(names) and len(declared) != len(names):
-        raise ValueError(
+        raise Refused(
             f"class_names: got {len(names)}, accepted: {len(declared)}, one a class of label_column {label_column!r}"
         )
     by_name = {name: index for index, name in enumerate(names)}
@@ -94,7 +95,7 @@ def read_labels(rows, label_column: str, class_names: Sequence[str] | None = Non
     strange = [value for value in found if value not in index_of]
     if strange:
         accepted = "one of class_names" if texts else f"0 to {len(names) - 1}, an index of class_names"
-        raise ValueError(f"label_column: {label_column!r} holds {strange[0]!r}, accepted: {accepted}")
+        raise Refused(f"label_column: {label_column!r} holds {strange[0]!r}, accepted: {accepted}")
     return names, torch.tensor([index_of[value] for value in values])
 
 

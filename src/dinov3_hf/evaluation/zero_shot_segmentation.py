@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from ..data.columns import check_column, undecoded
 from ..data.masks import IGNORE_INDEX, read_mask
 from ..data.pixels import BadImage, decode_image
+from ..errors import Refused
 from ..pipelines.class_embeddings import (
     check_class_names,
     check_templates,
@@ -50,20 +51,18 @@ def evaluate_zero_shot_segmentation(
     `class_names` are those of the mask values, in order; with `whole_windows` windows count as a whole too. The class with index `background` is predicted where no other
     one stands `background_threshold` above the mean cosine of all (see `segment`); without a threshold by its name, as any other. Counted are the
     pixels of the masks in their own size. "per_class" of what it returns has pixels, IoU and chance of each class present.
-    Raises ValueError for settings that do not fit, and for a mask value without a name.
+    Raises `Refused` for settings that do not fit, and for a mask value without a name.
     """
     names, tokenizer = check_class_names(class_names), processor.tokenizer
     templates = default_templates(tokenizer) if templates is None else check_templates(templates)
     check_column(rows, image_column, "image_column")
     check_column(rows, mask_column, "mask_column")
     if type(rows.features[mask_column]).__name__ != "Image":
-        raise ValueError(
-            f"mask_column: got {mask_column!r}, accepted: a column of images with class indices as pixels"
-        )
+        raise Refused(f"mask_column: got {mask_column!r}, accepted: a column of images with class indices as pixels")
     if background is not None and not 0 <= background < len(names):
-        raise ValueError(f"background: got {background}, accepted: an index of class_names (0 to {len(names) - 1})")
+        raise Refused(f"background: got {background}, accepted: an index of class_names (0 to {len(names) - 1})")
     if background_threshold is not None and background is None:
-        raise ValueError(
+        raise Refused(
             f"background_threshold: got {background_threshold}, accepted: only with a background class among the names"
         )
     prompted = [index for index in range(len(names)) if index != background or background_threshold is None]
@@ -96,7 +95,7 @@ def evaluate_zero_shot_segmentation(
         found = value_of[segment(maps, background_threshold).cpu()[counted]]
         confusion += confusion_matrix(found, labels, len(names))
     if not confusion.sum():
-        raise ValueError(f"mask_column: none of the {len(rows)} rows can be decoded and has a pixel that counts")
+        raise Refused(f"mask_column: none of the {len(rows)} rows can be decoded and has a pixel that counts")
     iou, chance, pixels = intersection_over_union(confusion), chance_iou(confusion), confusion.sum(1)
     accuracy = int(confusion.diagonal().sum()) / int(confusion.sum())
     return Result(
@@ -179,7 +178,7 @@ def choose_background_threshold(
 def _check_values(labels: torch.Tensor, mask_column: str, num_classes: int, ignore_index: int) -> None:
     strange = labels[(labels < 0) | (labels >= num_classes)]
     if len(strange):
-        raise ValueError(
+        raise Refused(
             f"mask_column: {mask_column!r} holds the value {int(strange[0])}, accepted: 0 to {num_classes - 1}, one of "
             f"class_names, or ignore_index ({ignore_index})"
         )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoints import export, load_backbone
 from ..checkpoints.adapters import TARGET_MODULES, target_pattern
+from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
 
 # Registers the pyramid that some heads read their backbone through.
@@ -36,10 +37,10 @@ _SHAPE = (
 
 
 def backbone_of(model: nn.Module) -> tuple[str, Dinov3Model]:
-    """Return the name and the module of the only DINOv3 backbone in `model`; ValueError without one."""
+    """Return the name and the module of the only DINOv3 backbone in `model`; `Refused` without one."""
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, Dinov3Model)]
     if len(found) != 1:
-        raise ValueError(f"model: got a {type(model).__name__} with {len(found)} DINOv3 backbones, accepted: one")
+        raise Refused(f"model: got a {type(model).__name__} with {len(found)} DINOv3 backbones, accepted: one")
     return found[0]
 
 
@@ -65,7 +66,7 @@ def add_adapters(
 
     `target_modules` are regular expressions of whole names of linear layers in a block (`q_proj`,
     `attention.[qv]_proj`). With `train_tokens` class, mask and register tokens are trained and saved as whole
-    tensors; PEFT keeps modules only, so the patch embedding is saved with them, unchanged. Raises ValueError for a
+    tensors; PEFT keeps modules only, so the patch embedding is saved with them, unchanged. Raises `Refused` for a
     target that matches nothing, with the names that there are.
     """
     from peft import LoraConfig, get_peft_model
@@ -74,7 +75,7 @@ def add_adapters(
     check_targets(backbone, target_modules)
     inside = f"{prefix}." if prefix else ""
     if train_tokens and not prefix:
-        raise ValueError("train_tokens: got a bare backbone, accepted: a model with a head around one")
+        raise Refused("train_tokens: got a bare backbone, accepted: a model with a head around one")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -89,20 +90,20 @@ def add_adapters(
 
 
 def check_targets(backbone: Dinov3Model, target_modules: Sequence[str]) -> None:
-    """Raise ValueError for a target that is no linear layer of the blocks."""
+    """Raise `Refused` for a target that is no linear layer of the blocks."""
     names = {
         name for layer in backbone.layer for name, module in layer.named_modules() if isinstance(module, nn.Linear)
     }
     accepted = f"regular expressions of {', '.join(sorted({name.split('.')[-1] for name in names}))}"
     if not target_modules:
-        raise ValueError(f"target_modules: got none, accepted: {accepted}")
+        raise Refused(f"target_modules: got none, accepted: {accepted}")
     for target in target_modules:
         try:
             pattern = re.compile(rf"(?:\w+\.)?(?:{target})")
         except re.error as error:
-            raise ValueError(f"target_modules: got {target!r} ({error}), accepted: {accepted}") from None
+            raise Refused(f"target_modules: got {target!r} ({error}), accepted: {accepted}") from None
         if not any(pattern.fullmatch(name) for name in names):
-            raise ValueError(f"target_modules: got {target!r}, which matches nothing, accepted: {accepted}")
+            raise Refused(f"target_modules: got {target!r}, which matches nothing, accepted: {accepted}")
 
 
 def head_modules(model: nn.Module, prefix: str) -> list[str]:
@@ -119,7 +120,7 @@ def head_modules(model: nn.Module, prefix: str) -> list[str]:
             return [name]
         bare = [own for own, _ in module.named_parameters(recurse=False)]
         if bare:
-            raise ValueError(
+            raise Refused(
                 f"method: {type(model).__name__} holds {name}.{bare[0]}, which PEFT cannot save, accepted: frozen or full"
             )
         inside = f"{name}." if name else ""
@@ -149,7 +150,7 @@ def save_adapter(model, directory: str | os.PathLike) -> Path:
 def load_adapter(directory: str | os.PathLike, base: str | Dinov3Model | None = None):
     """Load what `save_adapter` wrote on its base, by default the one it names, as a `PeftModel` in eval mode.
 
-    Raises FileNotFoundError without an adapter, ValueError where `base` is of another shape.
+    Raises `Refused` without an adapter, and where `base` is of another shape.
     """
     import transformers
     from peft import PeftModel
@@ -168,16 +169,16 @@ def load_adapter(directory: str | os.PathLike, base: str | Dinov3Model | None = 
     for field in _SHAPE:
         expected, got = getattr(inner.config, field), getattr(backbone.config, field)
         if got != expected:
-            raise ValueError(f"base: got {field}={got}, accepted: {expected}, as the base of {directory.name} had")
+            raise Refused(f"base: got {field}={got}, accepted: {expected}, as the base of {directory.name} had")
     inner.load_state_dict(backbone.state_dict())
     model.name_or_path = named
     return PeftModel.from_pretrained(model, directory).eval()
 
 
 def read_adapter_config(directory: Path) -> dict:
-    """Read adapter_config.json; FileNotFoundError without it."""
+    """Read adapter_config.json; `Refused` without it."""
     if not (directory / CONFIG).is_file():
-        raise FileNotFoundError(f"adapter: no {CONFIG} in {str(directory)!r}, accepted: a folder that PEFT wrote")
+        raise Refused(f"adapter: no {CONFIG} in {str(directory)!r}, accepted: a folder that PEFT wrote")
     return json.loads((directory / CONFIG).read_text())
 
 

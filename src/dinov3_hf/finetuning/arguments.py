@@ -12,7 +12,7 @@ class TaskArguments:
     """What is trained, on which weights, and how much of them."""
 
     model: str | None = described(
-        "model folder or hub id (ours or dinov3_vit), or a file in Meta's layout", None, common=True
+        "model folder or hub id (ours or dinov3_vit), or a file in Meta's layout", None, positional=True
     )
     task: Literal["classification", "segmentation", "depth", "detection"] = described(
         "what the head predicts", "classification", common=True
@@ -131,7 +131,7 @@ class FinetuneRecipe(Recipe):
     output: OutputArguments = field(default_factory=OutputArguments)
 
     def validate(self) -> "FinetuneRecipe":
-        """Raise ValueError, in one line, for the first field that cannot be."""
+        """Raise `Refused`, in one line, for the first field that cannot be."""
         super().validate()
         good = not (self.task.untrained and self.output.export)
         require(good, "export", self.output.export, "nothing with untrained, a control that is not kept")

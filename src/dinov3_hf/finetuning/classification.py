@@ -7,6 +7,7 @@ from torchvision.transforms import v2
 
 from ..data.columns import read_vocabulary
 from ..data.pixels import decode_image
+from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
 from .examples import SMALLEST_CROP, View
 
@@ -21,7 +22,7 @@ class Classification:
         tested = {value: names[index] for value, index in of_test.items()}
         beyond = sorted({tested[value] for value in test.unique(self.label_column)} - set(self.names))
         if beyond:
-            raise ValueError(
+            raise Refused(
                 f"label_column: test has the class{'es' if len(beyond) > 1 else ''} {', '.join(beyond[:5])}, accepted: "
                 f"the {len(self.names)} classes of train"
             )

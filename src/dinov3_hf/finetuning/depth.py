@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data.depths import check_depth_column, in_metres, read_depth
 from ..data.pixels import BadImage, decode_image
+from ..errors import Refused
 from ..evaluation.depth import depth_errors, sigma_loss
 from ..models.modeling_dinov3 import Dinov3Model
 from .examples import View, progress
@@ -35,7 +36,7 @@ class Depth:
             if depths is not None and (depths > 0).any():
                 medians.append(depths[depths > 0].median())
         if not medians:
-            raise ValueError(
+            raise Refused(
                 f"depth_column: got {self.column!r} without a depth in range, accepted: depths up to {self.max_depth} m"
             )
         self.constant = torch.stack(medians).median()

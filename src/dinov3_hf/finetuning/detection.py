@@ -10,6 +10,7 @@ from ..data.boxes import CATEGORY_NAMES, boxes_of_masks, declared_names
 from ..data.columns import check_column
 from ..data.masks import read_mask
 from ..data.pixels import BadImage, decode_image, read_size
+from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3Model
 from .examples import View, progress
 from .heads import build_dense
@@ -48,7 +49,7 @@ class Detection:
                 self._check(boxes, classes, height, width, f"row {index} of {name}")
                 largest = max([largest, *classes])
         if largest < 0:
-            raise ValueError(f"objects_column: got {self.column!r} without an object, accepted: at least one")
+            raise Refused(f"objects_column: got {self.column!r} without an object, accepted: at least one")
         self.names = self.names or [str(index) for index in range(largest + 1)]
         self.flip = v2.RandomHorizontalFlip(0.5 if data.augment else 0.0)
 
@@ -57,12 +58,12 @@ class Detection:
             x, y, w, h = box
             # Half a pixel of rounding is forgiven.
             if w <= 0 or h <= 0 or x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5:
-                raise ValueError(
+                raise Refused(
                     f"objects_column: {where} has the box {[round(value, 2) for value in box]} in an image of "
                     f"{width}x{height}, accepted: [x, y, width, height] in pixels, inside the image"
                 )
             if not 0 <= number < (len(self.names) or number + 1):
-                raise ValueError(
+                raise Refused(
                     f"objects_column: {where} has the category {number}, accepted: 0 to {len(self.names) - 1}, those of "
                     "the class list"
                 )
@@ -77,7 +78,7 @@ class Detection:
         classes = next((objects[name] for name in CATEGORY_NAMES if name in objects), None)
         boxes = objects.get("bbox", objects.get("boxes"))
         if objects and (classes is None or boxes is None or len(classes) != len(boxes)):
-            raise ValueError(
+            raise Refused(
                 f"objects_column: got {self.column!r} with {', '.join(objects)}, accepted: as many `category` as `bbox`"
             )
         return torch.tensor(boxes or [], dtype=torch.float).view(-1, 4), list(classes or [])

@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data.pixels import BadImage
 from ..data.views import standardize
+from ..errors import Refused
 
 
 # Share of an image's area that a random crop shows at least.
@@ -45,7 +46,7 @@ class Examples(Dataset):
             except (BadImage, OSError):
                 continue
             return {**example, "valid": offset == 0}
-        raise ValueError("data: no image can be decoded, accepted: at least one that can")
+        raise Refused("data: no image can be decoded, accepted: at least one that can")
 
 
 def collate(examples: list[dict]) -> dict:

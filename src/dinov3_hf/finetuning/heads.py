@@ -19,6 +19,7 @@ from torch import nn
 from transformers import DINOv3ViTConfig, PreTrainedModel
 
 from ..checkpoints import export
+from ..errors import Refused
 from ..models.configuration_dinov3 import Dinov3Config
 from ..models.configuration_dinov3_pyramid import Dinov3PyramidConfig
 from ..models.modeling_dinov3 import Dinov3Model
@@ -82,12 +83,12 @@ def build_head(
     head's own configuration. Nothing is downloaded. With `freeze_backbone` the copied weights do not learn.
 
     Raises:
-        ValueError: a task, head, count of labels or configuration field that cannot be.
+        Refused: a task, head, count of labels or configuration field that cannot be.
     """
     name = check_head(task, head)
     kind = HEADS[name]
     if not isinstance(backbone, Dinov3Model):
-        raise ValueError(f"backbone: got {type(backbone).__name__}, accepted: Dinov3Backbone or Dinov3Model")
+        raise Refused(f"backbone: got {type(backbone).__name__}, accepted: Dinov3Backbone or Dinov3Model")
     model_class = getattr(transformers, kind.model)
     check_fields(model_class.config_class, config)
     config |= label_fields(task, num_labels, id2label)
@@ -107,16 +108,16 @@ def build_head(
 
 
 def check_head(task: str, head: str | None) -> str:
-    """Return the head's name, the task's own for `None`; ValueError for one that is not there or not for the task."""
+    """Return the head's name, the task's own for `None`; `Refused` for one that is not there or not for the task."""
     if task not in DEFAULTS:
-        raise ValueError(f"task: got {task!r}, accepted: {', '.join(DEFAULTS)}")
+        raise Refused(f"task: got {task!r}, accepted: {', '.join(DEFAULTS)}")
     name = head or DEFAULTS[task]
     fitting = [known for known, kind in HEADS.items() if task in kind.tasks]
     if name not in HEADS:
         nearest = difflib.get_close_matches(name, HEADS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"head: got {name!r} (did you mean {nearest!r}?), accepted for {task}: {', '.join(fitting)}")
+        raise Refused(f"head: got {name!r} (did you mean {nearest!r}?), accepted for {task}: {', '.join(fitting)}")
     if name not in fitting:
-        raise ValueError(f"head: got {name!r}, accepted for {task}: {', '.join(fitting)}")
+        raise Refused(f"head: got {name!r}, accepted for {task}: {', '.join(fitting)}")
     return name
 
 
@@ -124,35 +125,35 @@ def label_fields(task: str, num_labels: int | None, id2label: Mapping[int, str] 
     """Return the labels' fields of a head's configuration."""
     if task == "depth":
         if num_labels is not None or id2label is not None:
-            raise ValueError(f"num_labels: got {num_labels or len(id2label)}, accepted: none for depth")
+            raise Refused(f"num_labels: got {num_labels or len(id2label)}, accepted: none for depth")
         return {}
     if id2label is None:
         least = 2 if task == "segmentation" else 1
         if num_labels is None or num_labels < least:
-            raise ValueError(f"num_labels: got {num_labels}, accepted: at least {least}, or id2label")
+            raise Refused(f"num_labels: got {num_labels}, accepted: at least {least}, or id2label")
         return {"num_labels": num_labels}
     if sorted(id2label) != list(range(len(id2label))) or num_labels not in (None, len(id2label)):
-        raise ValueError(
+        raise Refused(
             f"id2label: got keys {sorted(id2label)[:5]} and num_labels={num_labels}, accepted: 0 to num_labels - 1"
         )
     return {"id2label": dict(id2label), "label2id": {label: index for index, label in id2label.items()}}
 
 
 def check_fields(config_class: type, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a field the head's configuration lacks; transformers would keep it and never read it."""
+    """Raise `Refused` for a field the head's configuration lacks; transformers would keep it and never read it."""
     known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
     known -= {"backbone_config", "id2label", "label2id"}
     for field, value in config.items():
         if field not in known:
             nearest = difflib.get_close_matches(field, sorted(known), n=1, cutoff=0.0)[0]
-            raise ValueError(f"{field}: got {value!r}, accepted: a field of {config_class.__name__} such as {nearest}")
+            raise Refused(f"{field}: got {value!r}, accepted: a field of {config_class.__name__} such as {nearest}")
 
 
 def backbone_config(config: Dinov3Config, name: str, frozen: bool) -> Dinov3Config | Dinov3PyramidConfig:
     """Return the configuration of the backbone inside a head; a frozen one drops nothing in train mode either."""
     kind, depth, inner = HEADS[name], config.num_hidden_layers, copy.deepcopy(config)
     if depth < kind.blocks:
-        raise ValueError(f"head: got {name!r} on a backbone of {depth} blocks, accepted: at least {kind.blocks}")
+        raise Refused(f"head: got {name!r} on a backbone of {depth} blocks, accepted: at least {kind.blocks}")
     inner.out_indices = [round(depth * place / kind.blocks) for place in range(1, kind.blocks + 1)]
     inner.reshape_hidden_states = not kind.tokens
     inner.return_class_token = name == "chmv2"
@@ -191,9 +192,9 @@ def build_eomt(backbone: Dinov3Model, model_class: type, config: dict[str, Any])
     settings |= config
     size, blocks = settings["image_size"], settings["num_blocks"]
     if not isinstance(size, int) or size % patch_size:
-        raise ValueError(f"image_size: got {size}, accepted for eomt: one side, a multiple of {patch_size}")
+        raise Refused(f"image_size: got {size}, accepted for eomt: one side, a multiple of {patch_size}")
     if not 1 <= blocks <= depth:
-        raise ValueError(f"num_blocks: got {blocks}, accepted: 1 to {depth}, the blocks of the backbone")
+        raise Refused(f"num_blocks: got {blocks}, accepted: 1 to {depth}, the blocks of the backbone")
     model = model_class(model_class.config_class(**settings))
     tensors.pop("embeddings.mask_token")
     tensors = {re.sub(r"^layer\.", "layers.", re.sub(r"^norm\.", "layernorm.", k)): v for k, v in tensors.items()}

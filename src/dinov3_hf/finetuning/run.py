@@ -12,6 +12,7 @@ from ..checkpoints import load_backbone
 from ..checkpoints.processors import image_side, processor_for
 from ..data.columns import find_image_column, undecoded
 from ..data.views import check_image_size
+from ..errors import Refused
 from ..evaluation.features import untrained_twin
 from ..evaluation.result import Result
 from ..recipe import check_run_folder, write_recipe
@@ -41,7 +42,7 @@ def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = Non
 
     output_dir gets `adapter` (lora, dora) or `model`, which `load_adapter` and the model class read, and checkpoints, one
     an epoch, from which `resume` goes on to the same figures. `head_config` are fields of a dense head's configuration
-    (`d_model`). Raises ValueError in one line for what cannot be.
+    (`d_model`). Raises `Refused` in one line for what cannot be.
     """
     from transformers import set_seed
 
@@ -115,14 +116,14 @@ def make_task(recipe: FinetuneRecipe, train, test, view: View):
     """Return the task, its rows checked."""
     for name, rows in (("train", train), ("test", test)):
         if not len(rows):
-            raise ValueError(f"data: {name} has no rows, accepted: at least one image")
+            raise Refused(f"data: {name} has no rows, accepted: at least one image")
     if recipe.task.task != "classification":
         from .heads import HEADS, check_head
 
         # Now, not when the head is built: every mask or box is read in between.
         head = check_head(recipe.task.task, recipe.task.head)
         if HEADS[head].strides and view.size % 32:
-            raise ValueError(f"image_size: got {view.size}, accepted for {head}: multiples of 32")
+            raise Refused(f"image_size: got {view.size}, accepted for {head}: multiples of 32")
     task = {"segmentation": Segmentation, "depth": Depth, "detection": Detection}.get(recipe.task.task, Classification)
     return task(recipe, train, test, view, find_image_column(train, recipe.data.image_column))
 

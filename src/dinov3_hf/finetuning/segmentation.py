@@ -7,6 +7,7 @@ from torchvision.transforms import v2
 
 from ..data.masks import check_mask_column, check_mask_fits, read_mask, resize_mask
 from ..data.pixels import BadImage, decode_image, read_size
+from ..errors import Refused
 from ..evaluation.iou import confusion_matrix, intersection_over_union
 from ..models.modeling_dinov3 import Dinov3Model
 from .examples import SMALLEST_CROP, View, progress
@@ -22,7 +23,7 @@ class Segmentation:
         self.head, self.ignore_index, self.augment = recipe.task.head, data.ignore_index, data.augment
         if self.head not in (None, "upernet", "mask2former"):
             # EoMT has blocks of its own: nothing to freeze, adapt or save apart.
-            raise ValueError(f"head: got {self.head!r}, accepted for segmentation here: upernet, mask2former")
+            raise Refused(f"head: got {self.head!r}, accepted for segmentation here: upernet, mask2former")
         largest, counts = 0, torch.zeros(1, dtype=torch.long)
         for name, rows in (("train", train), ("test", test)):
             check_mask_column(rows, data.mask_column)
@@ -42,7 +43,7 @@ class Segmentation:
                 if labels.min() < 0 or (data.class_names and labels.max() >= len(data.class_names)):
                     wrong = labels.min() if labels.min() < 0 else labels.max()
                     top = f"up to {len(data.class_names) - 1} (class_names)" if data.class_names else "from 0"
-                    raise ValueError(
+                    raise Refused(
                         f"mask_column: row {row} of {name} has a pixel of class {wrong}, accepted: {top}, and "
                         f"ignore_index ({data.ignore_index})"
                     )

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from ..errors import Refused
+
 
 # Without a full stop, which captions of one's own often lack.
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}", "{}")
@@ -23,12 +25,12 @@ _IMAGENET_RENAMED = {744: "projectile", 836: "sunglass"}
 
 
 def openai_templates() -> list[str]:
-    """Return OpenAI's 80 ImageNet templates, "{}" in place of the name; ImportError without open_clip."""
+    """Return OpenAI's 80 ImageNet templates, "{}" in place of the name; `Refused` without open_clip."""
     return [template("{}") for template in _open_clip("OPENAI_IMAGENET_TEMPLATES")]
 
 
 def imagenet_class_names() -> list[str]:
-    """Return names of ImageNet's 1000 classes by index, all different; ImportError without open_clip.
+    """Return names of ImageNet's 1000 classes by index, all different; `Refused` without open_clip.
 
     They are open_clip's, but for "projectile" (744) and "sunglass" (836), which there are named as 657 and 837 are.
     """
@@ -39,7 +41,7 @@ def _open_clip(name: str):
     try:
         from open_clip import zero_shot_metadata
     except ImportError as error:
-        raise ImportError(
+        raise Refused(
             f"ImageNet's names and templates come with open_clip_torch ({error}): pip install 'dinov3-hf[text]'"
         ) from None
     return getattr(zero_shot_metadata, name)
@@ -56,27 +58,27 @@ def unknown_words(tokenizer, texts: Sequence[str]) -> list[str]:
 
 
 def check_class_names(class_names: Sequence[str], field: str = "class_names") -> list[str]:
-    """Return class names as a list; ValueError for none, for one that is no text, and for two the same to a model."""
+    """Return class names as a list; `Refused` for none, for one that is no text, and for two the same to a model."""
     if isinstance(class_names, str) or not isinstance(class_names, Sequence) or not class_names:
-        raise ValueError(f"{field}: got {class_names!r:.80}, accepted: a list of at least one name")
+        raise Refused(f"{field}: got {class_names!r:.80}, accepted: a list of at least one name")
     for name in class_names:
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{field}: got {name!r:.80} among the names, accepted: text")
+            raise Refused(f"{field}: got {name!r:.80} among the names, accepted: text")
     # As tokenizers see them.
     seen = Counter(" ".join(name.lower().split()) for name in class_names)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
-        raise ValueError(f"{field}: got {', '.join(map(repr, twice))} more than once, accepted: names that differ")
+        raise Refused(f"{field}: got {', '.join(map(repr, twice))} more than once, accepted: names that differ")
     return list(class_names)
 
 
 def check_templates(templates: Sequence[str]) -> list[str]:
-    """Return templates as a list; ValueError for none, and for one without a place for the name."""
+    """Return templates as a list; `Refused` for none, and for one without a place for the name."""
     if isinstance(templates, str) or not isinstance(templates, Sequence) or not templates:
-        raise ValueError(f"templates: got {templates!r:.80}, accepted: a list of texts with {{}} for the name")
+        raise Refused(f"templates: got {templates!r:.80}, accepted: a list of texts with {{}} for the name")
     for template in templates:
         if not isinstance(template, str) or "{}" not in template:
-            raise ValueError(f"templates: got {template!r:.80}, accepted: a text with {{}} for the name")
+            raise Refused(f"templates: got {template!r:.80}, accepted: a text with {{}} for the name")
     return list(templates)
 
 
@@ -103,12 +105,12 @@ def class_embeddings(
 
     Returns [C,E] to compare with image features, or [C,E/2] of their patch half (`part="patch"`) to compare with patch
     features. Without templates those of `TEMPLATES` are taken that the text tower knows the words of.
-    Raises ValueError for names or templates that cannot be used.
+    Raises `Refused` for names or templates that cannot be used.
     """
     names = check_class_names(class_names)
     templates = default_templates(tokenizer) if templates is None else check_templates(templates)
     if part not in PARTS:
-        raise ValueError(f"part: got {part!r}, accepted: {', '.join(PARTS)}")
+        raise Refused(f"part: got {part!r}, accepted: {', '.join(PARTS)}")
     classes_at_once = max(1, TEXTS_AT_ONCE // len(templates))
     embeddings = []
     for start in range(0, len(names), classes_at_once):

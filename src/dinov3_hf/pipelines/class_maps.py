@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate, normalize
 
+from ..errors import Refused
 from .windows import check_stride, check_window, window_starts
 
 
@@ -20,7 +21,7 @@ BACKGROUND = -1
 def window_and_stride(model: nn.Module, window: int | None = None, stride: int | None = None) -> tuple[int, int]:
     """Return side and step of windows in pixels: by default the images trained on, and 2/3 of a window.
 
-    Raises ValueError for sides that are no multiple of the patch size, and for steps that would leave gaps.
+    Raises `Refused` for sides that are no multiple of the patch size, and for steps that would leave gaps.
     """
     config = model.config.vision_config
     patch, side = config.patch_size, config.image_size
@@ -89,12 +90,10 @@ def class_maps(
     """As `segment_logits`, a stream of one [H,W] a class: of many classes on a large image only one is in memory."""
     window, stride = window_and_stride(model, window, stride)
     if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(f"scales: got {list(scales)}, accepted: at least one, each above 0")
+        raise Refused(f"scales: got {list(scales)}, accepted: at least one, each above 0")
     half = model.config.projection_dim // 2
     if embeddings.shape[1] != half:
-        raise ValueError(
-            f"embeddings: got width {embeddings.shape[1]}, accepted: {half}, of class_embeddings' patches"
-        )
+        raise Refused(f"embeddings: got width {embeddings.shape[1]}, accepted: {half}, of class_embeddings' patches")
     model.eval()
     patch = model.config.vision_config.patch_size
     maps = []
@@ -127,7 +126,7 @@ def segment_logits(
     Takes a normalised image [1,3,H,W] and patch embeddings [C,E/2]; `window` and `stride` in pixels. Logits are
     averaged where windows overlap and over scales, and upsampled bilinearly; returns [C,H,W], or [C,*size]. With
     `image_embeddings` [C,E] whole windows count too (see `window_logits`).
-    Raises ValueError for windows and steps that do not fit the patches, and embeddings of another width.
+    Raises `Refused` for windows and steps that do not fit the patches, and embeddings of another width.
     """
     return torch.stack(
         list(class_maps(model, pixel_values, embeddings, window, stride, scales, size, image_embeddings))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3Backbone, Dinov3Model
 from ..models.modeling_dinov3_convnext import Dinov3ConvNextModel
 from .windows import Windowed
@@ -30,20 +31,20 @@ def dense_features(
         upsample: "image" interpolates the map bilinearly to the image's pixels, (height, width) to that size.
 
     Raises:
-        ValueError: images, windows or sizes that do not fit.
+        Refused: images, windows or sizes that do not fit.
     """
     network = getattr(model, "dinov3", model)
     if not isinstance(network, (Dinov3Model, Dinov3ConvNextModel)) or isinstance(network, Dinov3Backbone):
-        raise ValueError(
+        raise Refused(
             f"model: got a {type(model).__name__}, accepted: a Dinov3Model, a Dinov3ConvNextModel or a model around one"
         )
     patch = network.config.patch_size
     if upsample not in (None, "image") and (len(upsample) != 2 or min(upsample) < 1):
-        raise ValueError(f"upsample: got {upsample!r}, accepted: None, 'image' or (height, width) in pixels")
+        raise Refused(f"upsample: got {upsample!r}, accepted: None, 'image' or (height, width) in pixels")
     if window is not None:
         network = Windowed(network, window, stride)
     elif stride is not None:
-        raise ValueError(f"stride: got {stride}, accepted: only with a window")
+        raise Refused(f"stride: got {stride}, accepted: only with a window")
     if isinstance(images, torch.Tensor):
         return _features(network, _check(images, 4), patch, upsample)
     images = [_check(image, 3) for image in images]
@@ -66,7 +67,7 @@ def _features(network: nn.Module, images: torch.Tensor, patch: int, upsample) ->
 def _check(images: torch.Tensor, dimensions: int) -> torch.Tensor:
     if not isinstance(images, torch.Tensor) or images.ndim != dimensions or not images.is_floating_point():
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
-        raise ValueError(
+        raise Refused(
             f"images: got {got}, accepted: normalised floating-point tensors, [B,C,H,W] or a list of [C,H,W]"
         )
     return images

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
-from transformers import PreTrainedConfig
 
-from ..checkpoints import load_model, tiny_checkpoint
+from ..checkpoints import load_aligned, load_model, tiny_checkpoint
+from ..checkpoints.loading import read_config
 from ..checkpoints.processors import processor_for
 from ..data.views import standardize
+from ..errors import Refused
 from ..models.configuration_dinotxt import DinoTxtConfig
-from ..models.modeling_dinotxt import DinoTxtModel
 from ..models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 
@@ -28,10 +28,10 @@ class Encoder:
     def from_pretrained(cls, name: str | None = None) -> "Encoder":
         """Load a directory, hub id or file of any layout, of a text-aligned model its vision tower; None: the embedded one.
 
-        Raises FileNotFoundError or ValueError for what is no such model.
+        Raises `Refused` for what is no such model.
         """
         name = name or tiny_checkpoint()
-        network = DinoTxtModel.from_pretrained(name).vision_model if is_aligned(name) else load_model(name)
+        network = load_aligned(name)[0].vision_model if is_aligned(name) else load_model(name)
         network = network.dinov3 if isinstance(network, Dinov3ForPreTraining) else network
         processor = processor_for(name, network.config.image_size)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,10 +51,10 @@ class Encoder:
     def tokens(self, image: Image.Image, side: int) -> torch.Tensor:
         """Return the final-normed patch tokens [h,w,D] of a whole RGB image, its longer side resized to `side` pixels.
 
-        Both sides are resized to whole patches. Raises ValueError for a side smaller than a patch.
+        Both sides are resized to whole patches. Raises `Refused` for a side smaller than a patch.
         """
         if side < self.patch_size:
-            raise ValueError(f"side: got {side}, accepted: pixels, at least those of a patch ({self.patch_size})")
+            raise Refused(f"side: got {side}, accepted: pixels, at least those of a patch ({self.patch_size})")
         grid = self.grid(image.size, side)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         size = [cells * self.patch_size for cells in grid]
@@ -66,7 +66,7 @@ class Encoder:
 def is_aligned(name: str) -> bool:
     """Say whether a directory or hub id holds a model with a text tower."""
     try:
-        return PreTrainedConfig.get_config_dict(name)[0].get("model_type") == DinoTxtConfig.model_type
-    except (OSError, ValueError):
+        return read_config(name).get("model_type") == DinoTxtConfig.model_type
+    except Refused:
         # Files of weights alone, and names that load_model has a better sentence for.
         return False

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps, ImageSequence
 
 from ..data.pixels import to_rgb
+from ..errors import Refused
 
 
 # Pillow reads many more; some of their readers start other programs (EPS starts Ghostscript).
@@ -19,7 +20,7 @@ CLIP_FORMATS = {"mov", "mp4", "matroska", "webm", "avi", "mpeg", "mpegts", "ogg"
 DEFAULT_RATE = 10.0
 
 
-class InputError(ValueError):
+class InputError(Refused):
     """One plain sentence for the person in front of the screen."""
 
 

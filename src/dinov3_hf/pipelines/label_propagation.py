@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import Refused
 from .neighbours import CosineBank
 
 
@@ -24,9 +25,9 @@ class Propagation:
     def __post_init__(self):
         for name, least in (("context_frames", 0), ("radius", 0), ("top_k", 1)):
             if not getattr(self, name) >= least:
-                raise ValueError(f"{name}: got {getattr(self, name)}, accepted: at least {least}")
+                raise Refused(f"{name}: got {getattr(self, name)}, accepted: at least {least}")
         if not self.temperature > 0:
-            raise ValueError(f"temperature: got {self.temperature}, accepted: above 0")
+            raise Refused(f"temperature: got {self.temperature}, accepted: above 0")
 
 
 class LabelPropagation:

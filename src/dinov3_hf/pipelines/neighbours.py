@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..errors import Refused
+
 
 TEMPERATURE = 0.07
 QUERY_CHUNK, BANK_CHUNK = 1024, 16384
@@ -58,10 +60,10 @@ class NeighbourBank(CosineBank):
     def search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return similarities and labels [Q,k] of the `k` nearest of each query [Q,D], nearest first.
 
-        Raises ValueError if the bank has fewer than `k` rows.
+        Raises `Refused` if the bank has fewer than `k` rows.
         """
         if not 1 <= k <= len(self.features):
-            raise ValueError(f"k: got {k}, accepted: 1 to the size of the bank ({len(self.features)})")
+            raise Refused(f"k: got {k}, accepted: 1 to the size of the bank ({len(self.features)})")
         found = [self._search_chunk(rows, k) for rows in queries.split(self.query_chunk)]
         similarities, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
         return similarities, self.labels[indices]
@@ -104,6 +106,6 @@ def knn_classify(
 ) -> torch.Tensor:
     """Classify `queries` [Q,D] by their `k` nearest neighbours in `bank` [N,D] with labels [N]; returns [Q].
 
-    Raises ValueError if the bank has fewer than `k` rows.
+    Raises `Refused` if the bank has fewer than `k` rows.
     """
     return NeighbourBank(bank, bank_labels, num_classes).classify(queries, [k], temperature)[k]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import Refused
 from .class_embeddings import class_embeddings
 from .class_maps import best_class, class_maps, fit_image, window_and_stride
 from .search import Embedder
@@ -36,10 +37,10 @@ class WordMap:
 
 
 def check_words(embedder: Embedder) -> Embedder:
-    """Return the embedder; ValueError where its model has no text tower."""
+    """Return the embedder; `Refused` where its model has no text tower."""
     if embedder.tokenizer is None:
         got = type(embedder.model).__name__
-        raise ValueError(f"model: got a {got}, accepted: a model with a text tower (dinov3 align writes one)")
+        raise Refused(f"model: got a {got}, accepted: a model with a text tower (dinov3 align writes one)")
     return embedder
 
 

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from ..checkpoints import tiny_checkpoint
+from ..checkpoints import load_aligned, tiny_checkpoint
 from ..checkpoints.processors import processor_for
 from ..data.columns import find_image_column
 from ..data.pixels import BadImage, decode_image
 from ..data.streams import load_source
+from ..errors import Refused
 from ..models.modeling_dinotxt import DinoTxtModel
 from ..models.modeling_dinov3 import Dinov3Model
-from ..models.processing_dinotxt import DinoTxtProcessor
 from .class_embeddings import text_features, unknown_words
 from .encoder import Encoder, is_aligned
 from .inputs import InputError
@@ -41,8 +41,7 @@ class Embedder:
         if not is_aligned(name):
             network = Encoder.from_pretrained(name).network
             return cls(network, processor_for(name, network.config.image_size))
-        processor = DinoTxtProcessor.from_pretrained(name)
-        model = DinoTxtModel.from_pretrained(name, dtype=torch.float32)
+        model, processor = load_aligned(name)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return cls(model, processor.image_processor, processor.tokenizer)
 
@@ -55,9 +54,9 @@ class Embedder:
         return normalize(self.model.get_image_features(pixel_values), dim=1).cpu()
 
     def text(self, text: str) -> torch.Tensor:
-        """Return the normalised feature [E] of a text; raises ValueError where the model has no text tower."""
+        """Return the normalised feature [E] of a text; raises `Refused` where the model has no text tower."""
         if self.tokenizer is None:
-            raise ValueError(f"text: got {text!r:.80}, accepted: only with a model that has a text tower")
+            raise Refused(f"text: got {text!r:.80}, accepted: only with a model that has a text tower")
         return normalize(text_features(self.model, self.tokenizer, [text])[0], dim=0).cpu()
 
     def unknown_words(self, text: str) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate, max_pool2d, normalize
 
+from ..errors import Refused
 from ..visualization.classes import overlay
 from ..visualization.features import mark_places
 from .encoder import Encoder
@@ -117,14 +118,12 @@ def follow(
     """Yield for each RGB frame, beginning with the first, the map [H,W] of the objects numbered in the first one's `mask`.
 
     `mask` [H,W] is 0 or False outside; frames are of one size, their longer side seen at `side` pixels. What comes is
-    computed as it is asked for. Raises ValueError for a mask of another size.
+    computed as it is asked for. Raises `Refused` for a mask of another size.
     """
     mask, carried = mask.long(), None
     for frame in frames:
         if mask.shape != (frame.height, frame.width):
-            raise ValueError(
-                f"mask: got shape {tuple(mask.shape)}, accepted: {(frame.height, frame.width)}, as frames"
-            )
+            raise Refused(f"mask: got shape {tuple(mask.shape)}, accepted: {(frame.height, frame.width)}, as frames")
         tokens = encoder.tokens(frame, side)
         grid = tokens.shape[:2]
         if carried is None:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3ModelOutput
 
 
@@ -12,15 +13,15 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def check_window(window: int, patch_size: int) -> None:
-    """Raise ValueError for windows whose sides, in pixels, are no whole number of patches."""
+    """Raise `Refused` for windows whose sides, in pixels, are no whole number of patches."""
     if window < patch_size or window % patch_size:
-        raise ValueError(f"window: got {window}, accepted: a multiple of the model's patch size ({patch_size})")
+        raise Refused(f"window: got {window}, accepted: a multiple of the model's patch size ({patch_size})")
 
 
 def check_stride(stride: int, window: int, patch_size: int) -> None:
-    """Raise ValueError for steps that would leave gaps between windows, or are no whole number of patches."""
+    """Raise `Refused` for steps that would leave gaps between windows, or are no whole number of patches."""
     if not patch_size <= stride <= window or stride % patch_size:
-        raise ValueError(
+        raise Refused(
             f"stride: got {stride}, accepted: a multiple of the patch size ({patch_size}) up to the window ({window})"
         )
 

@@ -10,6 +10,7 @@ from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
+from ..errors import Refused
 from .class_embeddings import check_class_names, check_templates, class_embeddings, unknown_words
 from .class_maps import best_class, class_maps, fit_image, window_and_stride
 
@@ -23,7 +24,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     """Masks of an image for labels of one's own, by a `DinoTxtModel`: `pipeline("zero-shot-image-segmentation")`.
 
     Raises:
-        ValueError: a model without patch features.
+        Refused: a model without patch features.
     """
 
     _load_processor = False
@@ -34,7 +35,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if not hasattr(self.model, "get_patch_features"):
-            raise ValueError(f"model: got a {type(self.model).__name__}, accepted: a DinoTxtModel")
+            raise Refused(f"model: got a {type(self.model).__name__}, accepted: a DinoTxtModel")
 
     def __call__(
         self,
@@ -69,7 +70,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             of the image's size (mode L, 255 inside); a list of such lists for a list of images.
 
         Raises:
-            ValueError: labels that are no texts or come twice, templates without {}, windows that do not fit patches.
+            Refused: labels that are no texts or come twice, templates without {}, windows that do not fit patches.
         """
         labels = check_class_names(candidate_labels, "candidate_labels")
         texts = labels if templates is None else [*labels, *(x.replace("{}", "") for x in check_templates(templates))]

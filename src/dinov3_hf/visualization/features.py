@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from ..errors import Refused
+
 
 @dataclass
 class PcaBasis:
@@ -21,12 +23,12 @@ class PcaBasis:
 def pca_basis(patch_tokens: torch.Tensor, percentiles: tuple[float, float] = (2.0, 98.0)) -> PcaBasis:
     """Fit the first three principal components of patch tokens [...,D] (all together), computed in fp64.
 
-    The largest entry of each direction is positive, so that a colour means the same from run to run. Raises ValueError
+    The largest entry of each direction is positive, so that a colour means the same from run to run. Raises `Refused`
     for fewer than three channels.
     """
     tokens = patch_tokens.detach().double().flatten(0, -2).cpu()
     if tokens.shape[1] < 3:
-        raise ValueError(f"patch_tokens: got {tokens.shape[1]} channels, accepted: at least 3")
+        raise Refused(f"patch_tokens: got {tokens.shape[1]} channels, accepted: at least 3")
     mean = tokens.mean(0)
     centred = tokens - mean
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].flip(1)
@@ -40,7 +42,7 @@ def pca_map(patch_tokens: torch.Tensor, grid: tuple[int, int], basis: PcaBasis |
     """Colour patch tokens [P,D] or [B,P,D] of `grid` (rows, columns) by their first three principal components.
 
     Without a `basis` one is fitted on the whole batch, so that colours agree across its images. Returns uint8 RGB
-    [h,w,3] or [B,h,w,3]. Raises ValueError if P is not rows times columns.
+    [h,w,3] or [B,h,w,3]. Raises `Refused` if P is not rows times columns.
     """
     _check_grid(patch_tokens, grid)
     basis = basis or pca_basis(patch_tokens)
@@ -58,7 +60,7 @@ def similarity_map(patch_tokens: torch.Tensor, query: torch.Tensor, grid: tuple[
 
 def _check_grid(patch_tokens: torch.Tensor, grid: tuple[int, int]) -> None:
     if patch_tokens.ndim not in (2, 3) or patch_tokens.shape[-2] != grid[0] * grid[1]:
-        raise ValueError(
+        raise Refused(
             f"grid: got {grid} for tokens of shape {tuple(patch_tokens.shape)}, accepted: rows * columns = P"
         )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from dinov3_hf.errors import Failed
 from dinov3_hf.training.arguments import RunArguments
 from dinov3_hf.training.engine import checkpointing
 from dinov3_hf.training.engine.checkpointing import Checkpoints, list_checkpoints
@@ -107,7 +108,7 @@ def test_full_disk_keeps_the_last_good_one_and_names_it(tmp_path, monkeypatch, w
     module, name = what.split(".")
     monkeypatch.setattr(getattr(checkpointing, module), name, full)
     with pytest.raises(
-        OSError, match="step 10 could not be written.*No space left.*last good checkpoint is .*step_00000005"
+        Failed, match="step 10 could not be written.*No space left.*last good checkpoint is .*step_00000005"
     ):
         save(tmp_path, 10)
     assert list_checkpoints(tmp_path) == [good]
