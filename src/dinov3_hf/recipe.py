@@ -64,7 +64,10 @@ class Recipe:
         """Refuse a value that a field cannot take by itself; the others become of the field's type."""
         for name, item in fields_of(type(self)).items():
             group = next(group for group in vars(self).values() if hasattr(group, name))
-            setattr(group, name, convert(name, getattr(group, name), hints_of(type(self))[name], bounds_of(item)))
+            value = convert(name, getattr(group, name), hints_of(type(self))[name], bounds_of(item))
+            # A list that says by default what is done has to say it.
+            require(value != [] or default_of(item) == [], name, value, "at least one")
+            setattr(group, name, value)
 
     def validate(self):
         """Check every field by itself, then what the groups say; returns the recipe."""

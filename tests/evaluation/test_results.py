@@ -127,11 +127,11 @@ def test_compare_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "results: missing, accepted: results.json files of dinov3 evaluate"),
+        ([], "results: got [], accepted: results.json files of dinov3 evaluate"),
         (["nowhere"], "results: nothing at 'nowhere', accepted: a results.json or the folder of one"),
         *(([f"{{tmp}}/other{number}.json"], f"other{number}.json is no evaluation") for number in range(1, 8)),
         (["{tmp}/other.json"], "other.json is no evaluation, accepted: what dinov3 evaluate writes"),
-        (["{tmp}/out", "--names", "a", "b"], "names: got a, b, accepted: 1 different names"),
+        (["{tmp}/out", "--names", "a", "b"], "names: got ['a', 'b'], accepted: 1 different names"),
     ],
 )
 def test_compare_refuses_in_one_line(arguments, message, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dinov3_hf import Dinov3Config, Dinov3Model
-from dinov3_hf.evaluation.arguments import ALWAYS, Arguments, DataArguments, NetworkArguments
+from dinov3_hf.evaluation.arguments import ALWAYS, DataArguments, NetworkArguments
 from dinov3_hf.evaluation.result import Result
 from dinov3_hf.evaluation.results import write_results
 from dinov3_hf.evaluation.rows import image_column, only_test
@@ -24,7 +24,7 @@ from dinov3_hf.recipe import build_recipe, described, fields_of
 
 
 @dataclass
-class NormArguments(Arguments):
+class NormArguments:
     """Norms of class tokens."""
 
     power: float = described("which norm", 2.0)

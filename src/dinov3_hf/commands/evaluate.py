@@ -6,15 +6,13 @@ from pathlib import Path
 from ..errors import Refused
 from ..evaluation.arguments import OutputArguments, WhatArguments
 from ..evaluation.tasks import TASKS, EvaluateRecipe
-from ..recipe import add_recipe_flags, recipe_from_flags
+from ..recipe import add_recipe_flags, check_output, recipe_from_flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = "\n".join(f"  {task.name:<24}{task.help}" for task in TASKS.values())
     parser.epilog = f"tasks:\n{listing}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    # Of another name than the field: argparse would let the absent one overwrite the other.
-    parser.add_argument("model_name", nargs="?", metavar="MODEL", help="as --model")
     add_recipe_flags(parser, EvaluateRecipe)
 
 
@@ -24,13 +22,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.results import format_table, write_results
     from ..evaluation.run import evaluate, join_processes
 
-    if arguments.model_name is not None:
-        arguments.model = arguments.model_name
     recipe = recipe_from_flags(arguments, EvaluateRecipe)
     settings = recipe.of(OutputArguments)
     output = Path(settings.output_dir) / "results.json"
     if output.exists() and not settings.overwrite:
         raise Refused(f"output_dir: {output} exists, accepted: another folder, or --overwrite")
+    check_output(output.parent)
+    check_output(features_folder(recipe), "cache_dir")
     processes = join_processes()
     record = evaluate(recipe, processes)
     if processes.get("rank", 0):

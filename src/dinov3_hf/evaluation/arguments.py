@@ -6,85 +6,77 @@ from typing import Literal
 from ..recipe import described, require
 
 
-def require_positive(group, *names: str) -> None:
-    """Refuse a field that is neither None nor a whole number of at least 1, nor a list of such numbers."""
-    for name in names:
-        value = getattr(group, name)
-        values = [1 if value is None else value] if not isinstance(value, list) else value or [0]
-        accepted = "whole numbers of at least 1" if isinstance(value, list) else "a whole number of at least 1"
-        require(min(values) >= 1, name, value, accepted)
-
-
-class Arguments:
-    """A group of fields; subclasses refuse values that cannot be."""
-
-    def validate(self) -> None:
-        """Raise `Refused`, in one line, for the first field that cannot be; by default all can."""
-
-
 @dataclass
-class WhatArguments(Arguments):
+class WhatArguments:
     """What is measured."""
 
     model: str | None = described(
         "model directory or hub id (ours or dinov3_vit), or a file in Meta's layout (.pth, .safetensors); for tasks with "
         "text a directory that dinov3 align wrote",
         None,
+        positional=True,
     )
-    task: list[str] = described("what to measure, one or more (listed below)", ["knn"])
+    task: list[str] = described("what to measure, one or more (listed below)", ["knn"], common=True)
 
     def validate(self) -> None:
         require(self.model, "model", self.model, "a model directory, a hub id or a .pth or .safetensors file")
 
 
 @dataclass
-class DataArguments(Arguments):
+class DataArguments:
     """The images that are measured."""
 
-    data: str = described("scenes, an image folder, Parquet files, WebDataset tars, or a hub data set id", "scenes")
-    test_split: str = described(
-        "split that is measured; of data without splits a fifth is held out, for tasks with text all", "test"
+    data: str = described(
+        "scenes, an image folder, Parquet files, WebDataset tars, or a hub data set id", "scenes", common=True
     )
-    num_test: int = described("test images used, drawn by seed; of videos whole ones", 500)
+    test_split: str = described(
+        "split that is measured; of data without splits a fifth is held out, for tasks with text all",
+        "test",
+        common=True,
+    )
+    num_test: int = described("test images used, drawn by seed; of videos whole ones", 500, at_least=1, common=True)
     image_column: str | None = described("column of the images; null: the only image column", None)
-    batch_size: int = described("images per forward pass", 64)
-    seed: int = described("seed of the untrained weights and of every draw", 0)
-
-    def validate(self) -> None:
-        require_positive(self, "num_test", "batch_size")
-        require(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
+    batch_size: int = described("images per forward pass", 64, at_least=1)
+    seed: int = described("seed of the untrained weights and of every draw", 0, at_least=0, common=True)
 
 
 @dataclass
-class OutputArguments(Arguments):
+class OutputArguments:
     """What an evaluation leaves behind."""
 
-    output_dir: str = described("folder for results.json, results.md and the pictures", "outputs/evaluate")
-    overwrite: bool = described("replace the results.json that output_dir holds", False)
+    output_dir: str = described(
+        "folder for results.json, results.md and the pictures", "outputs/evaluate", common=True
+    )
+    overwrite: bool = described("replace the results.json that output_dir holds", False, common=True)
     update_card: bool = described("add the measures to the model card of a local model directory", True)
 
 
 @dataclass
-class TrainArguments(Arguments):
+class TrainArguments:
     """The images that are learnt from."""
 
-    train_split: str = described("split that is learnt from: neighbours, heads, the gallery of retrieval", "train")
-    num_train: int = described("train images used, drawn by seed", 2000)
-
-    def validate(self) -> None:
-        require_positive(self, "num_train")
+    train_split: str = described(
+        "split that is learnt from: neighbours, heads, the gallery of retrieval", "train", common=True
+    )
+    num_train: int = described("train images used, drawn by seed", 2000, at_least=1, common=True)
 
 
 @dataclass
-class NetworkArguments(Arguments):
+class NetworkArguments:
     """How images reach the network, and what is measured next to it."""
 
-    image_size: int | None = described("side in pixels the network sees; null: the checkpoint's own", None)
+    image_size: int | None = described(
+        "side in pixels the network sees; null: the checkpoint's own", None, at_least=1, common=True
+    )
     resize_size: int | None = described(
-        "shorter side in pixels before the centre crop; null: 256/224 of image_size, of scenes image_size", None
+        "shorter side in pixels before the centre crop; null: 256/224 of image_size, of scenes image_size",
+        None,
+        at_least=1,
     )
     window: int | None = described(
-        "largest side in pixels that the network sees at once, larger images in windows; null: no limit", None
+        "largest side in pixels that the network sees at once, larger images in windows; null: no limit",
+        None,
+        at_least=1,
     )
     dtype: Literal["float32", "bfloat16", "float16"] = described("type the network computes in", "float32")
     controls: bool = described("also measure the untrained network and raw pixels", True)
@@ -92,33 +84,27 @@ class NetworkArguments(Arguments):
         "folder of the features, from which a stopped or repeated run goes on; null: features in output_dir", None
     )
 
-    def validate(self) -> None:
-        require_positive(self, "image_size", "resize_size", "window")
-
 
 @dataclass
-class NeighbourArguments(Arguments):
+class NeighbourArguments:
     """Nearest neighbours."""
 
-    k: list[int] = described("neighbours that vote, one or more", [10, 20])
-
-    def validate(self) -> None:
-        require_positive(self, "k")
+    k: list[int] = described("neighbours that vote, one or more", [10, 20], at_least=1, common=True)
 
 
 @dataclass
-class LabelArguments(Arguments):
+class LabelArguments:
     """Classes of images."""
 
-    label_column: str = described("column of the classes", "label")
+    label_column: str = described("column of the classes", "label", common=True)
 
 
 @dataclass
-class MaskArguments(Arguments):
+class MaskArguments:
     """Masks of classes or objects."""
 
     mask_column: str | None = described(
-        "column of the masks, images of class indices; null: mask, of scenes' objects instances", None
+        "column of the masks, images of class indices; null: mask, of scenes' objects instances", None, common=True
     )
     ignore_index: int | None = described(
         "mask value that does not count; null: 255 of masks of classes, none of those of objects", None
@@ -126,7 +112,7 @@ class MaskArguments(Arguments):
 
 
 @dataclass
-class SequenceArguments(Arguments):
+class SequenceArguments:
     """Videos as rows of frames."""
 
     sequence_column: str = described(
@@ -136,7 +122,7 @@ class SequenceArguments(Arguments):
 
 
 @dataclass
-class NameArguments(Arguments):
+class NameArguments:
     """Names of classes."""
 
     class_names: list[str] = described(
@@ -147,7 +133,7 @@ class NameArguments(Arguments):
 
 
 @dataclass
-class PromptArguments(Arguments):
+class PromptArguments:
     """Sentences that name a class."""
 
     templates: list[str] = described(
@@ -156,7 +142,7 @@ class PromptArguments(Arguments):
 
 
 @dataclass
-class OutOfDistributionArguments(Arguments):
+class OutOfDistributionArguments:
     """Further test sets."""
 
     ood_data: list[str] = described(
@@ -165,21 +151,20 @@ class OutOfDistributionArguments(Arguments):
 
 
 @dataclass
-class StepsArguments(Arguments):
+class StepsArguments:
     """How long a head is trained."""
 
     steps: int | None = described(
         "steps of a trained head; null: 2000, of video 300, with augment the paper's 12500 (linear-sgd), 40000 "
         "(segmentation), 38400 (depth)",
         None,
+        at_least=1,
+        common=True,
     )
-
-    def validate(self) -> None:
-        require_positive(self, "steps")
 
 
 @dataclass
-class AugmentArguments(Arguments):
+class AugmentArguments:
     """What a head is trained on."""
 
     augment: bool = described(
@@ -190,26 +175,24 @@ class AugmentArguments(Arguments):
 
 
 @dataclass
-class DenseHeadArguments(Arguments):
+class DenseHeadArguments:
     """Linear heads on patches."""
 
     lr: float | None = described(
         "learning rate of the heads of segmentation and depth; null: the paper's 1e-3 and 3e-4, ten times that for less "
         "than a quarter of its steps",
         None,
+        above=0,
     )
     batch_norm: bool = described("batch norm before the linear layer of segmentation and depth", True)
 
-    def validate(self) -> None:
-        require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0")
-
 
 @dataclass
-class RepeatArguments(Arguments):
+class RepeatArguments:
     """Tasks that repeat others."""
 
     of: list[str] = described(
-        "tasks that layers, resolution and fairness repeat; none: knn and patch-knn, of fairness knn", []
+        "tasks that layers, resolution and fairness repeat; none: knn and patch-knn, of fairness knn", [], common=True
     )
 
 

@@ -102,6 +102,7 @@ class Evaluation(Recipe):
 
     def validate(self) -> "Evaluation":
         """Raise `Refused`, in one line, for the first field that cannot be."""
+        self.check_fields()
         names = self.of(WhatArguments).task
         require(names, "task", names, ", ".join(self.table))
         check_names("task", names, self.table)
@@ -110,7 +111,8 @@ class Evaluation(Recipe):
                 able = [one.name for one in protocols(self.table) if task.name in one.repeated_by]
                 check_names("of", self.of(RepeatArguments).of, able)
         for group in self.groups_read():
-            self.of(group).validate()
+            if hasattr(group, "validate"):
+                self.of(group).validate()
         with_text = [one.name for one in protocols(self.table) if one.has_text]
         require(
             not self.has_text or set(names) <= set(with_text), "task", ", ".join(names),

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from ...recipe import described, require
-from ..arguments import Arguments, DataArguments, NetworkArguments
+from ...recipe import described
+from ..arguments import DataArguments, NetworkArguments
 from ..result import Result
 from ..rows import image_column, only_test
 from ..task import Task
 
 
 @dataclass
-class CorrespondenceArguments(Arguments):
+class CorrespondenceArguments:
     """Keypoints, and which rows are matched."""
 
     keypoints_column: str = described(
@@ -20,12 +20,11 @@ class CorrespondenceArguments(Arguments):
         "split of the pairs of rows to match, columns src, trg and optionally bbox_trg; null: every two rows", None
     )
     thresholds: list[float] = described(
-        "distances that count as found, in sides of the target's box or image, for correspondence", [0.05, 0.1, 0.15]
+        "distances that count as found, in sides of the target's box or image, for correspondence",
+        [0.05, 0.1, 0.15],
+        above=0,
+        at_most=1,
     )
-
-    def validate(self) -> None:
-        good = self.thresholds and all(0 < value <= 1 for value in self.thresholds)
-        require(good, "thresholds", self.thresholds, "shares above 0, up to 1")
 
 
 def draw_pairs(rows, count: int, recipe):

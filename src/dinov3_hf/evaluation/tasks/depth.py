@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from ...recipe import described, require
+from ...recipe import described
 from ..arguments import (
-    Arguments,
     AugmentArguments,
     DenseHeadArguments,
     NetworkArguments,
@@ -18,16 +17,12 @@ from .segmentation import head_training
 
 
 @dataclass
-class DepthArguments(Arguments):
+class DepthArguments:
     """Depth maps."""
 
-    depth_column: str = described("column of the depth maps, images where 0 is unknown", "depth")
-    depth_unit: float = described("metres of a stored unit of depth", 0.001)
-    max_depth: float = described("metres beyond which depth does not count (KITTI: 80)", 10.0)
-
-    def validate(self) -> None:
-        for name in ("depth_unit", "max_depth"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+    depth_column: str = described("column of the depth maps, images where 0 is unknown", "depth", common=True)
+    depth_unit: float = described("metres of a stored unit of depth", 0.001, above=0)
+    max_depth: float = described("metres beyond which depth does not count (KITTI: 80)", 10.0, above=0)
 
 
 def run(bench, train, test, recipe) -> Result:

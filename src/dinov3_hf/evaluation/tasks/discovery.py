@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from ...recipe import described
-from ..arguments import Arguments, MaskArguments, NetworkArguments
+from ..arguments import MaskArguments, NetworkArguments
 from ..result import Result
 from ..rows import image_column, object_mask_column, only_test
 from ..task import Task
 
 
 @dataclass
-class DiscoveryArguments(Arguments):
+class DiscoveryArguments:
     """True boxes."""
 
     box_column: str | None = described(

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 
 from ...recipe import described, require
-from ..arguments import Arguments, NetworkArguments, RepeatArguments
+from ..arguments import NetworkArguments, RepeatArguments
 from ..result import Result
 from ..task import Repetition
 
 
 @dataclass
-class FairnessArguments(Arguments):
+class FairnessArguments:
     """Which groups."""
 
-    group_column: str | None = described("column of the groups whose accuracies fairness compares", None)
+    group_column: str | None = described("column of the groups whose accuracies fairness compares", None, common=True)
 
     def validate(self) -> None:
         require(self.group_column, "group_column", self.group_column, "for fairness a column of groups")

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from ...recipe import described
-from ..arguments import Arguments, DataArguments
+from ..arguments import DataArguments
 from ..result import Result
 from ..rows import image_column, only_test
 from ..task import Task
 
 
 @dataclass
-class CaptionArguments(Arguments):
+class CaptionArguments:
     """Captions."""
 
     caption_columns: list[str] = described(

@@ -3,20 +3,16 @@
 from dataclasses import dataclass
 
 from ...recipe import described
-from ..arguments import Arguments, NetworkArguments, RepeatArguments, require_positive
+from ..arguments import NetworkArguments, RepeatArguments
 from ..result import Result
 from ..task import Repetition
 
 
 @dataclass
-class LayersArguments(Arguments):
+class LayersArguments:
     """Which layers."""
 
-    layers: list[int] = described("layers that layers measures, from 1; none: at most twelve", [])
-
-    def validate(self) -> None:
-        if self.layers:
-            require_positive(self, "layers")
+    layers: list[int] = described("layers that layers measures, from 1; none: at most twelve", [], at_least=1)
 
 
 def run(bench, measure, test, recipe) -> Result:

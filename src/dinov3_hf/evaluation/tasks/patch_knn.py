@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 from ...recipe import described
 from ..arguments import (
-    Arguments,
     MaskArguments,
     NeighbourArguments,
     NetworkArguments,
     TrainArguments,
-    require_positive,
 )
 from ..result import Result
 from ..rows import class_mask_column, ignored_class, image_column
@@ -17,13 +15,10 @@ from ..task import Task
 
 
 @dataclass
-class PatchKnnArguments(Arguments):
+class PatchKnnArguments:
     """Patches as neighbours."""
 
-    max_bank_patches: int = described("patches kept as neighbours, for patch-knn", 50_000)
-
-    def validate(self) -> None:
-        require_positive(self, "max_bank_patches")
+    max_bank_patches: int = described("patches kept as neighbours, for patch-knn", 50_000, at_least=1)
 
 
 def run(bench, train, test, recipe) -> Result:

@@ -3,19 +3,16 @@
 from dataclasses import dataclass
 
 from ...recipe import described
-from ..arguments import Arguments, NetworkArguments, RepeatArguments, require_positive
+from ..arguments import NetworkArguments, RepeatArguments
 from ..result import Result
 from ..task import Repetition
 
 
 @dataclass
-class ResolutionArguments(Arguments):
+class ResolutionArguments:
     """Which image sizes."""
 
-    sizes: list[int] = described("image sizes of resolution, in pixels", [224, 448, 896])
-
-    def validate(self) -> None:
-        require_positive(self, "sizes")
+    sizes: list[int] = described("image sizes of resolution, in pixels", [224, 448, 896], at_least=1, common=True)
 
 
 def run(bench, measure, test, recipe) -> Result:

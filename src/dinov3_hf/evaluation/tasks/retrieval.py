@@ -3,25 +3,22 @@
 from dataclasses import dataclass
 
 from ...recipe import described
-from ..arguments import Arguments, DataArguments, NetworkArguments, TrainArguments, require_positive
+from ..arguments import DataArguments, NetworkArguments, TrainArguments
 from ..result import Result
 from ..rows import draw_images, image_column, is_rendered, load_rows, train_and_test
 from ..task import Task
 
 
 @dataclass
-class RetrievalArguments(Arguments):
+class RetrievalArguments:
     """Which images answer a query, and how."""
 
     positives_column: str | None = described(
         "column of the gallery rows that are right for a query; null: rows of the same instance_column", None
     )
     instance_column: str = described("column that says which images show the same, for retrieval", "instance_id")
-    recall_at: list[int] = described("first answers that count in retrieval", [1, 5, 10])
+    recall_at: list[int] = described("first answers that count in retrieval", [1, 5, 10], at_least=1)
     whole_images: bool = described("retrieval on whole images instead of centre crops (Met)", False)
-
-    def validate(self) -> None:
-        require_positive(self, "recall_at")
 
 
 def rows(task, recipe) -> tuple:

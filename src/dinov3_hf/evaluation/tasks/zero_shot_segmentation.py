@@ -1,11 +1,10 @@
 """`--task zero-shot-segmentation`."""
 
-import math
 from dataclasses import dataclass
 
 from ...errors import Refused
-from ...recipe import described, require
-from ..arguments import Arguments, DataArguments, MaskArguments, NameArguments, PromptArguments
+from ...recipe import described
+from ..arguments import DataArguments, MaskArguments, NameArguments, PromptArguments
 from ..result import Result
 from ..rows import class_mask_column, ignored_class, image_column, is_rendered, only_test
 from ..task import Task
@@ -16,21 +15,17 @@ BACKGROUND = "background"
 
 
 @dataclass
-class ZeroShotSegmentationArguments(Arguments):
+class ZeroShotSegmentationArguments:
     """How pixels get the class they have."""
 
     background_threshold: float | None = described(
-        "how far the best cosine must stand above the mean, else background; null: a name as others", None
+        "how far the best cosine must stand above the mean, else background; null: a name as others",
+        None,
+        at_least=0,
+        at_most=2,
     )
-    scales: list[float] = described("sizes of the images over which zero-shot-segmentation averages", [1.0])
+    scales: list[float] = described("sizes of the images over which zero-shot-segmentation averages", [1.0], above=0)
     whole_windows: bool = described("zero-shot-segmentation: count what a window shows as a whole too", False)
-
-    def validate(self) -> None:
-        threshold = self.background_threshold
-        good = threshold is None or 0 <= threshold <= 2
-        require(good, "background_threshold", threshold, "a difference of cosines, 0 to 2")
-        good = self.scales and all(0 < scale < math.inf for scale in self.scales)
-        require(good, "scales", self.scales, "at least one number above 0")
 
 
 def rows(task, recipe) -> tuple:
