@@ -15,7 +15,7 @@ FOLDERS = {
 }
 # From the ground up. A room may import those on lower floors, and no others.
 FLOORS = (
-    ("_version", "errors"),
+    ("_lazy", "_version", "errors"),
     ("fields", "yaml_text"),
     ("launch", "recipe"),
     ("provenance",),
@@ -25,11 +25,11 @@ FLOORS = (
     ("evaluation",),
     ("finetuning", "spaces", "training"),
     ("text_alignment",),
-    ("__init__", "cli", "commands"),
+    ("__init__", "_auto_classes", "cli", "commands"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # The door may import every room.
-DOOR = ("__init__", "cli", "commands")
+DOOR = ("__init__", "_auto_classes", "cli", "commands")
 
 
 def modules() -> dict[str, Path]:

@@ -1,61 +1,83 @@
-"""DINOv3 on the Hugging Face stack: models, checkpoints and training."""
+"""DINOv3 on the Hugging Face stack: models, checkpoints and training.
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-    AutoTokenizer,
-)
+Importing this takes milliseconds: torch and transformers are imported when a name is first used.
+"""
 
+from typing import TYPE_CHECKING
+
+from . import _auto_classes, _lazy
 from ._version import __version__
-from .checkpoints import tiny_checkpoint
-from .models.configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
-from .models.configuration_dinov3 import Dinov3Config
-from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig
-from .models.configuration_dinov3_pyramid import Dinov3PyramidConfig
-from .models.image_processing_dinov3 import Dinov3ImageProcessor
-from .models.modeling_dinotxt import DinoTxtModel
-from .models.modeling_dinov3 import Dinov3Backbone, Dinov3ForImageClassification, Dinov3ForPreTraining, Dinov3Model
-from .models.modeling_dinov3_convnext import (
-    Dinov3ConvNextBackbone,
-    Dinov3ConvNextForImageClassification,
-    Dinov3ConvNextModel,
-)
-from .models.modeling_dinov3_pyramid import Dinov3PyramidBackbone
-from .models.processing_dinotxt import DinoTxtProcessor
-from .models.tokenization_dinotxt import DinoTxtTokenizer
-from .pipelines.dense import dense_features
 
 
-AutoConfig.register(Dinov3Config.model_type, Dinov3Config)
-AutoModel.register(Dinov3Config, Dinov3Model)
-AutoBackbone.register(Dinov3Config, Dinov3Backbone)
-AutoModelForImageClassification.register(Dinov3Config, Dinov3ForImageClassification)
-AutoImageProcessor.register(Dinov3Config, image_processor_classes={"torchvision": Dinov3ImageProcessor})
-AutoConfig.register(Dinov3ConvNextConfig.model_type, Dinov3ConvNextConfig)
-AutoModel.register(Dinov3ConvNextConfig, Dinov3ConvNextModel)
-AutoBackbone.register(Dinov3ConvNextConfig, Dinov3ConvNextBackbone)
-AutoModelForImageClassification.register(Dinov3ConvNextConfig, Dinov3ConvNextForImageClassification)
-AutoImageProcessor.register(Dinov3ConvNextConfig, image_processor_classes={"torchvision": Dinov3ImageProcessor})
-AutoConfig.register(DinoTxtConfig.model_type, DinoTxtConfig)
-AutoConfig.register(DinoTxtTextConfig.model_type, DinoTxtTextConfig)
-AutoModel.register(DinoTxtConfig, DinoTxtModel)
-AutoModelForZeroShotImageClassification.register(DinoTxtConfig, DinoTxtModel)
-AutoProcessor.register(DinoTxtConfig, DinoTxtProcessor)
-AutoTokenizer.register(DinoTxtConfig, fast_tokenizer_class=DinoTxtTokenizer)
+if TYPE_CHECKING:
+    from .checkpoints.embedded import tiny_checkpoint
+    from .models.configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
+    from .models.configuration_dinov3 import Dinov3Config
+    from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig
+    from .models.configuration_dinov3_pyramid import Dinov3PyramidConfig
+    from .models.image_processing_dinov3 import Dinov3ImageProcessor
+    from .models.modeling_dinotxt import DinoTxtModel
+    from .models.modeling_dinov3 import Dinov3Backbone, Dinov3ForImageClassification, Dinov3ForPreTraining, Dinov3Model
+    from .models.modeling_dinov3_convnext import (
+        Dinov3ConvNextBackbone,
+        Dinov3ConvNextForImageClassification,
+        Dinov3ConvNextModel,
+    )
+    from .models.modeling_dinov3_pyramid import Dinov3PyramidBackbone
+    from .models.processing_dinotxt import DinoTxtProcessor
+    from .models.tokenization_dinotxt import DinoTxtTokenizer
+    from .pipelines.dense import dense_features
+else:
+    __getattr__, __dir__ = _lazy.lazy_names(
+        __name__,
+        {
+            ".checkpoints.embedded": ["tiny_checkpoint"],
+            ".models.configuration_dinotxt": ["DinoTxtConfig", "DinoTxtTextConfig"],
+            ".models.configuration_dinov3": ["Dinov3Config"],
+            ".models.configuration_dinov3_convnext": ["Dinov3ConvNextConfig"],
+            ".models.configuration_dinov3_pyramid": ["Dinov3PyramidConfig"],
+            ".models.image_processing_dinov3": ["Dinov3ImageProcessor"],
+            ".models.modeling_dinotxt": ["DinoTxtModel"],
+            ".models.modeling_dinov3": [
+                "Dinov3Backbone",
+                "Dinov3ForImageClassification",
+                "Dinov3ForPreTraining",
+                "Dinov3Model",
+            ],
+            ".models.modeling_dinov3_convnext": [
+                "Dinov3ConvNextBackbone",
+                "Dinov3ConvNextForImageClassification",
+                "Dinov3ConvNextModel",
+            ],
+            ".models.modeling_dinov3_pyramid": ["Dinov3PyramidBackbone"],
+            ".models.processing_dinotxt": ["DinoTxtProcessor"],
+            ".models.tokenization_dinotxt": ["DinoTxtTokenizer"],
+            ".pipelines.dense": ["dense_features"],
+        },
+        modules=[
+            "checkpoints",
+            "data",
+            "evaluation",
+            "finetuning",
+            "models",
+            "pipelines",
+            "spaces",
+            "text_alignment",
+            "training",
+            "visualization",
+        ],
+    )
 
-# Registers pipeline("zero-shot-image-segmentation").
-from . import pipelines as _pipelines  # noqa: E402, F401
+# Last, because it may import what is named above: where transformers' pipelines are imported already, ours is, too.
+_auto_classes.register()
 
 
 __all__ = [
     "DinoTxtConfig",
     "DinoTxtModel",
     "DinoTxtProcessor",
+    "DinoTxtTextConfig",
+    "DinoTxtTokenizer",
     "Dinov3Backbone",
     "Dinov3Config",
     "Dinov3ConvNextBackbone",

@@ -1,9 +1,25 @@
 """Weights of DINOv3 in everyone's layouts, in and out: one file a layout."""
 
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
 from .embedded import tiny_checkpoint
-from .exporting import LAYOUTS, export
-from .loading import WEIGHT_SUFFIXES, load_aligned, load_backbone, load_meta, load_model
-from .transformers import load_pretraining
+from .names import LAYOUTS, WEIGHT_SUFFIXES
+
+
+if TYPE_CHECKING:
+    from .exporting import export
+    from .loading import load_aligned, load_backbone, load_meta, load_model
+    from .transformers import load_pretraining
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            ".exporting": ["export"],
+            ".loading": ["load_aligned", "load_backbone", "load_meta", "load_model"],
+            ".transformers": ["load_pretraining"],
+        },
+    )
 
 
 __all__ = [

@@ -5,9 +5,7 @@ import re
 import torch
 from torch import nn
 
-
-# Linear layers of a block, as regular expressions of the ends of their names.
-TARGET_MODULES = ("[qkvo]_proj", "(gate|up|down)_proj")
+from .names import TARGET_MODULES
 
 
 def target_pattern(prefix: str = "", target_modules: tuple[str, ...] | list[str] = TARGET_MODULES) -> str:

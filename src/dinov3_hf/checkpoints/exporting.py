@@ -13,12 +13,12 @@ from ..models.modeling_dinov3_convnext import Dinov3ConvNextForImageClassificati
 from .adapters import merge_adapters
 from .meta_convnext import write_meta_convnext
 from .meta_vit import write_meta_vit
+from .names import LAYOUTS
 from .timm import write_timm
 from .transformers import write_convnext, write_vit
 from .weights import gather
 
 
-LAYOUTS = ("transformers", "meta", "timm", "onnx")
 _VIT_WRITERS = {"transformers": write_vit, "meta": write_meta_vit, "timm": write_timm}
 _CONVNEXT_WRITERS = {"transformers": write_convnext, "meta": write_meta_convnext}
 

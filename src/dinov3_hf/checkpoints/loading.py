@@ -22,12 +22,12 @@ from ..models.processing_dinotxt import DinoTxtProcessor
 from ..provenance import is_local
 from .meta_convnext import load_meta_convnext
 from .meta_vit import load_meta_vit
+from .names import WEIGHT_SUFFIXES
 from .timm import load_timm
 from .transformers import HEADS_FILE, load_pretraining
 from .weights import PROJECTION_HEADS, read_state_dict
 
 
-WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 _CONVNEXT_TYPES = ("dinov3_hf_convnext", "dinov3_convnext")
 
 

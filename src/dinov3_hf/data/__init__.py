@@ -1,7 +1,15 @@
 """Any `datasets` source as rows and pixels: what a folder, a file, a column and a stored value mean."""
 
-from .pixels import decode_image
-from .streams import load_source
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+
+if TYPE_CHECKING:
+    from .pixels import decode_image
+    from .streams import load_source
+else:
+    __getattr__, __dir__ = lazy_names(__name__, {".pixels": ["decode_image"], ".streams": ["load_source"]})
 
 
 __all__ = ["decode_image", "load_source"]

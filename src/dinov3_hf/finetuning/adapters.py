@@ -12,12 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoints import export, load_backbone
-from ..checkpoints.adapters import TARGET_MODULES, target_pattern
+from ..checkpoints.adapters import target_pattern
+from ..checkpoints.names import TARGET_MODULES
 from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
-
-# Registers the pyramid that some heads read their backbone through.
-from ..models.modeling_dinov3_pyramid import Dinov3PyramidBackbone  # noqa: F401
 
 
 TOKENS = ("cls_token", "mask_token", "register_tokens")

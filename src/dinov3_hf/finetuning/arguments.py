@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..checkpoints.adapters import TARGET_MODULES
+from ..checkpoints.names import TARGET_MODULES
 from ..recipe import Recipe, described, require
 
 

@@ -1,6 +1,14 @@
-"""What one does with a trained network, one task a file; importing this registers those that transformers has no task for."""
+"""What one does with a trained network, one task a file."""
 
-from .zero_shot_segmentation import ZeroShotImageSegmentationPipeline
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+
+if TYPE_CHECKING:
+    from .zero_shot_segmentation import ZeroShotImageSegmentationPipeline
+else:
+    __getattr__, __dir__ = lazy_names(__name__, {".zero_shot_segmentation": ["ZeroShotImageSegmentationPipeline"]})
 
 
 __all__ = ["ZeroShotImageSegmentationPipeline"]

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from transformers import AutoModelForZeroShotImageClassification, Pipeline
 from transformers.image_utils import load_image
-from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from ..errors import Refused
@@ -129,11 +128,21 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         return segments
 
 
-PIPELINE_REGISTRY.register_pipeline(
-    TASK,
-    pipeline_class=ZeroShotImageSegmentationPipeline,
-    pt_model=AutoModelForZeroShotImageClassification,
-    type="multimodal",
-)
+def register() -> None:
+    """Add the task to transformers' pipelines, unless it is there."""
+    # Asked for here, because loading transformers' module again makes another.
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK,
+            pipeline_class=ZeroShotImageSegmentationPipeline,
+            pt_model=AutoModelForZeroShotImageClassification,
+            type="multimodal",
+        )
+
+
+register()
+
 
 __all__ = ["ZeroShotImageSegmentationPipeline"]
