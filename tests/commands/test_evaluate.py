@@ -430,7 +430,10 @@ def test_a_backbone_by_reference_is_named(aligned, tmp_path):
             ["--task", "zero-shot-segmentation", "--background-threshold", "3"],
             "background_threshold: got 3, accepted: a number from 0 to 2 or null",
         ),
-        (["--task", "zero-shot-segmentation", "--scales", "0"], "scales: got [0], accepted: a list of numbers above 0"),
+        (
+            ["--task", "zero-shot-segmentation", "--scales", "0"],
+            "scales: got [0], accepted: a list of numbers above 0",
+        ),
     ],
 )
 def test_wrong_text_requests_are_refused_in_one_line(flags, message, aligned, tmp_path, capsys):
