@@ -1,8 +1,8 @@
 """What an alignment starts from: a frozen backbone, new blocks on it, a new text tower, and its tokenizer."""
 
 import itertools
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -42,7 +42,7 @@ def build_tokenizer(towers: TowerArguments, sources: list, caption_columns: list
             raise Refused(
                 f"tokenizer: got 'clip', accepted: another one, or after its library is there: {error}"
             ) from None
-    if not Path(towers.tokenizer).is_dir():
+    if not os.path.isdir(towers.tokenizer):
         raise Refused(f"tokenizer: got {towers.tokenizer!r}, accepted: clip, or the folder of a tokenizer")
     with readable(towers.tokenizer, "tokenizer"):
         return DinoTxtTokenizer.from_pretrained(towers.tokenizer, model_max_length=towers.context_length)

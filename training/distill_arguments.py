@@ -1,5 +1,6 @@
 """The fields of a distillation's recipe, besides those it shares with pretraining."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ class StudentSpec:
     @property
     def has_weights(self) -> bool:
         """Say whether the student starts from the weights of a folder."""
-        return (Path(self.source) / "model.safetensors").is_file()
+        return os.path.isfile(Path(self.source) / "model.safetensors")
 
 
 def parse_student(text: str) -> StudentSpec:
@@ -30,7 +31,7 @@ def parse_student(text: str) -> StudentSpec:
 
     name, source = re.fullmatch(r"(?:([\w-]+)=)?(.+)", text).groups() if text else (None, "")
     overrides = {}
-    if not Path(source).exists() and ":" in source:
+    if not os.path.exists(source) and ":" in source:
         source, _, fields = source.partition(":")
         try:
             overrides = parse("{" + fields.replace("=", ": ") + "}")

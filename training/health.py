@@ -122,7 +122,7 @@ class OnlineProbe:
         self.num_train = len(images) * num_train // (num_train + num_test)
         if self.num_train < NEIGHBOURS or self.num_train == len(images):
             raise Refused(
-                f"probe: got {self.num_train} train and {len(images) - self.num_train} test images that could be "
+                f"probe_data: got {self.num_train} train and {len(images) - self.num_train} test images that could be "
                 f"decoded, accepted: at least {NEIGHBOURS} and 1"
             )
         # A stream may be sorted by class: both parts get their share of each.

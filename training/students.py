@@ -1,5 +1,6 @@
 """The networks of a distillation: teacher and students, each a backbone with a head for images and one for patches."""
 
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,17 +121,16 @@ def student_config(
 
     With the teacher's heads (full mode) a ViT's also has its own heads: the teacher's prototypes, the recipe's widths.
     """
-    folder = Path(spec.source)
     free = {"drop_path_rate": arguments.drop_path_rate, "image_size": crops.global_crop_size}
     try:
         if spec.source in CONVNEXT_SIZES:
             return Dinov3ConvNextConfig.from_size(spec.source, **spec.overrides | free)
         if spec.source in SIZES:
             config = Dinov3Config.from_size(spec.source, **spec.overrides)
-        elif (folder / "config.json").is_file():
+        elif os.path.isfile(Path(spec.source) / "config.json"):
             is_convnext = "convnext" in str(read_config(spec.source, "students").get("model_type"))
             with readable(spec.source, "students"):
-                config = (Dinov3ConvNextConfig if is_convnext else Dinov3Config).from_pretrained(folder)
+                config = (Dinov3ConvNextConfig if is_convnext else Dinov3Config).from_pretrained(spec.source)
         else:
             sizes = ", ".join([*SIZES, *CONVNEXT_SIZES])
             raise Refused(f"got {spec.source!r}, accepted: {sizes}, or a folder with a config.json")

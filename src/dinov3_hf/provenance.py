@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -18,13 +19,13 @@ FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".parquet", ".tar")
 
 def is_local(name: str) -> bool:
     """Say whether a name is a path of this machine, there or not, rather than `owner/name` on the hub."""
-    return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return os.path.exists(os.path.expanduser(name)) or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def is_hub_id(name: str) -> bool:
     """Say whether a source of weights or data is `owner/name`, or `owner/name:config`, and not a path of this machine."""
     is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name) and not name.endswith(FILE_SUFFIXES)
-    return bool(is_id) and not Path(name).exists()
+    return bool(is_id) and not os.path.exists(name)
 
 
 def public(value):

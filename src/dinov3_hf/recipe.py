@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import sys
+import tempfile
 import typing
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -252,7 +253,7 @@ def _read_word(text: str, hint):
 
 
 def check_output(folder: str | os.PathLike, name: str = "output_dir") -> None:
-    """Raise `Refused`, which names the field, where a folder could not be made or written to. Makes nothing."""
+    """Raise `Refused`, which names the field, where a folder could not be made or written to. Leaves nothing."""
     path = Path(folder)
     try:
         there = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
@@ -261,8 +262,8 @@ def check_output(folder: str | os.PathLike, name: str = "output_dir") -> None:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if not there.is_dir():
             raise OSError(errno.ENOTDIR, f"{there} is {'a broken link' if there.is_symlink() else 'a file'}")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise OSError(errno.EACCES, f"{there} cannot be written to")
+        # What a mount, a quota or a server forbids, the rights of the folder do not tell.
+        os.rmdir(tempfile.mkdtemp(dir=there, prefix=".dinov3-"))
     except OSError as error:
         raise _unwritable(name, folder, error) from None
 

@@ -115,7 +115,7 @@ def test_stopped_run_equals_one_without_a_stop(backbone, captioned, finished, tm
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(alignment.TextAlignment, "after_step", stop_after_four)
-    assert run(backbone, captioned, output, *flags) == 130
+    assert run(backbone, captioned, output, *flags) == 143
     monkeypatch.setattr(alignment.TextAlignment, "after_step", after)
     assert run(backbone, captioned, output, *flags, "--resume") == 0
     assert [line["loss"] for line in lines(output)] == [line["loss"] for line in expected]
@@ -194,7 +194,7 @@ def test_each_of_several_captions_is_drawn_and_the_draw_is_a_function_of_the_ste
             ["--cache-features", "f", "--random-crop-scale", "0.5", "1"],
             "cache_features: got 'f', accepted: null with random",
         ),
-        (["--batch-size", "1"], "batch_size: got 1, accepted: at least 2"),
+        (["--batch-size", "1"], "batch_size: got 1, accepted: a whole number of at least 2"),
         (
             ["--text-hidden-size", "33"],
             "text_hidden_size: got 33, accepted: a multiple of text_num_attention_heads (2)",

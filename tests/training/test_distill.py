@@ -88,7 +88,7 @@ def test_interrupted_run_equals_uninterrupted_and_a_student_can_go_on_alone(fini
     for name in ("both", "one"):
         with monkeypatch.context() as patch:
             patch.setattr(Distillation, "after_step", stop)
-            assert run(tmp_path / name) == 130
+            assert run(tmp_path / name) == 143
     assert run(tmp_path / "both", "--resume") == 0
     assert run(tmp_path / "one", "--resume", students=[f"vit={VIT}"]) == 0
     wanted = lines_of(finished)
@@ -113,7 +113,7 @@ def test_interrupted_run_equals_uninterrupted_and_a_student_can_go_on_alone(fini
             ["--group-sizes", "1", "1"],
             "group_sizes: got [1, 1], accepted: sizes whose sum is the number of processes (1)",
         ),
-        (["--group-sizes", "1"], "group_sizes: got [1], accepted: empty, or at least 1 for each of the 2 students"),
+        (["--group-sizes", "1"], "group_sizes: got [1], accepted: empty, or one for each of the 2 students"),
         (["--teacher", "./nowhere"], "teacher: no config.json in './nowhere'"),
         (["--processes", "2"], "processes: got 2, accepted: only with --plan"),
     ],

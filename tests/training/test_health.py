@@ -248,7 +248,7 @@ def test_probe_without_labels_gives_no_knn(model):
 def test_wrong_input_is_refused():
     with pytest.raises(ValueError, match="label_column: got 'kind', accepted: a column of the data set"):
         make_probe(make_rows(60), "kind")
-    with pytest.raises(ValueError, match="probe: got 8 train and 5 test images"):
+    with pytest.raises(ValueError, match="probe_data: got 8 train and 5 test images"):
         make_probe(make_rows(60, bad=range(13, 60)))
     unlabelled = make_rows(60).remove_columns("label").add_column("label", [None] * 60)
     with pytest.raises(ValueError, match="label_column: 'label' is not one class a row"):

@@ -116,7 +116,7 @@ def test_interrupted_run_equals_uninterrupted(folder, finished, tmp_path, worker
 
     with monkeypatch.context() as patch:
         patch.setattr(SelfDistillation, "after_step", stop)
-        assert run(folder, cut, *flags) == 130
+        assert run(folder, cut, *flags) == 143
         assert losses(cut) == losses(whole)[:4]
         patch.setattr(SelfDistillation, "after_step", crash)
         with pytest.raises(RuntimeError, match="killed"):

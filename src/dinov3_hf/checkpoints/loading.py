@@ -57,7 +57,7 @@ def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ConvNextM
         Refused: nothing there, a file that cannot be read, another file type or architecture, or weights that are missing.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix not in WEIGHT_SUFFIXES:
             raise Refused(
                 f"{field}: got {name!r}, accepted: a directory, a hub id, or a {', '.join(WEIGHT_SUFFIXES)} file"
@@ -73,7 +73,7 @@ def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ConvNextM
     if kind != Dinov3Config.model_type:
         accepted = ", ".join((Dinov3Config.model_type, "dinov3_vit", *_CONVNEXT_TYPES))
         raise Refused(f"{field}: {name!r} is of type {kind!r}, accepted: {accepted}")
-    if (path / HEADS_FILE).is_file():
+    if os.path.isfile(path / HEADS_FILE):
         with readable(name, field), safe_open(path / HEADS_FILE, "pt") as beside:
             # A backbone alone may have its local norm there.
             if any(key.startswith(PROJECTION_HEADS) for key in beside.keys()):
@@ -84,7 +84,7 @@ def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ConvNextM
 def load_aligned(name: str, field: str = "model") -> tuple[DinoTxtModel, DinoTxtProcessor]:
     """Model with a text tower, in fp32, and its processor, of a directory or hub id; errors as those of `load_model`."""
     accepted = "accepted: a dinotxt directory, as dinov3 align writes it, or such a hub id"
-    if Path(name).is_file():
+    if os.path.isfile(name):
         raise Refused(f"{field}: got {name!r}, {accepted}")
     kind = read_config(name, field).get("model_type")
     if kind != DinoTxtConfig.model_type:

@@ -1,7 +1,7 @@
 """The image processor that lies next to a model, whoever wrote it."""
 
 import math
-from pathlib import Path
+import os
 
 from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
 from transformers.utils import cached_file
@@ -18,7 +18,7 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 def has_processor(name: str, field: str) -> bool:
     """Say whether a directory or hub id holds an image processor; `Refused` where the hub does not answer."""
     if is_local(name):
-        found = any((Path(name) / file).is_file() for file in PROCESSOR_FILES)
+        found = any(os.path.isfile(os.path.join(name, file)) for file in PROCESSOR_FILES)
     else:
         with readable(name, field):
             found = any(
@@ -33,7 +33,7 @@ def find_processor(name: str, field: str = "model"):
     timm's statistics, which its directories keep in config.json, become a stock processor. Raises `Refused`, which names
     `field`, for one that is there and cannot be read: other statistics than the weights' own would be a guess.
     """
-    if Path(name).is_file() or not has_processor(name, field):
+    if os.path.isfile(name) or not has_processor(name, field):
         return None
     with readable(f"{name}: {PROCESSOR_FILES[0]}", field):
         processor = AutoImageProcessor.from_pretrained(name)

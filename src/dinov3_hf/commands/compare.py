@@ -1,9 +1,11 @@
 """`dinov3 compare`: the figures of several evaluations in one table."""
 
 import argparse
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import Refused
 from ..recipe import Recipe, add_recipe_flags, check_output, described, make_folder, recipe_from_flags, require
 
 
@@ -44,7 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
     names = settings.names or short_names(settings.results)
     twice = "files of different folders, or --names"
     require(len(set(names)) == len(names), "results", settings.results, twice)
-    records = {name: read_results(path) for name, path in zip(names, settings.results, strict=True)}
+    try:
+        records = {name: read_results(path) for name, path in zip(names, settings.results, strict=True)}
+    except (OSError, ValueError) as error:
+        raise Refused(
+            str(error) if isinstance(error, ValueError) else f"results: {error}, accepted: a results.json"
+        ) from None
     lines, remarks = compare_results(records)
     print(markdown(lines) if settings.markdown else align(lines))
     for remark in remarks:
@@ -58,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def short_names(paths: list[str]) -> list[str]:
     """Return the last parts of the folders, as many as make them differ."""
-    folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in paths]
+    folders = [Path(path) if os.path.isdir(path) else Path(path).parent for path in paths]
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import itertools
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,12 +74,12 @@ def _open(source: str, split: str, streaming: bool, num_images: int, **options):
     if source.split(":")[0] == "scenes":
         from .scenes import load_scenes
 
-        subset = source.partition(":")[2] or "single"
+        subset = source.partition(":")[2] if ":" in source else "single"
         return load_scenes(split, num_images, subset=subset, streaming=streaming)
     if "://" in source:
         return _open_urls(source, split, streaming, **options)
     path = Path(source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         kinds = {"parquet": ["*.parquet"], "webdataset": ["*.tar"]}
         with _openable(source):
             for builder, patterns in kinds.items():
@@ -101,6 +102,11 @@ def _open(source: str, split: str, streaming: bool, num_images: int, **options):
 @contextlib.contextmanager
 def _openable(source: str, what: str = "cannot be read") -> Iterator[None]:
     """Say of whatever `datasets` raises on a wrong or broken source, in one line, that it comes from there."""
+    from datasets.utils import logging
+
+    # It would log the same error with its traceback.
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     except (Refused, MemoryError):
@@ -108,7 +114,11 @@ def _openable(source: str, what: str = "cannot be read") -> Iterator[None]:
     except Exception as error:
         error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise Refused(f"data: {source!r} {what}: {reason}") from error
+        raise Refused(
+            f"data: {source!r} {what}: {reason}, accepted: scenes, images, Parquet files, WebDataset tars, a hub data set"
+        ) from error
+    finally:
+        logging.set_verbosity(before)
 
 
 def _open_urls(source: str, split: str, streaming: bool, **options):

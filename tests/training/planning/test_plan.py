@@ -268,7 +268,7 @@ def test_a_plan_that_does_not_fit_says_so(capsys):
     [
         (["--plan", "--processes", "0"], "processes: got 0, accepted: a whole number of at least 1"),
         (["--plan", "--processes", "-3"], "processes: got -3, accepted: a whole number of at least 1"),
-        (["--plan", "--device-memory", "0"], "device_memory: got 0.0, accepted: GiB above 0"),
+        (["--plan", "--device-memory", "0"], "device_memory: got 0, accepted: a number above 0"),
         (["--processes", "2"], "processes: got 2, accepted: only with --plan"),
         (
             ["--plan", "--global-crop-size", "50"],
