@@ -131,8 +131,10 @@ def load_whole(model_class: type[PreTrainedModel], name: str, field: str) -> Pre
 @contextlib.contextmanager
 def readable(name: str | os.PathLike, field: str):
     """Turn whatever a wrong or broken file makes its reader raise into `Refused`, which names the field and the file."""
-    progress = logging.is_progress_bar_enabled()
+    progress, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    # transformers reports at length what does not fit; callers say it in one line.
+    logging.set_verbosity_error()
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
@@ -144,6 +146,7 @@ def readable(name: str | os.PathLike, field: str):
             reason = "it holds no tensors, or more than tensors"
         raise Refused(f"{field}: {str(name)!r} cannot be read ({reason}), accepted: whole files of a model") from error
     finally:
+        logging.set_verbosity(verbosity)
         if progress:
             logging.enable_progress_bar()
 
