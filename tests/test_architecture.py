@@ -16,7 +16,6 @@ FOLDERS = {
 # From the ground up. A room may import those on lower floors, and no others.
 FLOORS = (
     ("_lazy", "_version", "errors"),
-    ("fields", "yaml_text"),
     ("launch", "recipe"),
     ("provenance",),
     ("data", "models"),

@@ -26,8 +26,8 @@ ARGUMENTS = sorted(
     for package, folder in FOLDERS.items()
     for file in (ROOT / folder).rglob("*arguments.py")
 )
-ROOMS = ("checkpoints", "data", "evaluation", "finetuning", "models", "pipelines", "spaces", "text_alignment", "training",
-         "visualization")  # fmt: skip
+ROOMS = ("checkpoints", "data", "evaluation", "finetuning", "models", "pipelines", "recipe", "spaces", "text_alignment",
+         "training", "visualization")  # fmt: skip
 # One process takes these steps, one after the other, and says after each what heavy library it brought.
 STEPS = {
     "the package": "import dinov3_hf",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dinov3_hf.cli import VERBS, main
-from dinov3_hf.fields import bounds_of
 from dinov3_hf.recipe import fields_of, hints_of
+from dinov3_hf.recipe.fields import bounds_of
 
 from .wrong_calls import (
     RECIPES,

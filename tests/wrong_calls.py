@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dinov3_hf import tiny_checkpoint
-from dinov3_hf.fields import bounds_of, choices_of, takes_text
 from dinov3_hf.recipe import fields_of, hints_of
+from dinov3_hf.recipe.fields import bounds_of, choices_of, takes_text
 
 
 VISION, TEXT = tiny_checkpoint(), tiny_checkpoint("text")
@@ -316,7 +316,7 @@ DATA = (
 
 def of_data() -> list[tuple[str, list[str], str]]:
     calls = []
-    for verb in ("pretrain", "distill", "align", "finetune"):
+    for verb in ("pretrain", "distill", "align", "finetune", "evaluate"):
         calls += [(verb, [*RIGHT[verb], "--data", name], "") for name in DATA]
         calls += [(verb, [*RIGHT[verb], "--data", "images", "--image-column", "picture"], "image_column")]
     calls += [("pretrain", [*RIGHT["pretrain"], "--data", "images", "--split", "dev"], "") for _ in range(0)]

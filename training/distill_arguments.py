@@ -27,7 +27,7 @@ class StudentSpec:
 
 def parse_student(text: str) -> StudentSpec:
     """Read `[NAME=]SIZE[:FIELD=VALUE,...]` or `[NAME=]FOLDER`; raises `Refused` for what is neither."""
-    from dinov3_hf.yaml_text import NotYaml, parse
+    from dinov3_hf.recipe.yaml_text import NotYaml, parse
 
     name, source = re.fullmatch(r"(?:([\w-]+)=)?(.+)", text).groups() if text else (None, "")
     overrides = {}

@@ -61,6 +61,7 @@ else:
             "finetuning",
             "models",
             "pipelines",
+            "recipe",
             "spaces",
             "text_alignment",
             "training",

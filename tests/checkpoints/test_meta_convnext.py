@@ -283,7 +283,8 @@ def test_dinov3_evaluate_measures_it_and_refuses_tasks_by_layer(tmp_path, capsys
     assert knn["protocol"]["preprocessing"]["image_size"] == 96
     for measure in knn["measures"] + patches["measures"]:
         assert all(0 <= measure[name] <= 1 for name in ("model", "untrained", "raw_pixels", "chance"))
-    assert main(["evaluate", str(tmp_path / "model"), "--task", "outliers", *flags, "--overwrite"]) == 2
+    flags = ["--num-test", "12", "--output-dir", str(tmp_path), "--overwrite"]
+    assert main(["evaluate", str(tmp_path / "model"), "--task", "outliers", *flags]) == 2
     assert "task: got outliers, accepted: another one" in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov3_hf import tiny_checkpoint
 from dinov3_hf.checkpoints.processors import processor_for
 from dinov3_hf.data.scenes import render_scene
 from dinov3_hf.pipelines.class_embeddings import class_embeddings
@@ -61,4 +62,4 @@ def test_a_model_without_words_is_refused(embedder):
     assert check_words(embedder) is embedder
     network = Encoder.from_pretrained().network
     with pytest.raises(ValueError, match="^model: got a Dinov3Model, accepted: a model with a text tower"):
-        check_words(Embedder(network, processor_for("nowhere", 48)))
+        check_words(Embedder(network, processor_for(tiny_checkpoint(), 48)))

@@ -79,7 +79,7 @@ def test_unknown_key_names_the_nearest(tmp_path):
             "steps: 13000\nfreeze_last_layer_steps: 0",
             "teacher_temperature_warmup_steps: got 37500, accepted: from 0 to steps",
         ),
-        ("data: []", "data: got [], accepted: at least one source"),
+        ("data: []", "data: got [], accepted: at least one"),
         ("data: [scenes, 3]", "data: got ['scenes', 3], accepted: a list of texts"),
         (
             "data: [a, b]\ndata_weights: [1]",

@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import Refused
 from ..recipe import Recipe, add_recipe_flags, check_output, described, make_folder, recipe_from_flags, require
 
 
@@ -46,12 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = settings.names or short_names(settings.results)
     twice = "files of different folders, or --names"
     require(len(set(names)) == len(names), "results", settings.results, twice)
-    try:
-        records = {name: read_results(path) for name, path in zip(names, settings.results, strict=True)}
-    except (OSError, ValueError) as error:
-        raise Refused(
-            str(error) if isinstance(error, ValueError) else f"results: {error}, accepted: a results.json"
-        ) from None
+    records = {name: read_results(path) for name, path in zip(names, settings.results, strict=True)}
     lines, remarks = compare_results(records)
     print(markdown(lines) if settings.markdown else align(lines))
     for remark in remarks:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,8 +143,9 @@ def save_picture(picture, stem: Path) -> Path:
 
 def read_results(path: str) -> dict:
     """Read a results.json, or that of a folder; `Refused` where there is none."""
-    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
+    # Unlike those of Path, these take a name that is too long for no file.
+    file = Path(path) / "results.json" if os.path.isdir(path) else Path(path)
+    if not os.path.isfile(file):
         raise Refused(f"results: nothing at {str(file)!r}, accepted: a results.json or the folder of one")
     try:
         record = json.loads(file.read_text())

@@ -10,7 +10,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .errors import Refused
+from ..errors import Refused
 
 
 # Whole numbers are handed to libraries that count in 64 bits.

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from .errors import Refused
+from ..errors import Refused
 from .fields import (
     Bounds,
     bounds_of,

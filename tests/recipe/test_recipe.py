@@ -7,7 +7,6 @@ from typing import Literal
 import pytest
 
 from dinov3_hf.errors import Refused
-from dinov3_hf.fields import Bounds, convert, describe_type
 from dinov3_hf.models.configuration_dinov3 import SIZES
 from dinov3_hf.recipe import (
     Recipe,
@@ -18,8 +17,9 @@ from dinov3_hf.recipe import (
     recipe_from_flags,
     write_recipe,
 )
+from dinov3_hf.recipe.fields import Bounds, convert, describe_type
+from dinov3_hf.recipe.yaml_text import parse, read_mapping
 from dinov3_hf.training.arguments import ModelArguments
-from dinov3_hf.yaml_text import parse, read_mapping
 
 
 @dataclass

@@ -8,7 +8,7 @@ import re
 
 import yaml
 
-from .errors import Refused
+from ..errors import Refused
 
 
 # A recipe has some hundred lines; whoever hands us more took another file.
