@@ -60,7 +60,7 @@ def load(value: str | dict[str, str]) -> Any:
     """Import the class of this package that a name, or each name of a dictionary, stands for."""
     if isinstance(value, dict):
         return {key: load(name) for key, name in value.items()}
-    return getattr(importlib.import_module("dinov3_hf"), value)
+    return getattr(sys.modules[__package__], value)
 
 
 class LazyEntries(MutableMapping):
