@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     Whatever else is raised is a bug of ours: it passes through, and Python prints its traceback and exits 1.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    # With torchao installed, torch warns of its classes at every import.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     parser = build_parser()
     if not argv or argv[0].startswith("-"):
         parser.parse_args(argv)

@@ -142,6 +142,8 @@ def readable(name: str | os.PathLike, field: str):
     except Exception as error:
         # Readers of JSON, safetensors, pickles and configurations share no class of errors.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than its configuration says"
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds no tensors, or more than tensors"
         raise Refused(f"{field}: {str(name)!r} cannot be read ({reason}), accepted: whole files of a model") from error

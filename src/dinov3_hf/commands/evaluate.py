@@ -25,9 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = recipe_from_flags(arguments, EvaluateRecipe)
     settings = recipe.of(OutputArguments)
     output = Path(settings.output_dir) / "results.json"
+    check_output(output.parent)
     if output.exists() and not settings.overwrite:
         raise Refused(f"output_dir: {output} exists, accepted: another folder, or --overwrite")
-    check_output(output.parent)
     check_output(features_folder(recipe), "cache_dir")
     processes = join_processes()
     record = evaluate(recipe, processes)
