@@ -71,6 +71,7 @@ def load_aligned(name: str) -> tuple[Aligned, dict]:
     import torch
     from transformers import PreTrainedConfig
 
+    from ..checkpoints.loading import load_whole, readable
     from ..models.modeling_dinotxt import DinoTxtModel
     from ..models.processing_dinotxt import DinoTxtProcessor
 
@@ -78,19 +79,16 @@ def load_aligned(name: str) -> tuple[Aligned, dict]:
     path = Path(name)
     if path.is_file() or (is_local(name) and not (path / "config.json").is_file()):
         raise Refused(f"model: got {name!r}, {accepted}")
-    try:
-        found, _ = PreTrainedConfig.get_config_dict(name)
-    except OSError as error:
-        raise Refused(
-            f"model: {name!r} is no directory here and the hub gave no configuration: {str(error).splitlines()[0]}"
-        ) from None
-    if found.get("model_type") != "dinotxt":
-        raise Refused(f"model: {name!r} is of type {found.get('model_type')!r}, {accepted}")
+    # As it is written: `read_config` takes a dinov3_vit for one of ours.
+    with readable(name, "model"):
+        kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    if kind != "dinotxt":
+        raise Refused(f"model: {name!r} is of type {kind!r}, {accepted}")
     try:
         processor = DinoTxtProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise Refused(f"model: {name!r} has no processor ({str(error).splitlines()[0]}), {accepted}") from None
-    model = DinoTxtModel.from_pretrained(name, dtype=torch.float32)
+    model = load_whole(DinoTxtModel, name, "model")
     provenance = describe_weights(name, model)
     if model.config.backbone is not None:
         provenance["backbone"] = {"path": model.config.backbone, "revision": model.config.backbone_revision}
