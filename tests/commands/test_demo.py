@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import dinov3_hf
 from dinov3_hf import tiny_checkpoint
 from dinov3_hf.cli import main
 from dinov3_hf.commands import demo
@@ -73,6 +74,8 @@ def test_a_missing_gradio_is_one_line(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     for name in [name for name in sys.modules if name.startswith("dinov3_hf.spaces")]:
         monkeypatch.delitem(sys.modules, name)
+    # The import below makes the package anew and enters it in its parent, where later tests would find it.
+    monkeypatch.setattr(dinov3_hf, "spaces", None, raising=False)
     assert main(["demo", "dense_features"]) == 2
     assert capsys.readouterr().err == (
         "dinov3 demo: error: gradio is not installed, accepted: after pip install 'dinov3-hf[spaces]'\n"

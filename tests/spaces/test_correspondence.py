@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from .pictures import picture_on
+
 
 # Wide and tall ones are letterboxed on the page, in different ways at the two widths.
 SIZES = {"square": (600, 600), "wide": (720, 250), "tall": (200, 700)}
@@ -38,9 +40,7 @@ def read(page, change):
 
 def click(page, field, x, y):
     """Click at a share of the picture's own width and height, whatever frame surrounds it."""
-    picture = page.locator(f"#{field} img").first
-    box = picture.bounding_box()
-    width, height = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    picture, box, (width, height) = picture_on(page, f"#{field}")
     scale = min(box["width"] / width, box["height"] / height)
     left, top = (box["width"] - width * scale) / 2, (box["height"] - height * scale) / 2
     picture.click(position={"x": left + x * width * scale, "y": top + y * height * scale})

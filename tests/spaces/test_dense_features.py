@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from .pictures import picture_on
+
 
 # Wide and tall ones are letterboxed on the page, in different ways at the two widths.
 SIZES = {"square": (600, 600), "wide": (1000, 300), "tall": (200, 700)}
@@ -42,10 +44,7 @@ def read(page, change):
 
 def click(page, field, x, y):
     """Click at a share of the picture's own width and height, whatever frame surrounds it."""
-    picture = page.locator(f"#{field} img").first
-    picture.scroll_into_view_if_needed()
-    box = picture.bounding_box()
-    width, height = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    _, box, (width, height) = picture_on(page, f"#{field}")
     # Small pictures are not enlarged.
     scale = min(box["width"] / width, box["height"] / height, 1)
     left, top = box["x"] + (box["width"] - width * scale) / 2, box["y"] + (box["height"] - height * scale) / 2

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from .pictures import picture_on
+
 
 @pytest.fixture
 def page(tab, serve):
@@ -27,8 +29,7 @@ def share(page):
 
 
 def click(page, x, y):
-    picture = page.locator("#frame img").first
-    box = picture.bounding_box()
+    picture, box, _ = picture_on(page, "#frame")
     picture.click(position={"x": x * box["width"], "y": y * box["height"]})
 
 
