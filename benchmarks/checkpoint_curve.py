@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--resize-size", type=int, help="default: as dinov3 evaluate")
     arguments = parser.parse_args()
     losses = {line["step"]: line["loss"] for line in read_metrics(arguments.run / "metrics.jsonl")}
-    records, measures = [], None
+    records, metrics = [], None
     for index, folder in enumerate(sorted(arguments.run.glob("checkpoints/step_*"))):
         step = int(folder.name.removeprefix("step_"))
         settings = build_recipe(
@@ -36,16 +36,16 @@ def main() -> None:
             resize_size=arguments.resize_size,
             k=[10],
             cache_dir=str(arguments.run / "features"),
-            controls=index == 0,  # the controls do not depend on the checkpoint
+            baselines=index == 0,  # the controls do not depend on the checkpoint
         )
-        found = [measure for result in evaluate(settings)["results"] for measure in result.measures]
-        if measures is None:
-            measures = [measure["measure"] for measure in found]
-            print("| step | loss | " + " | ".join(measures) + " |\n|" + "---|" * (2 + len(measures)))
-            for control in ("chance", "raw_pixels", "untrained"):
-                print(f"| {control} | | " + " | ".join(f"{measure[control]:.4f}" for measure in found) + " |")
+        found = [metric for result in evaluate(settings)["results"] for metric in result.metrics]
+        if metrics is None:
+            metrics = [metric["metric"] for metric in found]
+            print("| step | loss | " + " | ".join(metrics) + " |\n|" + "---|" * (2 + len(metrics)))
+            for baseline in ("chance", "raw_pixels", "random_init"):
+                print(f"| {baseline} | | " + " | ".join(f"{metric[baseline]:.4f}" for metric in found) + " |")
         print(f"| {step} | {losses[step]:.3f} | " + " | ".join(f"{m['model']:.4f}" for m in found) + " |", flush=True)
-        records.append({"step": step, "measures": found})
+        records.append({"step": step, "metrics": found})
     (arguments.run / "curve.json").write_text(json.dumps(records, indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
 """How long does a person in front of a Space wait: for its first picture, a click, words, a slider?
 
-Spaces run as `dinov3 demo` starts them, on two threads and with the embedded checkpoint; a headless Chromium does what a
+Spaces run as `dinov3 demo` starts them, on two threads and with the bundled checkpoint; a headless Chromium does what a
 hand would and waits until the new picture or sentence is on the page. Images are 512 pixels a side.
 
     python benchmarks/demo_latency.py

@@ -90,7 +90,7 @@ def measure(model: Path | str, data: Path | None, output: Path, quick: bool) -> 
     """k-NN of a model on scenes and CIFAR-10: measures with their controls."""
     # Differences of two per cent are to be told apart from chance.
     counts = {"num_train": 200, "num_test": 100} if quick else {"num_train": 5000, "num_test": 5000}
-    measures = []
+    metrics = []
     for name, source in (("scenes", None), ("cifar10", data)):
         if name == "scenes" or source is not None:
             settings = {} if source is None else {"data": str(source / name)}
@@ -109,8 +109,8 @@ def measure(model: Path | str, data: Path | None, output: Path, quick: bool) -> 
                     **settings | counts,
                 )
             )
-            measures.append(record["results"][0].measures[0])
-    return measures
+            metrics.append(record["results"][0].metrics[0])
+    return metrics
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def main() -> None:
         found = measure(
             folder, arguments.data, output / "measured" / name.replace(" ", "_").replace(",", ""), arguments.quick
         )
-        cells = [f"{one['model']:.3f} (untrained {one['untrained']:.3f})" for one in found]
+        cells = [f"{one['model']:.3f} (untrained {one['random_init']:.3f})" for one in found]
         table.append((name, f"{count:,}", steps, cost, *cells, *[""] * (2 - len(cells))))
 
     row("the teacher", tiny_checkpoint(), "", "")

@@ -19,7 +19,7 @@ from dinov3_hf.training.arguments import CropArguments, ObjectiveArguments, Opti
 from dinov3_hf.training.batches.collate import MASKS
 from dinov3_hf.training.distill_arguments import DistillArguments
 from dinov3_hf.training.distillation import Distillation
-from dinov3_hf.training.engine.allocator import keep_freed_memory
+from dinov3_hf.training.engine.freed_memory import keep_freed_memory
 from dinov3_hf.training.engine.loop import build_optimizer, clip_gradients, set_rates
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.schedules import Schedules

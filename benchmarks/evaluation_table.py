@@ -18,7 +18,7 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 
 from dinov3_hf import tiny_checkpoint
-from dinov3_hf.evaluation.results import markdown, measure_title, replace_table, write_results
+from dinov3_hf.evaluation.results import markdown, metric_title, replace_table, write_results
 from dinov3_hf.evaluation.run import evaluate
 from dinov3_hf.evaluation.tasks import EvaluateRecipe
 from dinov3_hf.recipe import build_recipe
@@ -200,12 +200,12 @@ def cell(values: list[float | None]) -> str:
 
 def verdict(lines: list[dict]) -> str:
     """Say whether every seed of the model is on the better side of every seed of the untrained network."""
-    models, untrained = ([line[name] for line in lines] for name in ("model", "untrained"))
+    models, random_init = ([line[name] for line in lines] for name in ("model", "random_init"))
     if lines[0].get("lower_is_better"):
-        models, untrained = [-x for x in models], [-x for x in untrained]
-    if min(models) > max(untrained):
+        models, random_init = [-x for x in models], [-x for x in random_init]
+    if min(models) > max(random_init):
         return "better"
-    return "worse" if max(models) < min(untrained) else "not told apart"
+    return "worse" if max(models) < min(random_init) else "not told apart"
 
 
 def main() -> None:
@@ -217,18 +217,20 @@ def main() -> None:
     parser.add_argument("--docs", type=Path)
     arguments = parser.parse_args()
     prepare(arguments.data, arguments.output_dir / "data")
-    table = [("task, data", "measure", "model", "untrained", "raw pixels", "chance", "trained is")]
+    table = [("task, data", "metric", "model", "random_init", "raw pixels", "chance", "trained is")]
     for name in arguments.only:
         settings, shown, seeds = RUNS[name]
         records = [run(name, dict(settings), seed, arguments) for seed in range(seeds)]
         by_title = {}
         for record in records:
-            for measure in record["results"][0]["measures"]:
+            for metric in record["results"][0]["metrics"]:
                 # Discovery also tells what each tau would have given.
-                if measure["measure"] in (shown, *ALSO) and "tau" not in measure:
-                    by_title.setdefault(measure_title(measure), []).append(measure)
+                if metric["metric"] in (shown, *ALSO) and "tau" not in metric:
+                    by_title.setdefault(metric_title(metric), []).append(metric)
         for title, lines in by_title.items():
-            cells = [cell([line.get(who) for line in lines]) for who in ("model", "untrained", "raw_pixels", "chance")]
+            cells = [
+                cell([line.get(who) for line in lines]) for who in ("model", "random_init", "raw_pixels", "chance")
+            ]
             # Shares of outliers are facts, neither good nor bad.
             table.append((name, title, *cells, "" if name.startswith("outliers") else verdict(lines)))
     text = markdown(table)

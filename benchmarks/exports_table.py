@@ -22,7 +22,7 @@ from transformers.utils import logging
 from dinov3_hf import Dinov3Config, Dinov3Model, tiny_checkpoint
 from dinov3_hf.checkpoints import LAYOUTS, export, load_meta
 from dinov3_hf.checkpoints.timm import load_timm
-from dinov3_hf.checkpoints.weights import left_out, summarise
+from dinov3_hf.checkpoints.weights import omitted, summarise
 from dinov3_hf.commands.export import reader
 from dinov3_hf.evaluation.results import markdown, replace_table
 
@@ -60,7 +60,7 @@ def tensors_held(model: Dinov3Model, layout: str, folder: Path) -> tuple[int, st
     ours = model.state_dict()
     if layout == "int8":
         return sum(tensor.ndim != 2 for tensor in ours.values()), "linear weights are rounded"
-    lost = left_out(ours) if layout in ("timm", "onnx") else []
+    lost = omitted(ours) if layout in ("timm", "onnx") else []
     if layout in READ_BACK:
         theirs = READ_BACK[layout](folder).state_dict()
         lost += [name for name in set(ours) - set(lost) if not torch.equal(theirs[name], ours[name])]
@@ -81,7 +81,7 @@ def measure(runs: dict[str, Callable], images: torch.Tensor, rounds: int) -> dic
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", help="a published size with random weights [default: the embedded checkpoint]")
+    parser.add_argument("--size", help="a published size with random weights [default: the bundled checkpoint]")
     parser.add_argument("--image-size", type=int, default=96, help="pixels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)

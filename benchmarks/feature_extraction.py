@@ -56,7 +56,7 @@ def main() -> None:
         for start in range(0, len(rows), -(-len(rows) // arguments.rounds))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(model, view, FeatureStore(folder), arguments.batch_size, controls=False)
+        bench = Bench(model, view, FeatureStore(folder), arguments.batch_size, baselines=False)
         # Warm up, and keep the digest of the weights (once a run) out of the first round.
         bench.extract(rows.select(range(arguments.batch_size)), "image", arguments.kind, "warm-up")
 

@@ -51,9 +51,9 @@ def recipe_of(fields: dict) -> FinetuneRecipe:
     return recipe.validate()
 
 
-def run(case: str, method: str, untrained: bool, arguments: argparse.Namespace) -> dict:
+def run(case: str, method: str, random_init: bool, arguments: argparse.Namespace) -> dict:
     """Return the result of one run, from its folder if it is there."""
-    folder = arguments.output_dir / f"{case}-{method}{'-untrained' if untrained else ''}"
+    folder = arguments.output_dir / f"{case}-{method}{'-untrained' if random_init else ''}"
     file = folder / "result.json"
     if not file.exists():
         fields, head = CASES[case]
@@ -61,7 +61,7 @@ def run(case: str, method: str, untrained: bool, arguments: argparse.Namespace) 
             "data": str(arguments.data / fields["data"]),
             "model": arguments.model,
             "method": method,
-            "untrained": untrained,
+            "random_init": random_init,
             "epochs": arguments.epochs,
             "num_workers": 0,
             # A whole backbone wants smaller steps than a head or adapters.
@@ -84,14 +84,14 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/finetuning"))
     parser.add_argument("--docs", type=Path, help="file whose table is replaced")
     arguments = parser.parse_args()
-    lines = [("data", "method", "measure", "pretrained", "untrained", "constant", "trained parameters", "seconds")]
+    lines = [("data", "method", "metric", "pretrained", "random_init", "constant", "trained parameters", "seconds")]
     for case in arguments.cases:
         for method in arguments.methods:
-            trained, control = (run(case, method, untrained, arguments) for untrained in (False, True))
-            measure, other = trained["measures"][0], control["measures"][0]
-            found = (measure["model"], other["untrained"], measure["chance"])
+            trained, baseline = (run(case, method, random_init, arguments) for random_init in (False, True))
+            metric, other = trained["metrics"][0], baseline["metrics"][0]
+            found = (metric["model"], other["random_init"], metric["chance"])
             shown = (f"{value:.3f}" for value in found)
-            title = measure["measure"] + (" (m), lower is better" if measure.get("lower_is_better") else "")
+            title = metric["metric"] + (" (m), lower is better" if metric.get("lower_is_better") else "")
             lines.append(
                 (
                     case,

@@ -58,12 +58,12 @@ def contenders(size: str, dtype: torch.dtype, batch: int, image_size: int, devic
     images = torch.randn(batch, 3, image_size, image_size)
     with tempfile.TemporaryDirectory() as folder:
         export(ours, folder)
-        stock = DINOv3ViTModel.from_pretrained(folder).eval()
+        reference = DINOv3ViTModel.from_pretrained(folder).eval()
         export(ours, folder, layout="meta")
         state = torch.load(f"{folder}/model.pth", weights_only=True)
     expected = ours(images).last_hidden_state
-    torch.testing.assert_close(stock(images).last_hidden_state, expected, atol=1e-4, rtol=1e-3)
-    models = {"dinov3_hf": ours, "transformers": stock}
+    torch.testing.assert_close(reference(images).last_hidden_state, expected, atol=1e-4, rtol=1e-3)
+    models = {"dinov3_hf": ours, "transformers": reference}
     try:
         import timm
         from timm.models.eva import checkpoint_filter_fn

@@ -39,7 +39,7 @@ FAILURE = {
     "local-weight": 8,
 }
 ANCHOR = {"gram-teacher": "checkpoint", "gram-weight": 2, "gram-crop-size": 64}
-MEASURES = ("patch mIoU", "cls-patch cosine", "cls k-NN")
+METRICS = ("patch mIoU", "cls-patch cosine", "cls k-NN")
 
 
 def pretrain(output: Path, **flags) -> None:
@@ -68,10 +68,10 @@ def measure(folder: Path, images: torch.Tensor) -> dict[str, float]:
             num_train=count,
             num_test=500,
             k=[10],
-            controls=False,
+            baselines=False,
         )
-        found[task] = evaluate(settings)["results"][0].measures[0]["model"]
-    return dict(zip(MEASURES, (found["patch-knn"], cosine, found["knn"]), strict=True))
+        found[task] = evaluate(settings)["results"][0].metrics[0]["model"]
+    return dict(zip(METRICS, (found["patch-knn"], cosine, found["knn"]), strict=True))
 
 
 def main() -> None:
@@ -100,10 +100,10 @@ def main() -> None:
                 records.append({"arm": arm, "seed": seed, "step": step, **measure(folder / "model", images)})
                 print(records[-1], flush=True)
     (arguments.output / "gram_anchoring.json").write_text(json.dumps(records, indent=2) + "\n")
-    print("| arm | step | " + " | ".join(MEASURES) + " |\n|" + "---|" * (2 + len(MEASURES)))
+    print("| arm | step | " + " | ".join(METRICS) + " |\n|" + "---|" * (2 + len(METRICS)))
     for arm, step in dict.fromkeys((record["arm"], record["step"]) for record in records):
         cells = []
-        for name in MEASURES:
+        for name in METRICS:
             values = [record[name] for record in records if (record["arm"], record["step"]) == (arm, step)]
             cells.append(f"{statistics.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})")
         print(f"| {arm} | {step} | " + " | ".join(cells) + " |")

@@ -22,7 +22,7 @@ from dinov3_hf.data.masks import read_mask
 from dinov3_hf.data.pixels import decode_image
 from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
 from dinov3_hf.evaluation.results import markdown, replace_table
-from dinov3_hf.finetuning.heads import HEADS, build_head, mask_targets
+from dinov3_hf.finetuning.heads import DENSE_HEADS, build_head, mask_targets
 
 
 IMAGE_SIZE = 64
@@ -71,7 +71,7 @@ TINY = {
         "number_output_channels": 16,
     },
 }
-CASES = [(name, task) for name, head in HEADS.items() for task in head.tasks]
+CASES = [(name, task) for name, head in DENSE_HEADS.items() for task in head.tasks]
 NOTES = {
     "upernet": "batch norm: batches of two or more images",
     "mask2former": "pyramid of strides 4 to 32; sides that are multiples of 32",

@@ -78,7 +78,7 @@ def main() -> int:
         dino_head_num_prototypes=arguments.prototypes,
         ibot_head_num_prototypes=arguments.prototypes,
     )
-    if arguments.measure:
+    if arguments.metric:
         before = resident()
         train_steps(recipe, arguments.steps)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)

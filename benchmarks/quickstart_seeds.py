@@ -24,13 +24,13 @@ def main() -> None:
             raise SystemExit(f"the quickstart of seed {seed} failed")
         rows.setdefault("seconds", {})[seed] = {"model": time.perf_counter() - start}
         for result in json.loads((folder / "results.json").read_text())["results"]:
-            for measure in result["measures"]:
-                rows.setdefault(f"{result['task']} {measure['measure']}", {})[seed] = measure
+            for metric in result["metrics"]:
+                rows.setdefault(f"{result['task']} {metric['metric']}", {})[seed] = metric
     print("| measure | " + " | ".join(f"seed {seed}" for seed in arguments.seeds) + " | mean | largest - smallest |")
     print("|" + "---|" * (3 + len(arguments.seeds)))
-    for name, measures in rows.items():
-        for column in ("model", "untrained", "raw_pixels", "chance"):
-            values = [measures[seed][column] for seed in arguments.seeds if column in measures[seed]]
+    for name, metrics in rows.items():
+        for column in ("model", "random_init", "raw_pixels", "chance"):
+            values = [metrics[seed][column] for seed in arguments.seeds if column in metrics[seed]]
             if values:
                 figures = [*values, statistics.mean(values), max(values) - min(values)]
                 print(

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
 from dinov3_hf.training.arguments import ObjectiveArguments, OptimizationArguments
-from dinov3_hf.training.engine.allocator import keep_freed_memory
+from dinov3_hf.training.engine.freed_memory import keep_freed_memory
 from dinov3_hf.training.engine.loop import build_optimizer, clip_gradients, set_rates
 from dinov3_hf.training.engine.sharding import blocks
 from dinov3_hf.training.masking import draw_masks
@@ -155,10 +155,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile every block")
-    parser.add_argument("--default-allocator", action="store_true", help="let glibc give freed memory back")
+    parser.add_argument("--return-freed-memory", action="store_true", help="let glibc give freed memory back")
     arguments = parser.parse_args()
     batch, device = arguments.batch, arguments.device
-    if device == "cpu" and not arguments.default_allocator:
+    if device == "cpu" and not arguments.return_freed_memory:
         keep_freed_memory()
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, batch {batch}, drop path 0")
     for size in arguments.sizes:

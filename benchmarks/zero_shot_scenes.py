@@ -56,8 +56,8 @@ def main() -> None:
             evaluate_zero_shot_segmentation(model, processor, crowded, names, TEMPLATES, **masks, **windows, **quiet),
         ]
         for result in results:
-            for measure in result.measures:
-                row = f"{result.task} {measure['measure']} | {measure['model']:.3f} | {measure['chance']:.3f}"
+            for metric in result.metrics:
+                row = f"{result.task} {metric['metric']} | {metric['model']:.3f} | {metric['chance']:.3f}"
                 print(f"| {split} | {row} |")
 
 

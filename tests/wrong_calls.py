@@ -125,7 +125,7 @@ def make_files(folder: Path) -> None:
     (folder / "dangling").symlink_to(folder / "nowhere")
     make_models(folder)
     make_configs(folder)
-    right = {"task": "knn", "measures": [], "protocol": {}}
+    right = {"task": "knn", "metrics": [], "protocol": {}}
     for name, content in {
         "right": {"results": [right], "model": {}, "settings": {}},
         "list": [],

@@ -52,7 +52,7 @@ def check_batches(recipe: DistillRecipe, processes: int) -> list[list[int]] | No
     """Return the ranks of each student's processes, None without groups; refuse what cannot be shared out evenly."""
     from dinov3_hf.recipe import require
 
-    from .batches.regroup import ranks_of
+    from .batches.row_exchange import ranks_of
 
     sizes, batch = recipe.distillation.group_sizes, recipe.optimization.batch_size * processes
     good = not sizes or sum(sizes) == processes

@@ -16,7 +16,7 @@ from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 from .arguments import ObjectiveArguments
 from .batches.collate import MASKS
-from .batches.regroup import Regroup, slices_of
+from .batches.exchange import RowExchange, slices_of
 from .losses import sinkhorn_knopp
 from .objective import Objective, ObjectiveOutput, local
 from .self_distillation import mask_weights, mean_koleo, prototype_losses
@@ -138,12 +138,12 @@ class Distillation(Objective):
         masks = masks_of(batch)
         if self.groups is not None:
             slices = slices_of(self.groups, global_crops.shape[1] * dist.get_world_size(self.process_group))
-            regroup = Regroup(slices, self.process_group)
-            moved = {size: regroup.images(mask) for size, mask in masks.items()}
-            patch_targets = {size: regroup.patches(patch_targets[size], masks[size], moved[size]) for size in masks}
-            masks, image_targets = moved, regroup.images(image_targets)
-            global_crops = regroup.images(global_crops)
-            local_crops = None if local_crops is None else regroup.images(local_crops)
+            exchange = RowExchange(slices, self.process_group)
+            moved = {size: exchange.images(mask) for size, mask in masks.items()}
+            patch_targets = {size: exchange.patches(patch_targets[size], masks[size], moved[size]) for size in masks}
+            masks, image_targets = moved, exchange.images(image_targets)
+            global_crops = exchange.images(global_crops)
+            local_crops = None if local_crops is None else exchange.images(local_crops)
         # Every student draws from a seed of its own, and the next pass from one drawn here: company changes nothing.
         seed, following = torch.randint(2**62, (2,)).tolist()
         total, metrics = 0.0, {}

@@ -158,16 +158,16 @@ class OnlineProbe:
                 for module, mode in modes.items():
                     module.training = mode
         features = torch.cat(features)
-        measures = {"rankme": rankme(features).item(), "cls_patch_cosine": cosine / len(features)}
+        metrics = {"rankme": rankme(features).item(), "cls_patch_cosine": cosine / len(features)}
         if self.labels is None:
-            return measures
+            return metrics
         labels, count = self.labels.to(features.device), self.num_train
         # Autocast would compare in half precision.
         with torch.autocast(features.device.type, enabled=False):
             predictions = knn_classify(
                 features[:count], labels[:count], features[count:], NEIGHBOURS, self.num_classes
             )
-        return {"knn": (predictions == labels[count:]).double().mean().item()} | measures
+        return {"knn": (predictions == labels[count:]).double().mean().item()} | metrics
 
 
 def _features(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from dinov3_hf.checkpoints import load_backbone, load_model
 from dinov3_hf.checkpoints.adapters import target_pattern
+from dinov3_hf.checkpoints.weights import PROJECTION_HEADS
 from dinov3_hf.errors import Refused
 from dinov3_hf.models.configuration_dinov3 import Dinov3Config
 from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
@@ -15,7 +16,6 @@ from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 from .arguments import CropArguments, GramArguments, ModelArguments
 
 
-HEADS = ("dino_head", "ibot_head")
 # What a run may choose anew when it goes on from weights; everything else is the shape they have.
 NO_SHAPE = ("init_from", "init_heads", "size", "head_num_layers", "lora_rank", "lora_alpha")
 FREE = ("drop_path_rate", "pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale", "head_initializer_range")
@@ -34,8 +34,8 @@ def build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Confi
 
 def _build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Config | None) -> Dinov3Config:
     given = {name: value for name, value in vars(model).items() if value is not None and name not in NO_SHAPE}
-    heads = {f"{head}_num_layers": model.head_num_layers for head in HEADS}
-    heads |= {name: given.pop(name) for name in list(given) if name.startswith(HEADS)}
+    heads = {f"{head}_num_layers": model.head_num_layers for head in PROJECTION_HEADS}
+    heads |= {name: given.pop(name) for name in list(given) if name.startswith(PROJECTION_HEADS)}
     free = {name: given.get(name) for name in FREE} | {"image_size": crops.global_crop_size}
     if start is None:
         fields = given | heads | free
@@ -67,12 +67,14 @@ def build_student(model: ModelArguments, crops: CropArguments) -> tuple[Dinov3Fo
         heads_are_new = backbone is loaded or not model.init_heads
         config = build_config(model, crops, loaded.config)
         if not heads_are_new:
-            kept = [name for name in vars(loaded.config) if name.startswith(HEADS)]
+            kept = [name for name in vars(loaded.config) if name.startswith(PROJECTION_HEADS)]
             config = Dinov3Config(**_fields(config) | {name: getattr(loaded.config, name) for name in kept})
         student = Dinov3ForPreTraining(config)
         tensors = {f"dinov3.{name}": tensor for name, tensor in backbone.state_dict().items()}
         if not heads_are_new:
-            tensors |= {name: tensor for name, tensor in loaded.state_dict().items() if name.startswith(HEADS)}
+            tensors |= {
+                name: tensor for name, tensor in loaded.state_dict().items() if name.startswith(PROJECTION_HEADS)
+            }
         missing = student.load_state_dict(tensors, strict=False).missing_keys
         if any("local_cls_norm" in name for name in missing):
             student.dinov3.local_cls_norm.load_state_dict(student.dinov3.norm.state_dict())

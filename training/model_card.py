@@ -17,7 +17,7 @@ TAGS = ["dinov3", "self-supervised", "dinov3-hf"]
 # Of no use to a reader, or the paths of one machine.
 PRIVATE_FIELDS = ("output_dir", "resume", "overwrite", "report_to")
 PRIVATE_VERSIONS = ("command",)
-MEASURES = {
+METRICS = {
     "loss": "weighted sum of the losses",
     "dino_global": "image loss of global crops",
     "dino_local": "image loss of local crops",
@@ -48,7 +48,7 @@ patch_features = output.last_hidden_state[:, {prefix}:]  # [1, patches, {width}]
 
 `dinov3_hf.{name}.from_pretrained(name)` (package `dinov3-hf`) loads it too; its output has `patch_tokens`."""
 
-HEADS = """`heads.safetensors` holds what such a directory has no place for: {parts}. To get the whole
+HEADS_SECTION = """`heads.safetensors` holds what such a directory has no place for: {parts}. To get the whole
 pretraining network back (from a local folder):
 
 ```python
@@ -174,7 +174,7 @@ def _heads(shapes: dict[str, list[int]]) -> list[str]:
     if not parts:
         return []
     parts += ["the final norm of local crops"] if any("local_cls_norm" in name for name in shapes) else []
-    return [HEADS.format(parts=", ".join(parts))]
+    return [HEADS_SECTION.format(parts=", ".join(parts))]
 
 
 def _architecture(config: dict, parameters: int) -> list[tuple[str, str]]:
@@ -229,10 +229,10 @@ def _metrics(metrics: dict | None, heads: dict[str, list[int]]) -> str:
             "not finite" if metrics[name] is None else f"{metrics[name]:.4g}",
             text + (plateau if name == "dino_global" else ""),
         )
-        for name, text in MEASURES.items()
+        for name, text in METRICS.items()
         if metrics and name in metrics
     ]
-    return markdown([("measure", "value", ""), *rows]) if rows else "Nothing was measured."
+    return markdown([("metric", "value", ""), *rows]) if rows else "Nothing was measured."
 
 
 def _limits(recipe: dict, state: dict, metrics: dict | None) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from dinov3_hf.checkpoints import load_model, tiny_checkpoint
 from dinov3_hf.checkpoints.loading import read_config, readable
+from dinov3_hf.checkpoints.weights import PROJECTION_HEADS
 from dinov3_hf.errors import Refused
 from dinov3_hf.models.configuration_dinov3 import SIZES, Dinov3Config
 from dinov3_hf.models.configuration_dinov3_convnext import CONVNEXT_SIZES, Dinov3ConvNextConfig
@@ -23,9 +24,6 @@ from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 from .arguments import CropArguments
 from .distill_arguments import DistillArguments, StudentSpec
 from .losses import resize_patches
-
-
-HEADS = ("dino_head", "ibot_head")
 
 
 @dataclass
@@ -155,7 +153,7 @@ def student_config(
 def head_fields(arguments: DistillArguments, teacher: Dinov3Config) -> dict[str, int | float]:
     """Return the fields of a student's heads: prototypes and layers of the teacher's, widths of the recipe's."""
     fields = {"head_initializer_range": arguments.head_initializer_range}
-    for head in HEADS:
+    for head in PROJECTION_HEADS:
         for part in ("num_prototypes", "num_layers", "hidden_size", "bottleneck_size"):
             name = f"{head}_{part}"
             own = getattr(arguments, name, None)
@@ -168,7 +166,7 @@ def build_heads(
 ) -> list[nn.Module]:
     """Build a student's image and patch head: projection heads, or (headless) linear maps to the teacher's width."""
     heads = []
-    for head in HEADS:
+    for head in PROJECTION_HEADS:
         if fields is None:
             heads.append(nn.Linear(width, target_width))
         else:

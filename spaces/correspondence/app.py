@@ -52,7 +52,7 @@ def draw(visit: tuple[ImagePair, torch.Tensor] | None, view: str):
 
 
 def build(model: str | None = None) -> gr.Blocks:
-    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the embedded one."""
+    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the bundled one."""
     encoder = Encoder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
     encode = on_gpu(lambda images, patches: encode_pair(encoder, *images, patches * encoder.patch_size))
     scenes = load_scenes("validation", EXAMPLE_ROWS[-1] + 2, "pairs", image_size=512)["image"]

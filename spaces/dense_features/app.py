@@ -32,7 +32,7 @@ FINEST, STEP, DEFAULT = 64, 16, 32
 
 
 def build(model: str | None = None) -> gr.Blocks:
-    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the embedded one."""
+    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the bundled one."""
     encoder = Encoder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
     encode = on_gpu(lambda image, patches: encoder.tokens(image, patches * encoder.patch_size).cpu())
     scenes = [scene(index) for index in range(3)]

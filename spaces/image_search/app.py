@@ -38,7 +38,7 @@ GRID = {"columns": 3, "height": "fit-content", "container": False, "allow_previe
 def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
     """Build the page for a model of any layout and any source of images.
 
-    By default they are those of DINOV3_MODEL and DINOV3_DATA, or the embedded model that knows words and rendered scenes.
+    By default they are those of DINOV3_MODEL and DINOV3_DATA, or the bundled model that knows words and rendered scenes.
     """
     embedder = Embedder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
     embed, embed_text = on_gpu(lambda images: embedder.images(images)), on_gpu(lambda text: embedder.text(text))

@@ -33,14 +33,14 @@ SEEING = (
     "Every pixel has the colour of the **word** whose feature is nearest to its own; pixels for which no word stands out "
     "have none. Nobody drew masks for training: the model only read captions."
 )
-EMBEDDED = " The small model that comes with the package knows 50 words about drawn scenes, and often errs."
-# Scenes of the test split, each with words; the last ones have one that the embedded model was never taught.
+BUNDLED = " The small model that comes with the package knows 50 words about drawn scenes, and often errs."
+# Scenes of the test split, each with words; the last ones have one that the bundled model was never taught.
 EXAMPLES = ((38, "house, tree, car"), (7, "star, cup, chair, key"), (29, "car, mushroom, fish, bicycle"))
 FINEST, DETAIL, THRESHOLD = 4, 3, 0.5
 
 
 def build(model: str | None = None) -> gr.Blocks:
-    """Build the page for a text-aligned model; by default that of DINOV3_MODEL, or the embedded one."""
+    """Build the page for a text-aligned model; by default that of DINOV3_MODEL, or the bundled one."""
     name = model or os.environ.get("DINOV3_MODEL")
     embedder = check_words(Embedder.from_pretrained(name))
     compare = on_gpu(lambda image, words, detail: map_words(embedder, image, words, detail))
@@ -85,7 +85,7 @@ def build(model: str | None = None) -> gr.Blocks:
             lines.append(f"⚠️ Never taught: **{', '.join(unknown)}**. What the model shows for them is a guess.")
         return "\n\n".join(lines)
 
-    with page(TITLE, SEEING + ("" if name else EMBEDDED)) as blocks:
+    with page(TITLE, SEEING + ("" if name else BUNDLED)) as blocks:
         visit = session_state()
         with gr.Row(equal_height=False):
             with gr.Column():

@@ -31,7 +31,7 @@ SEEING = (
     "**Click** on an object in the first frame, then follow it: in every frame each patch takes the mask of the patches "
     "before it that it resembles most. The network was never taught what an object is, nor that anything moves."
 )
-KINDS = [("On the object", "on"), ("Beside it", "beside"), ("Corners of a box", "corner")]
+KINDS = [("On the object", "on"), ("Background", "background"), ("Corners of a box", "corner")]
 EXAMPLE_FRAMES, EXAMPLE_RATE, CLIP_SIDE = 8, 4, 512
 # Patches along the longer side: how finely the network looks.
 FINEST, STEP, DEFAULT = 64, 8, 32
@@ -48,7 +48,7 @@ def draw(visit: tuple[Clip, Selection] | None, threshold: float):
 
 
 def build(model: str | None = None) -> gr.Blocks:
-    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the embedded one."""
+    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the bundled one."""
     encoder = Encoder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
     encode = on_gpu(lambda image, patches: encoder.tokens(image, patches * encoder.patch_size).cpu())
     rows = load_scenes("validation", 3 * EXAMPLE_FRAMES, "clips", image_size=512)

@@ -10,7 +10,7 @@ from ._version import __version__
 
 
 if TYPE_CHECKING:
-    from .checkpoints.embedded import tiny_checkpoint
+    from .checkpoints.bundled import tiny_checkpoint
     from .models.configuration_dinotxt import DinoTxtConfig, DinoTxtTextConfig
     from .models.configuration_dinov3 import Dinov3Config
     from .models.configuration_dinov3_convnext import Dinov3ConvNextConfig
@@ -31,7 +31,7 @@ else:
     __getattr__, __dir__ = _lazy.lazy_names(
         __name__,
         {
-            ".checkpoints.embedded": ["tiny_checkpoint"],
+            ".checkpoints.bundled": ["tiny_checkpoint"],
             ".models.configuration_dinotxt": ["DinoTxtConfig", "DinoTxtTextConfig"],
             ".models.configuration_dinov3": ["Dinov3Config"],
             ".models.configuration_dinov3_convnext": ["Dinov3ConvNextConfig"],

@@ -106,14 +106,14 @@ def test_stock_reads_an_export_bit_equal_and_so_do_we(fields, tmp_path):
     model = make(drop_path_rate=0.2, **fields)
     assert export(model, tmp_path) == tmp_path
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
-    stock, info = DINOv3ConvNextModel.from_pretrained(tmp_path, output_loading_info=True)
+    reference, info = DINOv3ConvNextModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert_same(Dinov3ConvNextModel.from_pretrained(tmp_path), model)
     assert_same(load_model(str(tmp_path)), model)
     images = torch.randn(1, model.config.num_channels, 64, 96)
     with torch.no_grad():
         expected = model(images).last_hidden_state
-        torch.testing.assert_close(stock.eval()(images).last_hidden_state, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(reference.eval()(images).last_hidden_state, expected, atol=1e-5, rtol=0)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "dinov3_convnext" and config["architectures"] == ["DINOv3ConvNextModel"]
     assert config["drop_path_rate"] == 0 and "auto_map" not in config
@@ -281,8 +281,8 @@ def test_dinov3_evaluate_measures_it_and_refuses_tasks_by_layer(tmp_path, capsys
     assert main(["evaluate", str(tmp_path / "model"), "--task", "knn", "patch-knn", *flags]) == 0
     knn, patches = json.loads((tmp_path / "results.json").read_text())["results"]
     assert knn["protocol"]["preprocessing"]["image_size"] == 96
-    for measure in knn["measures"] + patches["measures"]:
-        assert all(0 <= measure[name] <= 1 for name in ("model", "untrained", "raw_pixels", "chance"))
+    for metric in knn["metrics"] + patches["metrics"]:
+        assert all(0 <= metric[name] <= 1 for name in ("model", "random_init", "raw_pixels", "chance"))
     flags = ["--num-test", "12", "--output-dir", str(tmp_path), "--overwrite"]
     assert main(["evaluate", str(tmp_path / "model"), "--task", "outliers", *flags]) == 2
     assert "task: got outliers, accepted: another one" in capsys.readouterr().err

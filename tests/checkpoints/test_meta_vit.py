@@ -23,7 +23,7 @@ SMALL = {
     "num_register_tokens": 2,
     "rope_theta": 50.0,
 }
-HEADS = {
+TINY_HEADS = {
     "dino_head_num_prototypes": 24,
     "dino_head_hidden_size": 40,
     "dino_head_bottleneck_size": 16,
@@ -73,11 +73,11 @@ IMAGES = torch.randn(2, 3, 24, 32, generator=torch.Generator().manual_seed(0))
 def test_stock_reads_an_export_bit_equal_and_so_do_we(variant, tmp_path):
     model = make(**VARIANTS[variant])
     assert export(model, tmp_path) == tmp_path
-    stock, info = DINOv3ViTModel.from_pretrained(tmp_path, output_loading_info=True)
+    reference, info = DINOv3ViTModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     with torch.no_grad():
         expected = model(IMAGES).last_hidden_state
-        torch.testing.assert_close(stock(IMAGES).last_hidden_state, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(reference(IMAGES).last_hidden_state, expected, atol=1e-5, rtol=0)
         again, info = Dinov3Model.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert torch.equal(again(IMAGES).last_hidden_state, expected)
@@ -163,7 +163,7 @@ def test_export_refuses_unknown_layouts_and_models(tmp_path):
 
 
 def test_pretraining_network_keeps_heads_and_local_norm_beside_its_export(tmp_path):
-    model = make(Dinov3ForPreTraining, **HEADS, untie_global_and_local_cls_norm=True)
+    model = make(Dinov3ForPreTraining, **TINY_HEADS, untie_global_and_local_cls_norm=True)
     export(model, tmp_path)
     heads = load_file(tmp_path / "heads.safetensors")
     assert {name.split(".")[0] for name in heads} == {"dinov3", "dino_head", "ibot_head"}
@@ -171,7 +171,7 @@ def test_pretraining_network_keeps_heads_and_local_norm_beside_its_export(tmp_pa
         "dinov3.local_cls_norm.weight",
         "dinov3.local_cls_norm.bias",
     }
-    stock, info = DINOv3ViTModel.from_pretrained(tmp_path, output_loading_info=True)
+    reference, info = DINOv3ViTModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert_same(load_pretraining(tmp_path), model)
     export(model.dinov3.from_pretrained(tmp_path), tmp_path)
@@ -200,7 +200,7 @@ def test_meta_period_bounds_are_read(tmp_path):
 
 
 def test_meta_training_checkpoint_gives_the_pretraining_network(tmp_path):
-    model = make(Dinov3ForPreTraining, **HEADS)
+    model = make(Dinov3ForPreTraining, **TINY_HEADS)
     export(model, tmp_path, layout="meta")
     state = torch.load(tmp_path / "model.pth", weights_only=True)
     assert {"backbone.cls_token", "dino_head.mlp.2.bias", "ibot_head.mlp.bias"} <= set(state)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining, Dinov3Model
 from dinov3_hf.checkpoints import export
 from dinov3_hf.checkpoints.timm import load_timm, timm_config
-from dinov3_hf.checkpoints.weights import left_out, summarise
+from dinov3_hf.checkpoints.weights import omitted, summarise
 from dinov3_hf.models.configuration_dinov3 import SIZES
 
 
@@ -67,7 +67,7 @@ def test_every_tensor_comes_back_bit_equal_but_those_left_out(variant, tmp_path)
     model = make(**VARIANTS[variant])
     export(model, tmp_path, layout="timm")
     again, ours = load_timm(tmp_path), model.state_dict()
-    kept = set(ours) - set(left_out(ours))
+    kept = set(ours) - set(omitted(ours))
     assert set(ours) - kept <= {"embeddings.mask_token", "local_cls_norm.weight", "local_cls_norm.bias"}
     assert kept | {"embeddings.mask_token"} == set(again.state_dict())
     for name in kept:
@@ -146,7 +146,7 @@ def test_heads_are_left_out(tmp_path):
     }
     model = make(Dinov3ForPreTraining, **heads)
     export(model, tmp_path, layout="timm")
-    assert summarise(left_out(model.state_dict())) == "mask_token, dino_head, ibot_head"
+    assert summarise(omitted(model.state_dict())) == "mask_token, dino_head, ibot_head"
     written = load_file(tmp_path / "model.safetensors")
     assert not [name for name in written if "head" in name]
     assert torch.equal(written["blocks.1.gamma_2"], model.dinov3.layer[1].layer_scale2.lambda1)

@@ -15,7 +15,7 @@ from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.image_text_retrieval import evaluate_retrieval
 from dinov3_hf.evaluation.knn import evaluate_knn
-from dinov3_hf.evaluation.loading import load_aligned, load_model
+from dinov3_hf.evaluation.loading import load_evaluated_model, load_evaluated_text_model
 from dinov3_hf.evaluation.result import Result
 from dinov3_hf.evaluation.results import format_table
 from dinov3_hf.evaluation.tasks import TASKS, EvaluateRecipe
@@ -83,7 +83,7 @@ def test_two_tasks_in_one_call(checkpoint, tmp_path, capsys):
     assert (knn["task"], patches["task"]) == ("knn", "patch-knn")
     assert (knn["data"]["source"], patches["data"]["source"]) == ("scenes:single", "scenes:crowded")
     assert knn["data"]["train"]["images"] == 24 and knn["data"]["test"]["images"] == 12
-    assert knn["data"]["train"]["fingerprint"] and knn["protocol"]["untrained_seed"] == 3
+    assert knn["data"]["train"]["fingerprint"] and knn["protocol"]["baseline_seed"] == 3
     assert knn["protocol"]["preprocessing"] == {
         "image_size": 64,
         "resize_size": 64,
@@ -94,9 +94,9 @@ def test_two_tasks_in_one_call(checkpoint, tmp_path, capsys):
     assert record["settings"]["seed"] == 3 and {"torch", "transformers", "dinov3_hf"} <= set(record["versions"])
     lines = [line for line in shown.splitlines() if "k=3" in line]
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
-    for line, measure in zip(lines, knn["measures"] + patches["measures"], strict=True):
+    for line, metric in zip(lines, knn["metrics"] + patches["metrics"], strict=True):
         values = [float(cell) for cell in line.split("k=3")[1].split()]
-        expected = [measure[name] for name in ("model", "untrained", "raw_pixels", "chance")]
+        expected = [metric[name] for name in ("model", "random_init", "raw_pixels", "chance")]
         assert values == pytest.approx(expected, abs=1e-4) and all(0 <= value <= 1 for value in values)
 
 
@@ -111,8 +111,8 @@ def test_every_task_runs_on_the_scenes_and_leaves_figures_and_pictures(checkpoin
     repeated = ["layers of knn", "layers of patch-knn", "resolution of knn", "resolution of patch-knn", "fairness"]
     assert [result["task"] for result in results] == [*ALL_VISION_TASKS[:12], *repeated]
     for result in results:
-        assert result["measures"] and result["protocol"] and result["data"]["test"]["images"] > 0
-        assert all({"model", "untrained"} <= set(measure) for measure in result["measures"])
+        assert result["metrics"] and result["protocol"] and result["data"]["test"]["images"] > 0
+        assert all({"model", "random_init"} <= set(metric) for metric in result["metrics"])
         for name in result["pictures"].values():
             assert (tmp_path / name).stat().st_size > 500 and f"]({name})" in (tmp_path / "results.md").read_text()
     assert sum(bool(result["pictures"]) for result in results) >= 15
@@ -124,8 +124,8 @@ def test_every_task_runs_on_the_scenes_and_leaves_figures_and_pictures(checkpoin
     argv = ["evaluate", str(checkpoint), "--task", *some, *some_flags, "--output-dir", str(tmp_path), "--overwrite"]
     assert main(argv) == 0
     again = json.loads((tmp_path / "results.json").read_text())["results"]
-    before = {result["task"]: result["measures"] for result in results}
-    assert [result["measures"] for result in again] == [before[task] for task in some]
+    before = {result["task"]: result["metrics"] for result in results}
+    assert [result["metrics"] for result in again] == [before[task] for task in some]
 
 
 def test_windows_bound_what_the_network_sees(checkpoint, tmp_path, monkeypatch):
@@ -140,26 +140,26 @@ def test_windows_bound_what_the_network_sees(checkpoint, tmp_path, monkeypatch):
     argv = ["evaluate", str(checkpoint), *flags, *SMALL, "--output-dir", str(tmp_path)]
     assert main(argv) == 0 and seen == {(32, 32)}
     result = json.loads((tmp_path / "results.json").read_text())["results"][0]
-    assert [line["image_size"] for line in result["measures"]] == [64, 64, 128, 128]
+    assert [line["image_size"] for line in result["metrics"]] == [64, 64, 128, 128]
     assert "windows of 32 px" in result["protocol"]["repeated"]
 
 
 def test_half_precision_is_close(checkpoint, tmp_path):
-    figures = []
+    statistics = []
     for dtype in ("float32", "bfloat16"):
         settings = build_recipe(EvaluateRecipe, model=str(checkpoint), dtype=dtype)
-        model, _, preprocessing = load_model(settings)
-        bench = Bench(model, preprocessing, progress=False, controls=False)
-        figures.append(bench.extract(load_scenes("test", 4), "image", "cls", "images")["model"].stack())
-    assert model.dtype == torch.bfloat16 and not torch.equal(*figures)
-    torch.testing.assert_close(*figures, rtol=0, atol=0.1)
+        model, _, preprocessing = load_evaluated_model(settings)
+        bench = Bench(model, preprocessing, progress=False, baselines=False)
+        statistics.append(bench.extract(load_scenes("test", 4), "image", "cls", "images")["model"].stack())
+    assert model.dtype == torch.bfloat16 and not torch.equal(*statistics)
+    torch.testing.assert_close(*statistics, rtol=0, atol=0.1)
 
 
 def test_model_card_of_a_local_model_grows(checkpoint, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)
     (model / "README.md").write_text("# Mine\n")
-    argv = ["evaluate", str(model), *SMALL, "--no-controls", "--output-dir"]
+    argv = ["evaluate", str(model), *SMALL, "--no-baselines", "--output-dir"]
     assert main([*argv, str(tmp_path / "a"), "--no-update-card"]) == 0
     assert (model / "README.md").read_text() == "# Mine\n"
     assert main([*argv, str(tmp_path / "b")]) == 0 and "model card:" in capsys.readouterr().out
@@ -173,12 +173,12 @@ def test_parquet_splits_pairs_and_out_of_distribution_sets(checkpoint, tmp_path)
         load_scenes(split, 30, seed=seed).to_parquet(folder / f"{split}-0.parquet")
     (tmp_path / "far").mkdir()
     load_scenes("test", 20, subset="crowded").to_parquet(tmp_path / "far" / "test-0.parquet")
-    argv = ["evaluate", str(checkpoint), "--task", "linear", "--data", str(folder), "--no-controls", *LEARN]
+    argv = ["evaluate", str(checkpoint), "--task", "linear", "--data", str(folder), "--no-baselines", *LEARN]
     assert main([*argv, "--ood-data", str(tmp_path / "far"), "--output-dir", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]
-    assert {"top-1", "top-1 (far)"} <= {line["measure"] for line in result["measures"]}
+    assert {"top-1", "top-1 (far)"} <= {line["metric"] for line in result["metrics"]}
     # The same rows as gallery and queries, each without itself.
-    argv = ["evaluate", str(checkpoint), "--task", "retrieval", "--data", str(folder), "--no-controls", *LEARN]
+    argv = ["evaluate", str(checkpoint), "--task", "retrieval", "--data", str(folder), "--no-baselines", *LEARN]
     flags = ["--train-split", "test", "--instance-column", "label", "--output-dir", str(tmp_path / "own")]
     assert main([*argv, *flags]) == 0
     result = json.loads((tmp_path / "own" / "results.json").read_text())["results"][0]
@@ -186,14 +186,14 @@ def test_parquet_splits_pairs_and_out_of_distribution_sets(checkpoint, tmp_path)
 
 
 def test_command_measures_what_the_function_does(checkpoint, tmp_path):
-    settings = build_recipe(EvaluateRecipe, model=str(checkpoint), num_train=24, num_test=12, k=[3], controls=False)
-    model, _, preprocessing = load_model(settings)
-    bench = Bench(model, preprocessing, controls=False, progress=False)
+    settings = build_recipe(EvaluateRecipe, model=str(checkpoint), num_train=24, num_test=12, k=[3], baselines=False)
+    model, _, preprocessing = load_evaluated_model(settings)
+    bench = Bench(model, preprocessing, baselines=False, progress=False)
     expected = evaluate_knn(bench, *TASKS["knn"].rows(TASKS["knn"], settings), ks=[3])
-    assert main(["evaluate", str(checkpoint), *SMALL, "--no-controls", "--output-dir", str(tmp_path)]) == 0
+    assert main(["evaluate", str(checkpoint), *SMALL, "--no-baselines", "--output-dir", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "results.json").read_text())["results"][0]
-    assert result["measures"] == expected.measures and set(expected.measures[0]) == {
-        "measure",
+    assert result["metrics"] == expected.metrics and set(expected.metrics[0]) == {
+        "metric",
         "k",
         "model",
         "chance",
@@ -220,7 +220,7 @@ def test_other_layouts_load(layout, tmp_path):
         place = tmp_path
     else:
         place = export(model, tmp_path, layout="meta") / "model.pth"
-    loaded, provenance, preprocessing = load_model(
+    loaded, provenance, preprocessing = load_evaluated_model(
         build_recipe(EvaluateRecipe, model=str(place), data="some/folder", image_size=56)
     )
     pixel_values = torch.rand(1, 3, 64, 64)
@@ -232,7 +232,7 @@ def test_other_layouts_load(layout, tmp_path):
 
 
 def test_table_is_aligned_and_leaves_out_missing_controls():
-    result = Result("knn", {}, [{"measure": "top-1", "k": 10, "model": 0.5, "chance": 0.1}])
+    result = Result("knn", {}, [{"metric": "top-1", "k": 10, "model": 0.5, "chance": 0.1}])
     head, line = format_table([result]).splitlines()
     assert line == "knn top-1, k=10  0.5000  0.1000" and len(head) == len(line)
     assert head.split() == ["model", "chance"]
@@ -328,7 +328,7 @@ def test_wrong_models_are_refused(tmp_path, capsys):
 
 def test_results_are_not_overwritten_unasked(checkpoint, tmp_path, capsys):
     (tmp_path / "results.json").write_text("{}")
-    argv = ["evaluate", str(checkpoint), *SMALL, "--no-controls", "--output-dir", str(tmp_path)]
+    argv = ["evaluate", str(checkpoint), *SMALL, "--no-baselines", "--output-dir", str(tmp_path)]
     assert main(argv) == 2 and "accepted: another folder, or --overwrite" in capsys.readouterr().err
     assert main([*argv, "--overwrite"]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["results"]
@@ -353,7 +353,7 @@ def test_text_tasks_measure_what_the_functions_do(aligned, tmp_path, capsys):
     assert main([*argv, "--scales", "1", "1.5", "--background-threshold", "0.05"]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
     shown = capsys.readouterr().out
-    loaded, _ = load_aligned(str(aligned))
+    loaded, _ = load_evaluated_text_model(str(aligned))
     pair = (loaded.model, loaded.processor)
     single, crowded = (load_scenes("test", 12, subset=subset) for subset in ("single", "crowded"))
     masks = {"class_names": ["background", *SCENE_CLASSES], "background": 0, "background_threshold": 0.05}
@@ -364,9 +364,8 @@ def test_text_tasks_measure_what_the_functions_do(aligned, tmp_path, capsys):
     ]
     for result, wanted, source in zip(record["results"], expected, ("single", "crowded", "crowded"), strict=True):
         assert result["data"]["source"] == f"scenes:{source}" and result["data"]["test"]["images"] == 12
-        assert result["measures"] == [
-            {"measure": x["measure"], "model": pytest.approx(x["model"]), "chance": x["chance"]}
-            for x in wanted.measures
+        assert result["metrics"] == [
+            {"metric": x["metric"], "model": pytest.approx(x["model"]), "chance": x["chance"]} for x in wanted.metrics
         ]
         assert result["protocol"] == json.loads(json.dumps(wanted.protocol))
     lines = shown.splitlines()
@@ -460,11 +459,11 @@ def test_wrong_models_for_text_are_refused(tmp_path, capsys):
 def test_a_timm_directory_is_measured_as_what_it_was_exported_from(checkpoint, tmp_path, capsys):
     pytest.importorskip("timm")
     assert main(["export", str(checkpoint), "--layout", "timm", "--output-dir", str(tmp_path / "timm")]) == 0
-    figures = []
+    statistics = []
     for model in (checkpoint, tmp_path / "timm"):
         output = tmp_path / f"of_{model.name}"
         assert main(["evaluate", str(model), "--task", "knn", *SMALL, "--output-dir", str(output)]) == 0
         result = json.loads((output / "results.json").read_text())["results"][0]
         assert result["protocol"]["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
-        figures.append(result["measures"])
-    assert figures[0] == figures[1]
+        statistics.append(result["metrics"])
+    assert statistics[0] == statistics[1]

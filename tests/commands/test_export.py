@@ -1,4 +1,4 @@
-"""`dinov3 export` from the embedded checkpoint: what it writes, says and refuses."""
+"""`dinov3 export` from the bundled checkpoint: what it writes, says and refuses."""
 
 import argparse
 import json
@@ -55,10 +55,10 @@ def test_timm_layout_carries_the_processor_along(tmp_path, capsys):
     assert found["mean"] == [0.4, 0.3, 0.2] and found["input_size"] == [3, 40, 56]
     processor = find_processor(str(tmp_path / "timm"))
     assert list(processor.image_mean) == [0.4, 0.3, 0.2] and dict(processor.size) == {"height": 40, "width": 56}
-    assert call(tmp_path / "ours", "--output-dir", tmp_path / "stock") == 0
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "stock")
+    assert call(tmp_path / "ours", "--output-dir", tmp_path / "reference") == 0
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "reference")
     assert isinstance(processor, DINOv3ViTImageProcessor) and list(processor.image_mean) == [0.4, 0.3, 0.2]
-    assert not list((tmp_path / "stock").glob("*.py"))
+    assert not list((tmp_path / "reference").glob("*.py"))
 
 
 def test_onnx_layout_is_checked_by_onnxruntime(tmp_path, capsys):

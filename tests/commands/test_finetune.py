@@ -40,27 +40,41 @@ def run(*argv) -> int:
 
 
 def test_an_adapter_with_its_card_and_exports(checkpoint, tmp_path, capsys):
-    flags = ["--train-tokens", "--export", "merged", "stock-adapter", "--seed", "3", "--output-dir", str(tmp_path)]
+    flags = [
+        "--train-tokens",
+        "--export",
+        "merged",
+        "transformers-adapter",
+        "--seed",
+        "3",
+        "--output-dir",
+        str(tmp_path),
+    ]
     assert run(checkpoint, *SMALL, *flags) == 0
     shown = capsys.readouterr().out
     record = read_results(str(tmp_path))
     result = record["results"][0]
-    table = format_table([Result(result["task"], result["protocol"], result["measures"])])
+    table = format_table([Result(result["task"], result["protocol"], result["metrics"])])
     assert table in shown and "trainable parameters" in shown
     assert result["data"]["train"]["images"] == 16 and result["data"]["test"]["images"] == 8
     assert record["settings"]["seed"] == 3 and record["model"]["sha256"]
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert f"{result['measures'][0]['model']:.4f}" in card and 'load_adapter("adapter")' in card
+    assert f"{result['metrics'][0]['model']:.4f}" in card and 'load_adapter("adapter")' in card
     assert str(tmp_path) not in card and checkpoint not in card
     assert load_adapter(tmp_path / "adapter").config.num_labels == len(
         load_adapter(tmp_path / "adapter").config.id2label
     )
-    for name in ("merged/model.safetensors", "stock-adapter/adapter_model.safetensors", "recipe.yaml", "results.md"):
+    for name in (
+        "merged/model.safetensors",
+        "transformers-adapter/adapter_model.safetensors",
+        "recipe.yaml",
+        "results.md",
+    ):
         assert (tmp_path / name).is_file(), name
     with pytest.raises(ValueError, match="output_dir: .* holds a run"):
         run(checkpoint, *SMALL, *flags)
     assert run(checkpoint, *SMALL, *flags, "--resume") == 0
-    assert json.loads((tmp_path / "results.json").read_text())["results"][0]["measures"] == result["measures"]
+    assert json.loads((tmp_path / "results.json").read_text())["results"][0]["metrics"] == result["metrics"]
 
 
 def test_a_recipe_file_and_flags_over_it(checkpoint, tmp_path, capsys):
@@ -92,7 +106,7 @@ def test_a_folder_without_splits_is_divided(checkpoint, tmp_path, capsys):
     [
         (["--method", "bitfit"], "method: got 'bitfit', accepted: frozen, lora, dora or full"),
         (["--epochs", "many"], "epochs: got 'many', accepted: a whole number of at least 1"),
-        (["--untrained", "--export", "merged"], "export: got \\['merged'\\], accepted: nothing with untrained"),
+        (["--random-init", "--export", "merged"], "export: got \\['merged'\\], accepted: nothing with untrained"),
         (["--data", "/nowhere/at/all"], "data: nothing found at"),
     ],
 )

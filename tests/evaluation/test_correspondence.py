@@ -54,10 +54,10 @@ def shifted_noise(num_pairs, seed=0, height=48, width=72, by=(8, 16)):
     return dataset(images, keypoints)
 
 
-def value(result, measure, threshold, contestant="model"):
-    found = [m for m in result.measures if m["measure"] == measure and m["threshold"] == threshold]
+def value(result, metric, threshold, encoder="model"):
+    found = [m for m in result.metrics if m["metric"] == metric and m["threshold"] == threshold]
     assert len(found) == 1
-    return found[0][contestant]
+    return found[0][encoder]
 
 
 def test_keypoints_of_every_kind():
@@ -100,8 +100,8 @@ def test_an_image_finds_itself_at_any_size():
     rows = dataset([generator.integers(0, 256, (75, 100, 3), dtype=np.uint8)], [points])
     same = Dataset.from_dict({"src": [0], "trg": [0], "bbox_trg": [20.0]})
     result = evaluate_correspondence(bench(), rows, same)
-    for contestant in ("model", "untrained", "raw_pixels", "chance"):
-        assert value(result, "PCK", 0.05, contestant) == 1
+    for encoder in ("model", "random_init", "raw_pixels", "chance"):
+        assert value(result, "PCK", 0.05, encoder) == 1
 
 
 def test_figures_are_those_of_a_naive_loop():
@@ -165,7 +165,7 @@ def test_scenes_are_matched_by_object_and_repeat():
             there = points.get(item["instance_id"], [])
             expected += sum(a[2] > 0 and b[2] > 0 for a, b in zip(item["points"], there, strict=bool(there)))
     assert first.protocol["num_keypoints"] == expected > 20
-    assert set(first.measures[0]) == {"measure", "threshold", "model", "untrained", "raw_pixels", "chance"}
+    assert set(first.metrics[0]) == {"metric", "threshold", "model", "random_init", "raw_pixels", "chance"}
 
 
 def test_what_cannot_be_measured_is_counted():
@@ -178,11 +178,11 @@ def test_what_cannot_be_measured_is_counted():
     images[4] = {"bytes": whole[: len(whole) // 2], "path": None}
     keypoints[3] = [[1000.0, 5.0]]
     rows = dataset([*images, images[6]], [*keypoints, keypoints[6]])
-    result = evaluate_correspondence(bench(controls=False), rows)
+    result = evaluate_correspondence(bench(baselines=False), rows)
     assert result.skipped_images == {"test": 2}
     assert list(result.skipped_rows.values()) == [2, 1, 1]
     assert (result.protocol["num_pairs"], result.protocol["num_keypoints"]) == (1, 7)
-    assert set(result.measures[0]) == {"measure", "threshold", "model", "chance"}
+    assert set(result.metrics[0]) == {"metric", "threshold", "model", "chance"}
 
 
 @pytest.mark.parametrize(

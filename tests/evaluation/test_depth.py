@@ -139,7 +139,7 @@ def test_measures_are_means_over_images_of_their_valid_pixels(monkeypatch):
     test[1][1, 0] = 60_000  # beyond max_depth
     monkeypatch.setattr(depth, "expected_depth", lambda outputs, centres: outputs.sum(-1) * 0 + 1.5)
     result = evaluate_depth(
-        bench(controls=False), *(dataset(map(encode, a), map(encode, b)) for a, b in (train, test)), steps=1
+        bench(baselines=False), *(dataset(map(encode, a), map(encode, b)) for a, b in (train, test)), steps=1
     )
     medians = sorted(float(np.median(one)) / 1000 for one in train[1])
 
@@ -152,32 +152,32 @@ def test_measures_are_means_over_images_of_their_valid_pixels(monkeypatch):
             lines.append((rmse, relative, sum(max(constant / t, t / constant) < 1.25 for t in truth) / len(truth)))
         return [sum(column) / 4 for column in zip(*lines, strict=True)]
 
-    assert [measure["measure"] for measure in result.measures] == ["RMSE (m)", "ARel", "delta1"]
-    assert [measure.get("lower_is_better", False) for measure in result.measures] == [True, True, False]
-    assert [measure["model"] for measure in result.measures] == pytest.approx(naive(1.5))
-    assert [measure["chance"] for measure in result.measures] == pytest.approx(naive(medians[2]))
+    assert [metric["metric"] for metric in result.metrics] == ["RMSE (m)", "ARel", "delta1"]
+    assert [metric.get("lower_is_better", False) for metric in result.metrics] == [True, True, False]
+    assert [metric["model"] for metric in result.metrics] == pytest.approx(naive(1.5))
+    assert [metric["chance"] for metric in result.metrics] == pytest.approx(naive(medians[2]))
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_depth_is_learnt(augment):
     test, quick = rooms(6, 1), {**QUICK, "steps": 250, "augment": augment}
     learnt = evaluate_depth(bench(), rooms(16, 0), test, **quick)
-    rmse, relative, delta = learnt.measures
+    rmse, relative, delta = learnt.metrics
     assert delta["raw_pixels"] > 0.7 > 2 * delta["chance"]
     assert rmse["raw_pixels"] < 0.5 * rmse["chance"] and relative["raw_pixels"] < 0.5 * relative["chance"]
-    assert set(rmse) == {"measure", "lower_is_better", "model", "untrained", "raw_pixels", "chance"}
+    assert set(rmse) == {"metric", "lower_is_better", "model", "random_init", "raw_pixels", "chance"}
     assert learnt.pictures["depth"].width > 4 * 240
 
 
 def test_depth_of_other_images_is_not_learnt():
-    rmse, relative, delta = evaluate_depth(bench(), rooms(16, 0, depth_seed=2), rooms(6, 1), **QUICK).measures
+    rmse, relative, delta = evaluate_depth(bench(), rooms(16, 0, depth_seed=2), rooms(6, 1), **QUICK).metrics
     assert rmse["raw_pixels"] > 0.8 * rmse["chance"] and delta["raw_pixels"] < 0.5
 
 
 def test_runs_repeat_and_the_seed_decides():
     train, test = rooms(8, 0), rooms(4, 1)
     first, again, other = (
-        evaluate_depth(bench(seed=seed), train, test, **{**QUICK, "steps": 5}).measures for seed in (0, 0, 1)
+        evaluate_depth(bench(seed=seed), train, test, **{**QUICK, "steps": 5}).metrics for seed in (0, 0, 1)
     )
     assert first == again != other
 
@@ -189,7 +189,7 @@ def test_invalid_depths_change_nothing():
         rows = dataset(
             map(encode, images), [encode(one) for one in np.where(unknown, value, depths).astype(np.uint16)]
         )
-        results.append(evaluate_depth(bench(), rows, rows.select(range(3)), **{**QUICK, "steps": 10}).measures)
+        results.append(evaluate_depth(bench(), rows, rows.select(range(3)), **{**QUICK, "steps": 10}).metrics)
     assert results[0] == results[1] == results[2]
 
 
@@ -205,8 +205,8 @@ def test_modes_and_units_of_the_same_depths_give_the_same():
     ]
     for maps, unit in stored:
         rows = dataset(map(encode, images), maps)
-        result = evaluate_depth(bench(controls=False), rows, rows.select(range(3)), depth_unit=unit, **quick)
-        results.append([measure["model"] for measure in result.measures])
+        result = evaluate_depth(bench(baselines=False), rows, rows.select(range(3)), depth_unit=unit, **quick)
+        results.append([metric["model"] for metric in result.metrics])
     assert results[0] == results[1] == results[2]
     assert results[3] == pytest.approx(results[0], rel=1e-4) and results[4] == pytest.approx(results[0], rel=1e-4)
 
@@ -225,7 +225,7 @@ def test_maps_of_half_the_size_are_accepted_and_broken_ones_left_out():
         "depth: train: map cannot be read": 1,
         "depth: train: no pixel of the map counts": 1,
     }
-    for a, b in zip(first.measures, second.measures, strict=True):
+    for a, b in zip(first.metrics, second.metrics, strict=True):
         assert a["raw_pixels"] == pytest.approx(b["raw_pixels"], abs=0.05)
 
 

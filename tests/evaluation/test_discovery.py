@@ -180,9 +180,9 @@ def test_settings_are_chosen_on_the_other_half():
 
 def test_pixels_find_bright_boxes_and_not_those_of_other_images():
     right, wrong = (evaluate_discovery(bench(), bright_boxes(12, turn=turn)) for turn in (0, 5))
-    assert right.measures[0]["raw_pixels"] == 1
-    assert wrong.measures[0]["raw_pixels"] < 0.3
-    assert [measure.get("tau") for measure in right.measures] == [None, 0.1, 0.15, 0.2, 0.25, 0.3]
+    assert right.metrics[0]["raw_pixels"] == 1
+    assert wrong.metrics[0]["raw_pixels"] < 0.3
+    assert [metric.get("tau") for metric in right.metrics] == [None, 0.1, 0.15, 0.2, 0.25, 0.3]
     assert right.protocol["num_objects"] == right.protocol["num_test"] == 12
 
 
@@ -191,7 +191,7 @@ def test_one_of_several_objects_is_enough():
     boxes = [[*some, [40.0, 0.0, 48.0, 64.0]] for some in rows["boxes"]]
     rows = Dataset.from_dict({"image": list(rows["image"]), "boxes": boxes})
     result = evaluate_discovery(bench(), rows, box_column="boxes")
-    assert result.measures[0]["raw_pixels"] == 1 and result.protocol["num_objects"] == 12
+    assert result.metrics[0]["raw_pixels"] == 1 and result.protocol["num_objects"] == 12
 
 
 def test_centre_box_is_counted_as_it_says():
@@ -210,16 +210,16 @@ def test_centre_box_is_counted_as_it_says():
                 both = across * down
                 hits[row, number] |= both / (width * height + (high - low) ** 2 - both) >= 0.5
     half = torch.randperm(16, generator=torch.Generator().manual_seed(0)).numpy() % 2
-    assert result.measures[0]["chance"] == pytest.approx(choose_elsewhere(hits, half)[0].mean())
-    assert 0 < result.measures[0]["chance"] < 1
+    assert result.metrics[0]["chance"] == pytest.approx(choose_elsewhere(hits, half)[0].mean())
+    assert 0 < result.metrics[0]["chance"] < 1
     # With a single tau there is nothing to choose.
-    assert result.measures[0]["model"] == result.measures[1]["model"]
+    assert result.metrics[0]["model"] == result.metrics[1]["model"]
 
 
 def test_boxes_and_masks_say_the_same_and_runs_repeat():
     rows = bright_boxes(6)
     first, second, boxes = (evaluate_discovery(bench(), rows, box_column=column) for column in (None, None, "boxes"))
-    assert first.measures == boxes.measures
+    assert first.metrics == boxes.metrics
     assert first.pictures.pop("discovery").tobytes() == second.pictures.pop("discovery").tobytes()
     assert first == second
 
@@ -232,11 +232,11 @@ def test_what_cannot_be_measured_is_counted():
     columns["instances"][2] = png(np.zeros((64, 96), dtype=np.uint8))
     columns["boxes"][3] = []
     rows = Dataset.from_dict(columns, features=rows.features)
-    by_mask, by_box = (evaluate_discovery(bench(controls=False), rows, box_column=name) for name in (None, "boxes"))
+    by_mask, by_box = (evaluate_discovery(bench(baselines=False), rows, box_column=name) for name in (None, "boxes"))
     for result in (by_mask, by_box):
         assert result.skipped_images == {"test": 1} and result.skipped_rows == {"without an object": 1}
         assert result.protocol["num_test"] == 4
-        assert set(result.measures[0]) == {"measure", "model", "chance"}
+        assert set(result.metrics[0]) == {"metric", "model", "chance"}
 
 
 @pytest.mark.parametrize(

@@ -37,24 +37,24 @@ def test_accuracies_are_those_of_a_loop(seed):
     groups = [draw.choice(["north", "south", "west", None]) for _ in range(120)]
     # Some images of the test set could not be decoded.
     rows = sorted(draw.sample(range(120), 90))
-    hits = {name: [draw.random() < share for _ in rows] for name, share in (("model", 0.7), ("untrained", 0.3))}
+    hits = {name: [draw.random() < share for _ in rows] for name, share in (("model", 0.7), ("random_init", 0.3))}
     result = by_group(result_of(rows, **hits), column(groups), "group")
     expected = {}
     for place, row in enumerate(rows):
         line = expected.setdefault(groups[row] or "(missing)", [])
-        line.append((hits["model"][place], hits["untrained"][place]))
+        line.append((hits["model"][place], hits["random_init"][place]))
     assert [line["group"] for line in result.details["per_group"]] == ["north", "south", "west", "(missing)"]
     accuracy = {name: {} for name in hits}
-    for line, measure in zip(result.details["per_group"], result.measures, strict=False):
+    for line, metric in zip(result.details["per_group"], result.metrics, strict=False):
         found = expected[line["group"]]
         assert line["images"] == len(found) == result.protocol["groups"][line["group"]]
         for index, name in enumerate(hits):
             count = sum(pair[index] for pair in found)
             accuracy[name][line["group"]] = count / len(found)
-            assert line[name] == measure[name] == pytest.approx(count / len(found))
+            assert line[name] == metric[name] == pytest.approx(count / len(found))
             assert tuple(line["interval"][name]) == wilson_interval(count, len(found))
-        assert measure["group"] == line["group"] and measure["measure"] == "accuracy" and measure["of"] == "knn"
-    gap, ratio = result.measures[4:]
+        assert metric["group"] == line["group"] and metric["metric"] == "accuracy" and metric["of"] == "knn"
+    gap, ratio = result.metrics[4:]
     for name, values in accuracy.items():
         assert gap[name] == pytest.approx(max(values.values()) - min(values.values()))
         assert ratio[name] == pytest.approx(min(values.values()) / max(values.values()))
@@ -68,11 +68,11 @@ def test_accuracies_are_those_of_a_loop(seed):
 def test_groups_that_decide_everything_and_nothing():
     hits = [True, False] * 20
     aligned = by_group(result_of(range(40), model=hits), column(["a", "b"] * 20), "group")
-    assert [measure["model"] for measure in aligned.measures] == [1, 0, 1, 0]
+    assert [metric["model"] for metric in aligned.metrics] == [1, 0, 1, 0]
     crossed = by_group(result_of(range(40), model=hits), column(["a", "a", "b", "b"] * 10), "group")
-    assert [measure["model"] for measure in crossed.measures] == [0.5, 0.5, 0, 1]
+    assert [metric["model"] for metric in crossed.metrics] == [0.5, 0.5, 0, 1]
     wrong = by_group(result_of(range(4), model=[False] * 4), column(["a", "b"] * 2), "group")
-    assert wrong.measures[-2]["model"] == 0 and math.isnan(wrong.measures[-1]["model"])
+    assert wrong.metrics[-2]["model"] == 0 and math.isnan(wrong.metrics[-1]["model"])
 
 
 def test_groups_of_images_that_could_not_be_decoded_are_left_out():

@@ -58,7 +58,7 @@ def test_features_are_those_of_the_network(whole):
     model, rows = tiny_model(), images()
     bench = Bench(model, Preprocessing(32, 40), batch_size=4, progress=False)
     features = bench.extract(rows, "image", "patches", "images", whole=whole)
-    assert set(features) == {"model", "untrained", "raw_pixels"}
+    assert set(features) == {"model", "random_init", "raw_pixels"}
     view = bench.whole if whole else bench.preprocessing
     expected = by_hand(model, rows, view, lambda output: output.patch_tokens)
     assert len(features["model"]) == len(rows) and features["model"].kept == list(range(12))
@@ -88,7 +88,7 @@ def test_global_features_are_class_tokens_and_mean_patches():
 
 
 def test_bad_images_are_left_out_and_named_by_row():
-    bench = Bench(tiny_model(), Preprocessing(32, 32), batch_size=4, progress=False, controls=False)
+    bench = Bench(tiny_model(), Preprocessing(32, 32), batch_size=4, progress=False, baselines=False)
     for whole in (False, True):
         rows = images(bad=(0, 5))
         features = bench.extract(rows, "image", "cls", "images", whole=whole)["model"]
@@ -111,7 +111,7 @@ def counting(bench, monkeypatch):
 def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
     rows, results = images(), []
     for _ in range(2):
-        bench = Bench(tiny_model(), Preprocessing(32, 32), FeatureStore(tmp_path), 5, controls=False, progress=False)
+        bench = Bench(tiny_model(), Preprocessing(32, 32), FeatureStore(tmp_path), 5, baselines=False, progress=False)
         seen = counting(bench, monkeypatch)
         results.append(bench.extract(rows, "image", "cls", "images")["model"].stack().clone())
     assert torch.equal(*results) and not seen
@@ -130,16 +130,16 @@ def test_other_weights_and_views_are_computed_anew(change, tmp_path):
     rows, found = images(), []
     for extra in ({}, change):
         settings = {"model": tiny_model(), "preprocessing": Preprocessing(32, 32)} | extra
-        bench = Bench(**settings, store=FeatureStore(tmp_path), controls=False, progress=False)
+        bench = Bench(**settings, store=FeatureStore(tmp_path), baselines=False, progress=False)
         found.append(bench.extract(rows, "image", "cls", "images")["model"].stack())
     assert not torch.equal(*found)
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):
     rows = images(20)
-    plain = Bench(tiny_model(), Preprocessing(32, 32), batch_size=3, controls=False, progress=False)
+    plain = Bench(tiny_model(), Preprocessing(32, 32), batch_size=3, baselines=False, progress=False)
     expected = plain.extract(rows, "image", "patches", "images")["model"].stack()
-    bench = Bench(tiny_model(), Preprocessing(32, 32), FeatureStore(tmp_path), 3, controls=False, progress=False)
+    bench = Bench(tiny_model(), Preprocessing(32, 32), FeatureStore(tmp_path), 3, baselines=False, progress=False)
     seen, forward = [], bench.model.forward
 
     def stop_at_the_fourth(pixels, **kwargs):
@@ -151,7 +151,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(bench.model, "forward", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         bench.extract(rows, "image", "patches", "images")
-    again = Bench(tiny_model(), Preprocessing(32, 32), FeatureStore(tmp_path), 3, controls=False, progress=False)
+    again = Bench(tiny_model(), Preprocessing(32, 32), FeatureStore(tmp_path), 3, baselines=False, progress=False)
     seen = counting(again, monkeypatch)
     assert torch.equal(again.extract(rows, "image", "patches", "images")["model"].stack(), expected)
     assert sum(seen) == 20 - 9
@@ -180,7 +180,9 @@ def test_processes_share_the_work_and_give_the_same(tmp_path, monkeypatch):
     original = tiny_model
     models = [original() for _ in range(3)]
     monkeypatch.setitem(globals(), "tiny_model", lambda: models.pop())
-    monkeypatch.setattr("dinov3_hf.evaluation.bench.untrained_twin", lambda model, seed: plain.networks["untrained"])
+    monkeypatch.setattr(
+        "dinov3_hf.evaluation.bench.randomly_initialised", lambda model, seed: plain.networks["random_init"]
+    )
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
     for thread in threads:
         thread.start()
@@ -196,7 +198,7 @@ def test_values_that_are_not_finite_are_refused():
     model = tiny_model()
     with torch.no_grad():
         model.norm.weight[3] = torch.nan
-    bench = Bench(model, Preprocessing(32, 32), batch_size=4, controls=False, progress=False)
+    bench = Bench(model, Preprocessing(32, 32), batch_size=4, baselines=False, progress=False)
     with pytest.raises(
         ValueError, match="features: model gives values that are not finite for 4 of 4 images, the first"
     ):
@@ -204,7 +206,7 @@ def test_values_that_are_not_finite_are_refused():
 
 
 def test_too_small_a_disk_and_empty_splits_are_refused(monkeypatch):
-    bench = Bench(tiny_model(), Preprocessing(32, 32), controls=False, progress=False)
+    bench = Bench(tiny_model(), Preprocessing(32, 32), baselines=False, progress=False)
     with pytest.raises(ValueError, match="data: got a split without rows, accepted: at least one image"):
         bench.extract(images().select([]), "image", "cls", "images")
     free = feature_store.shutil.disk_usage("/")._replace(free=100)

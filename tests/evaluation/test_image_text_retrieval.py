@@ -106,15 +106,15 @@ def test_evaluation_equals_naive(aligned, queries_at_once, monkeypatch):
         similarities = model(input_ids=ids, pixel_values=pixel_values).logits_per_image
     texts_of = {i: {text for text, owner in items if owner == i} for i in kept}
     relevant = torch.tensor([[text in texts_of[i] for text, _ in items] for i in kept])
-    measures = {measure["measure"]: measure for measure in result.measures}
-    assert len(measures) == 4
+    metrics = {metric["metric"]: metric for metric in result.metrics}
+    assert len(metrics) == 4
     for k in (1, 3):
         ways = {"image to text": (similarities, relevant), "text to image": (similarities.T, relevant.T)}
         for way, (scores, good) in ways.items():
-            measure = measures[f"{way} recall@{k}"]
-            assert measure["model"] == pytest.approx(naive_recall(scores, good, k))
+            metric = metrics[f"{way} recall@{k}"]
+            assert metric["model"] == pytest.approx(naive_recall(scores, good, k))
             # Items a query may ask for, drawn in random order: 1 - C(N - R, k) / C(N, k).
-            assert measure["chance"] == pytest.approx(chance_recall(good.sum(1), good.shape[1], k))
+            assert metric["chance"] == pytest.approx(chance_recall(good.sum(1), good.shape[1], k))
     assert result.skipped_images == {"test": 1}
     protocol = result.protocol
     assert (protocol["num_images"], protocol["num_captions"], protocol["num_different_captions"]) == (5, 9, 6)
@@ -136,7 +136,7 @@ def test_rows_without_captions_are_counted(aligned):
 def test_two_images_of_one_caption_find_it_both(aligned):
     rows = rows_of({"caption": ["a dog", "a dog"]}, {"caption": Value("string")})
     result = evaluate_retrieval(*aligned, rows, ks=[1], progress=False)
-    assert [(measure["model"], measure["chance"]) for measure in result.measures] == [(1, 1), (1, 1)]
+    assert [(metric["model"], metric["chance"]) for metric in result.metrics] == [(1, 1), (1, 1)]
 
 
 @pytest.mark.parametrize(

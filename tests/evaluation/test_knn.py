@@ -11,7 +11,7 @@ from PIL import Image as PilImage
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation.bench import Bench
-from dinov3_hf.evaluation.features import raw_image_features, untrained_twin
+from dinov3_hf.evaluation.features import randomly_initialised, raw_image_features
 from dinov3_hf.evaluation.knn import evaluate_knn
 from dinov3_hf.pipelines.neighbours import knn_classify
 
@@ -46,7 +46,11 @@ def coloured_images(num, seed, side=32, label=COLOURS, bad=()):
 def test_twin_is_untrained_and_repeats():
     model = tiny_model(seed=5)
     state = torch.get_rng_state()
-    first, second, other = untrained_twin(model, 1), untrained_twin(model, 1), untrained_twin(model, 2)
+    first, second, other = (
+        randomly_initialised(model, 1),
+        randomly_initialised(model, 1),
+        randomly_initialised(model, 2),
+    )
     assert torch.equal(state, torch.get_rng_state())
     name = "layer.1.mlp.up_proj.weight"
     weights = [network.state_dict()[name] for network in (first, second, other, model)]
@@ -65,23 +69,23 @@ def test_evaluation_counts_what_it_says():
     train, test = coloured_images(40, seed=0, bad=(3,)), coloured_images(21, seed=1, bad=(0, 5))
     model = tiny_model().train()
     result = evaluate_knn(Bench(model, Preprocessing(32, 32), progress=False, batch_size=4), train, test, ks=(5, 1))
-    assert [(measure["measure"], measure["k"]) for measure in result.measures] == [("top-1", 1), ("top-1", 5)]
+    assert [(metric["metric"], metric["k"]) for metric in result.metrics] == [("top-1", 1), ("top-1", 5)]
     assert result.skipped_images == {"train": 1, "test": 2}
     assert (result.protocol["num_train"], result.protocol["num_test"]) == (39, 19)
-    assert all(measure["raw_pixels"] == 1 for measure in result.measures)
+    assert all(metric["raw_pixels"] == 1 for metric in result.metrics)
     kept = [label for index, label in enumerate(train["label"]) if index != 3]
     most = max(range(3), key=kept.count)
     truth = [label for index, label in enumerate(test["label"]) if index not in (0, 5)]
-    assert result.measures[0]["chance"] == pytest.approx(truth.count(most) / 19)
+    assert result.metrics[0]["chance"] == pytest.approx(truth.count(most) / 19)
     assert sum(line["images"] for line in result.details["per_class"]) == 19
     mean = sum(line["images"] * line["model"] for line in result.details["per_class"]) / 19
-    assert mean == pytest.approx(result.measures[0]["model"])
+    assert mean == pytest.approx(result.metrics[0]["model"])
 
 
 def test_evaluation_equals_features_taken_by_hand():
     train, test = coloured_images(30, seed=0), coloured_images(20, seed=1)
     model = tiny_model()
-    bench = Bench(model, Preprocessing(32, 32), controls=False, progress=False, batch_size=7)
+    bench = Bench(model, Preprocessing(32, 32), baselines=False, progress=False, batch_size=7)
     result = evaluate_knn(bench, train, test, ks=(3,))
 
     def features(rows):
@@ -91,8 +95,8 @@ def test_evaluation_equals_features_taken_by_hand():
 
     predictions = knn_classify(features(train), torch.tensor(train["label"]), features(test), 3, 3)
     expected = (predictions == torch.tensor(test["label"])).double().mean().item()
-    assert set(result.measures[0]) == {"measure", "k", "model", "chance"}
-    assert result.measures[0]["model"] == pytest.approx(expected)
+    assert set(result.metrics[0]) == {"metric", "k", "model", "chance"}
+    assert result.metrics[0]["model"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -29,18 +29,18 @@ def test_tasks_are_repeated_by_layer_and_by_size():
     train, test = load_scenes("train", 24), load_scenes("test", 12)
     bench = Bench(tiny_model(), Preprocessing(32, 36), progress=False)
 
-    def measure(other):
+    def evaluate(other):
         return evaluate_knn(other, train, test, ks=(3,))
 
-    by_layer = evaluate_layers(bench, measure, [1, 3])
-    assert by_layer.task == "layers of knn" and [line["layer"] for line in by_layer.measures] == [1, 3]
-    whole = measure(bench).measures[0]
-    assert by_layer.measures[1] == {**whole, "layer": 3}
-    by_size = evaluate_resolution(bench, measure, [64, 32])
-    assert [line["image_size"] for line in by_size.measures] == [32, 64]
-    assert by_size.measures[0] == {**whole, "image_size": 32}
+    by_layer = evaluate_layers(bench, evaluate, [1, 3])
+    assert by_layer.task == "layers of knn" and [line["layer"] for line in by_layer.metrics] == [1, 3]
+    whole = evaluate(bench).metrics[0]
+    assert by_layer.metrics[1] == {**whole, "layer": 3}
+    by_size = evaluate_resolution(bench, evaluate, [64, 32])
+    assert [line["image_size"] for line in by_size.metrics] == [32, 64]
+    assert by_size.metrics[0] == {**whole, "image_size": 32}
     other = Bench(tiny_model(), Preprocessing(64, 72), progress=False)
-    assert by_size.measures[1] == {**measure(other).measures[0], "image_size": 64}
+    assert by_size.metrics[1] == {**evaluate(other).metrics[0], "image_size": 64}
     assert by_size.pictures["top-1, k=3"].width > 600
     with pytest.raises(ValueError, match="image_size: got 60, accepted: a multiple of the model's patch size"):
-        evaluate_resolution(bench, measure, [64, 60])
+        evaluate_resolution(bench, evaluate, [64, 60])

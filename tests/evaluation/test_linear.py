@@ -14,7 +14,7 @@ from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation import linear
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.linear import C_GRID, accuracies_by_c, evaluate_linear, fit_logistic
-from dinov3_hf.evaluation.robustness import hold_out
+from dinov3_hf.evaluation.robustness import validation_split
 
 
 COLOURS = ["red", "green", "blue"]
@@ -71,7 +71,7 @@ def reference_search(features, labels, held):
 @pytest.mark.parametrize("seed", range(4))
 def test_choice_and_fit_are_those_of_scikit_learn(seed):
     features, labels = random_problem(seed)
-    fit, held = (part.numpy() for part in hold_out(torch.from_numpy(labels), seed))
+    fit, held = (part.numpy() for part in validation_split(torch.from_numpy(labels), seed))
     found = accuracies_by_c(features[fit], labels[fit], features[held], labels[held], "", progress=False)
     search = reference_search(features, labels, held)
     # Fits that start from one another may differ in an image that lies on the border.
@@ -98,7 +98,7 @@ def test_scale_of_the_features_means_nothing():
 
 def test_evaluation_equals_scikit_learn_on_features_taken_by_hand():
     train, test = coloured_images(60, 0, strength=8), coloured_images(50, 1, strength=8)
-    bench = tiny_bench(controls=False, batch_size=7)
+    bench = tiny_bench(baselines=False, batch_size=7)
     for kind in ("cls", "cls+mean"):
         result = evaluate_linear(bench, train, test, features=kind)
 
@@ -110,11 +110,11 @@ def test_evaluation_equals_scikit_learn_on_features_taken_by_hand():
             return torch.cat([output.pooler_output, *mean], dim=1).numpy()
 
         labels = np.array(train["label"])
-        search = reference_search(features(train), labels, hold_out(torch.from_numpy(labels), 0)[1].numpy())
+        search = reference_search(features(train), labels, validation_split(torch.from_numpy(labels), 0)[1].numpy())
         assert result.protocol["C"] == {"model": search.best_params_["classify__C"]}
         hits = search.predict(features(test)) == np.array(test["label"])
         # Batches of another size round the features otherwise.
-        assert result.measures[0]["model"] == pytest.approx(hits.mean(), abs=0.021)
+        assert result.metrics[0]["model"] == pytest.approx(hits.mean(), abs=0.021)
         assert (result.hits["model"].numpy() == hits).mean() >= 0.98
 
 
@@ -122,17 +122,17 @@ def test_evaluation_counts_what_it_says():
     train, test = coloured_images(40, 0, bad=(3,)), coloured_images(21, 1, bad=(0, 5))
     result = evaluate_linear(tiny_bench(batch_size=4), train, test)
     assert result.task == "linear" and result.skipped_images == {"train": 1, "test": 2}
-    protocol, (measure,) = result.protocol, result.measures
+    protocol, (metric,) = result.protocol, result.metrics
     assert (protocol["num_train"], protocol["num_test"], protocol["num_held_out"]) == (39, 19, 4)
-    assert set(measure) == {"measure", "model", "untrained", "raw_pixels", "chance"}
-    assert measure["raw_pixels"] == 1 and measure["measure"] == "top-1"
+    assert set(metric) == {"metric", "model", "random_init", "raw_pixels", "chance"}
+    assert metric["raw_pixels"] == 1 and metric["metric"] == "top-1"
     kept = [label for index, label in enumerate(train["label"]) if index != 3]
     truth = [label for index, label in enumerate(test["label"]) if index not in (0, 5)]
-    assert measure["chance"] == pytest.approx(truth.count(max(range(3), key=kept.count)) / 19)
+    assert metric["chance"] == pytest.approx(truth.count(max(range(3), key=kept.count)) / 19)
     assert result.hits["rows"] == [row for row in range(21) if row not in (0, 5)]
-    assert result.hits["model"].double().mean() == pytest.approx(measure["model"])
+    assert result.hits["model"].double().mean() == pytest.approx(metric["model"])
     mean = sum(line["images"] * line["model"] for line in result.details["per_class"]) / 19
-    assert mean == pytest.approx(measure["model"])
+    assert mean == pytest.approx(metric["model"])
     assert set(protocol["C"].values()) <= set(protocol["C_grid"])
     assert all(1 <= count <= protocol["max_iterations"] for count in protocol["iterations"].values())
     assert result.pictures["C"].width > 600 and result.pictures["confusion"].width > 100
@@ -144,7 +144,7 @@ def test_the_first_of_the_best_is_taken_and_an_end_of_the_grid_told(monkeypatch,
     curve = {c: 0.9 if place in best else 0.8 for place, c in enumerate(C_GRID)}
     monkeypatch.setattr(linear, "accuracies_by_c", lambda *arguments: curve)
     train = coloured_images(40, 0)
-    protocol = evaluate_linear(tiny_bench(controls=False), train, train.select(range(9))).protocol
+    protocol = evaluate_linear(tiny_bench(baselines=False), train, train.select(range(9))).protocol
     assert protocol["C"] == {"model": C_GRID[chosen]}
     assert protocol["C_at_an_end_of_the_grid"] == ["model"] * is_end
 
@@ -158,13 +158,13 @@ def test_two_runs_give_the_same():
 def test_test_images_decide_nothing_about_each_other():
     train, test = coloured_images(40, 0, strength=8), coloured_images(30, 1, strength=8)
     whole, part = (evaluate_linear(tiny_bench(batch_size=1), train, rows) for rows in (test, test.select(range(9))))
-    for name in ("model", "untrained", "raw_pixels"):
+    for name in ("model", "random_init", "raw_pixels"):
         assert torch.equal(whole.hits[name][:9], part.hits[name])
 
 
 def test_labels_of_other_images_give_chance():
     train, test, wrong = coloured_images(60, 0), coloured_images(150, 1), coloured_images(150, 1, shuffled=True)
-    right, shuffled = (evaluate_linear(tiny_bench(controls=False), train, rows).measures[0] for rows in (test, wrong))
+    right, shuffled = (evaluate_linear(tiny_bench(baselines=False), train, rows).metrics[0] for rows in (test, wrong))
     # Four standard deviations of a third of 150 images.
     assert right["model"] == 1 and shuffled["model"] == pytest.approx(1 / 3, abs=0.154)
 
@@ -175,7 +175,7 @@ def test_classes_that_train_lacks_count_as_missed():
     result = evaluate_linear(tiny_bench(), train, test)
     assert result.protocol["classes_not_in_train"] == ["blue"]
     share = sum(label != 0 for label in test["label"]) / 30
-    assert result.measures[0]["raw_pixels"] == pytest.approx(share) and share < 1
+    assert result.metrics[0]["raw_pixels"] == pytest.approx(share) and share < 1
     assert {line["class"]: line["raw_pixels"] for line in result.details["per_class"]} == {
         "red": 1,
         "green": 1,

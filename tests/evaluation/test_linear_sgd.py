@@ -68,7 +68,7 @@ def test_a_grid_trained_at_once_equals_each_head_alone(dtype, tolerance):
     generator = torch.Generator().manual_seed(0)
     features = {
         name: torch.randn(200, width, generator=generator).to(dtype)
-        for name, width in (("model", 12), ("untrained", 7))
+        for name, width in (("model", 12), ("random_init", 7))
     }
     labels = torch.randint(5, (200,), generator=generator)
     rates, steps = [1e-5, 1e-3, 0.1, 0.7], 60
@@ -146,11 +146,11 @@ def test_evaluation_counts_what_it_says():
     train, test = coloured_images(60, 0, bad=(3,)), coloured_images(21, 1, bad=(0, 5))
     result = evaluate_linear_sgd(tiny_bench(), train, test, steps=60, batch_size=32)
     assert result.task == "linear-sgd" and result.skipped_images == {"train": 1, "test": 2}
-    protocol, (measure,) = result.protocol, result.measures
+    protocol, (metric,) = result.protocol, result.metrics
     assert (protocol["num_train"], protocol["num_test"], protocol["num_held_out"]) == (59, 19, 6)
     assert protocol["epochs"] == pytest.approx(60 * 32 / 53)
-    assert set(measure) == {"measure", "model", "untrained", "raw_pixels", "chance"}
-    assert measure["raw_pixels"] == measure["model"] == 1
+    assert set(metric) == {"metric", "model", "random_init", "raw_pixels", "chance"}
+    assert metric["raw_pixels"] == metric["model"] == 1
     assert set(protocol["learning_rate"].values()) <= set(LEARNING_RATES)
     ends = [
         name for name, rate in protocol["learning_rate"].items() if rate in (LEARNING_RATES[0], LEARNING_RATES[-1])
@@ -172,18 +172,18 @@ def test_the_rate_is_chosen_on_held_out_images_alone(monkeypatch):
         data.train.labels[data.held] = (data.train.labels[data.held] + 1) % 3
         return data
 
-    right = evaluate_linear_sgd(tiny_bench(controls=False), train, test, steps=60, batch_size=32)
+    right = evaluate_linear_sgd(tiny_bench(baselines=False), train, test, steps=60, batch_size=32)
     monkeypatch.setattr(linear_sgd.ClassificationData, "open", read)
-    wrong = evaluate_linear_sgd(tiny_bench(controls=False), train, test, steps=60, batch_size=32)
-    assert right.measures[0]["model"] == 1 and wrong.measures[0]["model"] < 1
+    wrong = evaluate_linear_sgd(tiny_bench(baselines=False), train, test, steps=60, batch_size=32)
+    assert right.metrics[0]["model"] == 1 and wrong.metrics[0]["model"] < 1
     assert wrong.protocol["learning_rate"]["model"] < right.protocol["learning_rate"]["model"]
 
 
 def test_labels_of_other_images_give_chance():
     train, wrong = coloured_images(60, 0), coloured_images(150, 1, shuffled=True)
-    result = evaluate_linear_sgd(tiny_bench(controls=False), train, wrong, steps=60, batch_size=32)
+    result = evaluate_linear_sgd(tiny_bench(baselines=False), train, wrong, steps=60, batch_size=32)
     # Four standard deviations of a third of 150 images.
-    assert result.measures[0]["model"] == pytest.approx(1 / 3, abs=0.154)
+    assert result.metrics[0]["model"] == pytest.approx(1 / 3, abs=0.154)
 
 
 def test_sets_out_of_distribution_and_classes_that_train_lacks():
@@ -192,7 +192,7 @@ def test_sets_out_of_distribution_and_classes_that_train_lacks():
     result = evaluate_linear_sgd(
         tiny_bench(), train, test, out_of_distribution={"odd": other}, steps=60, batch_size=32
     )
-    found = {measure["measure"]: measure["raw_pixels"] for measure in result.measures}
+    found = {metric["metric"]: metric["raw_pixels"] for metric in result.metrics}
     assert found["top-1"] == pytest.approx(sum(label != 0 for label in test["label"]) / 30)
     assert found["top-1 (odd)"] == pytest.approx(sum(label != 2 for label in other["label"]) / 20)
     assert result.protocol["classes_not_in_train"] == ["blue"]
@@ -214,7 +214,7 @@ def test_crops_that_change_nothing_give_the_features_of_whole_images(monkeypatch
     for augment in (False, True):
         evaluate_linear_sgd(tiny_bench(batch_size=5), train, test, steps=3, batch_size=16, augment=augment)
     for (cached, labels), (run, same) in zip(*seen, strict=True):
-        assert torch.equal(labels, same) and cached.keys() == run.keys() == {"model", "untrained", "raw_pixels"}
+        assert torch.equal(labels, same) and cached.keys() == run.keys() == {"model", "random_init", "raw_pixels"}
         for name in cached:
             torch.testing.assert_close(cached[name], run[name], rtol=1e-4, atol=1e-5)
 

@@ -18,7 +18,7 @@ def tiny_model():
 
 
 def values(result, title, key):
-    return {line[key]: line["model"] for line in result.measures if line["measure"] == title}
+    return {line[key]: line["model"] for line in result.metrics if line["metric"] == title}
 
 
 def states_of(model, rows, preprocessing):
@@ -52,7 +52,7 @@ def test_measures_are_those_of_numpy():
         singular = np.linalg.svd(tokens - tokens.mean(0), compute_uv=False) ** 2
         found = values(result, "variance in the first principal component", "tokens")[name]
         assert found == pytest.approx(singular[0] / singular.sum(), rel=1e-5)
-    assert result.protocol["num_patches"] == 10 * 16 and set(result.measures[0]) >= {"model", "untrained"}
+    assert result.protocol["num_patches"] == 10 * 16 and set(result.metrics[0]) >= {"model", "random_init"}
 
 
 def test_a_planted_dimension_and_planted_patches_are_found():
@@ -73,7 +73,7 @@ def test_a_planted_dimension_and_planted_patches_are_found():
         return tokens
 
     model.embeddings.forward = with_high_norm
-    result = evaluate_outliers(Bench(model, Preprocessing(32, 32), controls=False, progress=False), rows)
+    result = evaluate_outliers(Bench(model, Preprocessing(32, 32), baselines=False, progress=False), rows)
     assert values(result, "high-norm patches", "layer")[0] == pytest.approx(1 / 16)
     assert set(result.pictures) == {"norm-histogram", "dimensions-by-layer", "norm-maps"}
 

@@ -109,8 +109,8 @@ def test_evaluation_equals_features_taken_by_hand():
         predictions = knn_classify(bank, train_labels[train_counts], queries, 5, 3)
         hits = predictions == labels[counts]
         iou = intersection_over_union(confusion_matrix(predictions, labels[counts], 3))
-        miou, accuracy = result.measures
-        assert (miou["measure"], accuracy["measure"]) == ("mIoU", "patch accuracy")
+        miou, accuracy = result.metrics
+        assert (miou["metric"], accuracy["metric"]) == ("mIoU", "patch accuracy")
         assert miou[name] == pytest.approx(iou.mean().item())
         assert accuracy[name] == pytest.approx(hits.float().mean().item())
     assert result.protocol["test_patches"] == counts.sum() == 6 * 12
@@ -120,12 +120,12 @@ def test_evaluation_equals_features_taken_by_hand():
 def test_learnable_scenes_score_above_the_constant_answer():
     bench = Bench(tiny_model(), Preprocessing(32, 32), progress=False)
     result = evaluate_patch_knn(bench, scenes(30, 0), scenes(10, 1), ks=(5,))
-    assert result.measures[0]["raw_pixels"] > 0.7 > result.measures[0]["chance"]
+    assert result.metrics[0]["raw_pixels"] > 0.7 > result.metrics[0]["chance"]
 
 
 def test_bank_is_bounded_and_drawn_by_seed():
     train, test, model = scenes(12, 0), scenes(6, 1), tiny_model()
-    benches = (Bench(model, Preprocessing(32, 32), progress=False, controls=False) for _ in range(2))
+    benches = (Bench(model, Preprocessing(32, 32), progress=False, baselines=False) for _ in range(2))
     first, second = (evaluate_patch_knn(bench, train, test, ks=(3,), max_bank_patches=60) for bench in benches)
     assert first.protocol["bank_patches"] == 60 and first.protocol["patches_per_train_image"] == 5
     assert first == second

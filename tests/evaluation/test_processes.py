@@ -39,13 +39,13 @@ def checkpoint(tmp_path_factory):
 def expected(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     assert main(["evaluate", str(checkpoint), *FLAGS, "--output-dir", str(folder)]) == 0
-    return measures(folder)
+    return metrics(folder)
 
 
-def measures(folder):
+def metrics(folder):
     results = json.loads((folder / "results.json").read_text())["results"]
     assert [result["task"] for result in results] == TASKS
-    return [result["measures"] for result in results]
+    return [result["metrics"] for result in results]
 
 
 def test_two_processes_give_the_figures_of_one(checkpoint, expected, tmp_path):
@@ -55,7 +55,7 @@ def test_two_processes_give_the_figures_of_one(checkpoint, expected, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("results:") == 1
-    assert measures(tmp_path) == expected
+    assert metrics(tmp_path) == expected
 
 
 @pytest.mark.slow
@@ -77,4 +77,4 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same(checkpoint, expected, tm
         process.wait()
     if not (tmp_path / "results.json").exists():
         subprocess.run(command, check=True, capture_output=True)
-    assert measures(tmp_path) == expected
+    assert metrics(tmp_path) == expected

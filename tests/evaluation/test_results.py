@@ -27,10 +27,10 @@ OTHER_JSON = (
 
 
 def record(model=0.5, task="knn", k=10, image_size=48, date="2025-01-02T03:04:05", **more):
-    measure = {"measure": "top-1", "k": k, "model": model, "untrained": 0.2, "chance": 0.1}
+    metric = {"metric": "top-1", "k": k, "model": model, "random_init": 0.2, "chance": 0.1}
     data = {"source": "some/where/birds", "test": {"split": "test", "images": 7, "fingerprint": "ab"}}
     fields = {"skipped_images": {"test": 0}, "data": data, "hub_task": "image-classification"} | more
-    result = Result(task, {"image_size": image_size, "num_test": 7}, [measure], **fields)
+    result = Result(task, {"image_size": image_size, "num_test": 7}, [metric], **fields)
     return {"results": [result], "model": {"path": "mine"}, "date": date}
 
 
@@ -81,7 +81,7 @@ def test_card_metadata_is_what_the_hub_reads(tmp_path):
     assert data.model_name == "mine" and (first.metric_config, second.metric_config) == ("knn", "linear")
     assert (first.task_type, first.dataset_name, first.dataset_split) == ("image-classification", "birds", "test")
     assert (first.metric_type, first.metric_name, first.metric_value) == ("top_1", "top-1, k=10", 0.5)
-    assert first.metric_args == {"k": 10, "untrained": 0.2, "chance": 0.1, "images": 7, "date": "2025-01-02"}
+    assert first.metric_args == {"k": 10, "random_init": 0.2, "chance": 0.1, "images": 7, "date": "2025-01-02"}
     # Measures of others stay, and are no lines of our table.
     other = EvalResult("image-classification", "cats", "Cats", "accuracy", 0.9)
     loaded = ModelCard.load(card, ignore_metadata_errors=True)
@@ -99,10 +99,10 @@ def test_card_metadata_is_what_the_hub_reads(tmp_path):
 def test_comparison_sets_models_side_by_side_and_names_differences():
     records = {"a": written(record(0.5)), "b": written(record(0.6, image_size=96))}
     lines, remarks = compare_results(records)
-    assert lines[0] == ["", "a", "b", "untrained", "chance"]
+    assert lines[0] == ["", "a", "b", "random_init", "chance"]
     assert lines[1:] == [["knn top-1, k=10 (birds)", "0.5000", "0.6000", "0.2000", "0.1000"]]
     assert remarks == ["knn (birds) differs in image_size: a: 48; b: 96"]
-    records["b"]["results"][0]["measures"][0]["untrained"] = 0.25
+    records["b"]["results"][0]["metrics"][0]["random_init"] = 0.25
     records["c"] = written(record(0.1, task="linear"))
     lines, _ = compare_results(records)
     assert lines[0] == ["", "a", "b", "c", "untrained, a", "untrained, b", "untrained, c", "chance"]
@@ -115,7 +115,7 @@ def test_compare_command(tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("x/first", "x/second")]
     assert main(["compare", *folders]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split() == ["first", "second", "untrained", "chance"]
+    assert shown[0].split() == ["first", "second", "random_init", "chance"]
     assert shown[1].split() == ["knn", "top-1,", "k=10", "(birds)", "0.5000", "0.6000", "0.2000", "0.1000"]
     files = [*folders, str(tmp_path / "y" / "second" / "results.json")]
     assert main(["compare", *files, "--markdown", "--output-dir", str(tmp_path)]) == 0

@@ -60,29 +60,27 @@ def noise(num, seed, side=32):
     return list(np.random.default_rng(seed).integers(0, 256, (num, side, side, 3), dtype=np.uint8))
 
 
-def values(result, contestant):
-    return {
-        m["measure"] + (f"@{m['k']}" if "k" in m else ""): m[contestant] for m in result.measures if contestant in m
-    }
+def values(result, encoder):
+    return {m["metric"] + (f"@{m['k']}" if "k" in m else ""): m[encoder] for m in result.metrics if encoder in m}
 
 
-def naive_figures(similarities, relevant, ks):
+def naive_statistics(similarities, relevant, ks):
     """mAP by scikit-learn, GAP and recall by sorting, where no two similarities are equal."""
     from sklearn.metrics import average_precision_score
 
     answerable = [row for row in range(len(relevant)) if relevant[row].any()]
-    figures = {"mAP": np.mean([average_precision_score(relevant[row], similarities[row]) for row in answerable])}
+    statistics = {"mAP": np.mean([average_precision_score(relevant[row], similarities[row]) for row in answerable])}
     rows = zip(similarities, relevant, strict=True)
     first = sorted(((max(row), bool(flags[np.argmax(row)])) for row, flags in rows), reverse=True)
     gap, right = 0, 0
     for place, (_, is_right) in enumerate(first, 1):
         right += is_right
         gap += is_right * right / place
-    figures["GAP"] = gap / len(answerable)
+    statistics["GAP"] = gap / len(answerable)
     for k in ks:
         orders = [sorted(range(len(row)), key=lambda item: -row[item]) for row in similarities]
-        figures[f"recall@{k}"] = np.mean([any(relevant[row][i] for i in orders[row][:k]) for row in answerable])
-    return figures
+        statistics[f"recall@{k}"] = np.mean([any(relevant[row][i] for i in orders[row][:k]) for row in answerable])
+    return statistics
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
@@ -153,7 +151,7 @@ def test_figures_are_those_of_naive_loops(monkeypatch, at_once):
     gallery, query = dataset(images, [0] * 20), dataset(asked, [0] * 15, positives)
     result = evaluate_instance_retrieval(bench(), gallery, query, positives_column="positives", ks=(5, 1))
     relevant = np.array([[item in named for item in range(20)] for named in positives])
-    expected = naive_figures(similarities, relevant, (1, 5))
+    expected = naive_statistics(similarities, relevant, (1, 5))
     assert values(result, "raw_pixels") == pytest.approx(expected)
     assert expected["GAP"] > 0 and 0 < expected["recall@5"] < 1
     answerable = [row for row, named in enumerate(positives) if named]
@@ -182,15 +180,15 @@ def test_labels_that_say_nothing_score_about_chance():
     gallery = dataset(noise(60, 0), generator.integers(0, 6, 60).tolist())
     query = dataset(noise(40, 1), generator.integers(0, 6, 40).tolist())
     result = evaluate_instance_retrieval(bench(), gallery, query)
-    for contestant in ("model", "untrained", "raw_pixels"):
-        assert values(result, contestant)["mAP"] == pytest.approx(values(result, "chance")["mAP"], abs=0.06)
+    for encoder in ("model", "random_init", "raw_pixels"):
+        assert values(result, encoder)["mAP"] == pytest.approx(values(result, "chance")["mAP"], abs=0.06)
 
 
 def test_equal_answers_count_against():
     same = [np.full((32, 32, 3), 90, dtype=np.uint8)] * 8
     result = evaluate_instance_retrieval(bench(), dataset(same, [0, 1] * 4), dataset(same[:2], [0, 1]), ks=(4, 5))
-    for contestant in ("model", "untrained", "raw_pixels"):
-        assert values(result, contestant) == {"mAP": 0.5, "GAP": 0, "recall@4": 0, "recall@5": 1}
+    for encoder in ("model", "random_init", "raw_pixels"):
+        assert values(result, encoder) == {"mAP": 0.5, "GAP": 0, "recall@4": 0, "recall@5": 1}
 
 
 def test_own_row_is_left_out():

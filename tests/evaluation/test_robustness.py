@@ -15,11 +15,11 @@ from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.linear import evaluate_linear
 from dinov3_hf.evaluation.robustness import (
     ALEXNET_ERRORS,
-    corruption_measures,
-    hold_out,
+    corruption_metrics,
     join_vocabularies,
     read_corruptions,
-    robustness_measures,
+    robustness_metrics,
+    validation_split,
 )
 
 
@@ -47,33 +47,33 @@ def coloured_images(names, classes, seed, bad=(), **columns):
     return Dataset.from_dict(values, features=Features(features))
 
 
-def measures_by_name(result):
-    return {(m["measure"], m.get("corruption")): m for m in result.measures}
+def metrics_by_name(result):
+    return {(m["metric"], m.get("corruption")): m for m in result.metrics}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_tenth_of_every_class_is_held_out(seed):
     labels = torch.randint(4, (400,), generator=torch.Generator().manual_seed(seed)) ** 2
-    fit, held = hold_out(labels, seed)
+    fit, held = validation_split(labels, seed)
     assert sorted(fit.tolist() + held.tolist()) == list(range(400))
     assert abs(len(held) - 40) <= 1
     for label in labels.unique():
         assert abs((labels[held] == label).sum() - (labels == label).sum() / 10) < 1
-    again, other = hold_out(labels, seed)[1], hold_out(labels, seed + 1)[1]
+    again, other = validation_split(labels, seed)[1], validation_split(labels, seed + 1)[1]
     assert torch.equal(held, again) and not torch.equal(held, other)
 
 
 def test_no_class_loses_its_only_image():
     labels = torch.cat([torch.arange(60), torch.zeros(30, dtype=torch.long)])
     for seed in range(10):
-        fit, held = hold_out(labels, seed)
+        fit, held = validation_split(labels, seed)
         assert set(labels[fit].tolist()) == set(range(60)) and set(labels[held].tolist()) == {0}
 
 
 @pytest.mark.parametrize("labels", [[], [3], [0, 0, 0, 1], [2] * 50, list(range(50))])
 def test_too_few_images_to_hold_out_are_refused(labels):
     with pytest.raises(ValueError, match=rf"train: got {len(labels)} images of {len(set(labels))} classes, accepted"):
-        hold_out(torch.tensor(labels, dtype=torch.long), 0)
+        validation_split(torch.tensor(labels, dtype=torch.long), 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -90,7 +90,7 @@ def test_measures_out_of_distribution_are_those_of_a_loop(seed):
         labels, hits = zip(*pairs, strict=True)
         return torch.tensor(labels), {"model": torch.tensor(hits)}
 
-    measures = robustness_measures("sketches", *tensors(other), *tensors(test))
+    metrics = robustness_metrics("sketches", *tensors(other), *tensors(test))
     common, everything = {label for label, _ in other} & {label for label, _ in test}, set(range(8))
     assert common == {2, 3, 4, 5}
     expected = {
@@ -99,42 +99,42 @@ def test_measures_out_of_distribution_are_those_of_a_loop(seed):
         "top-1 (test, classes of sketches)": share(test, common),
         "top-1 difference (sketches - test)": share(other, common) - share(test, common),
     }
-    assert {m["measure"]: m["model"] for m in measures} == pytest.approx(expected)
+    assert {m["metric"]: m["model"] for m in metrics} == pytest.approx(expected)
 
 
 def test_only_what_differs_is_told_twice():
     labels, hits = torch.tensor([0, 1, 2]), {"model": torch.tensor([True, False, True])}
-    same = robustness_measures("x", labels, hits, labels, hits)
-    assert [m["measure"] for m in same] == ["top-1 (x)", "top-1 difference (x - test)"]
+    same = robustness_metrics("x", labels, hits, labels, hits)
+    assert [m["metric"] for m in same] == ["top-1 (x)", "top-1 difference (x - test)"]
     assert same[1]["model"] == 0
-    assert [m["measure"] for m in robustness_measures("x", labels + 3, hits, labels, hits)] == ["top-1 (x)"]
+    assert [m["metric"] for m in robustness_metrics("x", labels + 3, hits, labels, hits)] == ["top-1 (x)"]
 
 
 @pytest.mark.parametrize("names", [list(ALEXNET_ERRORS), ["fog", "snow"], ["fog", "rain"]])
 def test_mean_corruption_error_is_that_of_a_loop(names):
     draw = random.Random(len(names))
     rows = [(draw.choice(names), draw.random() < 0.3, draw.random() < 0.6) for _ in range(400)]
-    corruptions, model, twin = zip(*rows, strict=True)
-    hits = {"model": torch.tensor(model), "untrained": torch.tensor(twin)}
-    measures, meaning = corruption_measures("noisy", list(corruptions), hits)
-    for place, contestant in enumerate(hits):
+    corruptions, model, network = zip(*rows, strict=True)
+    hits = {"model": torch.tensor(model), "random_init": torch.tensor(network)}
+    metrics, meaning = corruption_metrics("noisy", list(corruptions), hits)
+    for place, encoder in enumerate(hits):
         errors = {n: [not row[1 + place] for row in rows if row[0] == n] for n in names}
         errors = {n: sum(wrong) / len(wrong) for n, wrong in errors.items()}
-        for measure in measures[:-1]:
-            assert measure[contestant] == pytest.approx(errors[measure["corruption"]])
+        for metric in metrics[:-1]:
+            assert metric[encoder] == pytest.approx(errors[metric["corruption"]])
         divisors = {n: 1.0 if "rain" in names else ALEXNET_ERRORS[n] for n in names}
         expected = sum(errors[n] / divisors[n] for n in names) / len(names)
-        assert measures[-1][contestant] == pytest.approx(expected)
-    assert len(measures) == len(names) + 1 and all(m["lower_is_better"] for m in measures)
+        assert metrics[-1][encoder] == pytest.approx(expected)
+    assert len(metrics) == len(names) + 1 and all(m["lower_is_better"] for m in metrics)
     normalised = "rain" not in names
-    assert measures[-1]["measure"] == ("mCE (noisy)" if normalised else "mean corruption error, unnormalised (noisy)")
+    assert metrics[-1]["metric"] == ("mCE (noisy)" if normalised else "mean corruption error, unnormalised (noisy)")
     assert ("AlexNet's published" in meaning) == normalised and f"{len(names)} corruptions" in meaning
 
 
 def test_alexnet_has_an_mce_of_one():
     corruptions = [name for name in ALEXNET_ERRORS for _ in range(1000)]
     hits = torch.cat([torch.arange(1000) >= round(1000 * error) for error in ALEXNET_ERRORS.values()])
-    assert corruption_measures("c", corruptions, {"model": hits})[0][-1]["model"] == pytest.approx(1)
+    assert corruption_metrics("c", corruptions, {"model": hits})[0][-1]["model"] == pytest.approx(1)
 
 
 def test_corruptions_are_read_in_one_spelling():
@@ -168,7 +168,7 @@ def test_evaluation_counts_what_it_says():
     noisy = coloured_images(["green", "blue"], ["blue", "green"], 3, corruption=["Fog", "snow"])
     sets = {"odd": other, "noisy": noisy}
     result = evaluate_linear(tiny_bench(), train, test, out_of_distribution=sets)
-    found = measures_by_name(result)
+    found = metrics_by_name(result)
     assert found["top-1", None]["raw_pixels"] == 1
     assert found["top-1 (odd)", None]["raw_pixels"] == pytest.approx(3 / 4)
     assert found["top-1 (odd, classes of test)", None]["raw_pixels"] == 1
@@ -193,7 +193,7 @@ def test_evaluation_counts_what_it_says():
         "noisy (out of distribution)": 0,
     }
     plain = evaluate_linear(tiny_bench(), train, test)
-    assert plain.measures == result.measures[:1] and plain.details["per_class"] == result.details["per_class"]
+    assert plain.metrics == result.metrics[:1] and plain.details["per_class"] == result.details["per_class"]
     assert "out_of_distribution" not in plain.protocol
 
 

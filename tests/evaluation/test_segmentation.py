@@ -157,11 +157,11 @@ def test_figures_are_those_of_scikit_learn(seed, monkeypatch):
     rows = dataset(map(png, images), map(png, masks))
     monkeypatch.setattr(segmentation, "predict_classes", guess)
     test = rows.select(range(2))
-    result = evaluate_segmentation(bench(size=32, controls=False), rows, test, steps=1, batch_size=2)
+    result = evaluate_segmentation(bench(size=32, baselines=False), rows, test, steps=1, batch_size=2)
     truth, found = masks[:2].ravel(), np.concatenate([values.ravel() for values in drawn])
     truth, found = truth[truth != 255], found[masks[:2].ravel() != 255]
     expected = jaccard_score(truth, found, labels=[0, 1, 3], average=None)
-    miou, accuracy = result.measures
+    miou, accuracy = result.metrics
     assert miou["model"] == pytest.approx(expected.mean()) and accuracy["model"] == pytest.approx(
         np.mean(truth == found)
     )
@@ -182,12 +182,12 @@ def test_classes_are_learnt_and_those_of_other_images_are_not():
         evaluate_segmentation(bench(), *rows, **QUICK)
         for rows in ((train, test), (train, scenes(8, 1, **strange)), (scenes(20, 0, **strange), test))
     )
-    assert learnt.measures[0]["raw_pixels"] > 0.9 and learnt.measures[1]["raw_pixels"] > 0.95
+    assert learnt.metrics[0]["raw_pixels"] > 0.9 and learnt.metrics[1]["raw_pixels"] > 0.95
     # Classes drawn at random agree in a third of the pixels.
-    assert untrue.measures[0]["raw_pixels"] == pytest.approx(0.2, abs=0.06)
+    assert untrue.metrics[0]["raw_pixels"] == pytest.approx(0.2, abs=0.06)
     # One of the three colours may be given its class by luck.
-    assert unlearnt.measures[0]["raw_pixels"] < 0.5
-    assert set(learnt.measures[0]) == {"measure", "model", "untrained", "raw_pixels", "chance"}
+    assert unlearnt.metrics[0]["raw_pixels"] < 0.5
+    assert set(learnt.metrics[0]) == {"metric", "model", "random_init", "raw_pixels", "chance"}
     assert learnt.protocol["classes_not_in_train"] == [] and learnt.skipped_rows == {}
     picture = learnt.pictures["segmentation"]
     assert picture.width > 4 * 240 and picture.height > 5 * 180
@@ -196,9 +196,7 @@ def test_classes_are_learnt_and_those_of_other_images_are_not():
 def test_runs_repeat_and_the_seed_decides():
     train, test = scenes(10, 0), scenes(4, 1)
     quick = {**QUICK, "steps": 10}
-    first, again, other = (
-        evaluate_segmentation(bench(seed=seed), train, test, **quick).measures for seed in (0, 0, 1)
-    )
+    first, again, other = (evaluate_segmentation(bench(seed=seed), train, test, **quick).metrics for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -223,7 +221,7 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(augment, tmp_path, monke
     monkeypatch.setattr(segmentation, "segmentation_loss", counted)
     resumed = evaluate_segmentation(bench(tmp_path / "parts"), train, test, **quick)
     assert len(steps) == 36 - 17
-    assert resumed.measures == whole.measures and resumed.details["per_class"] == whole.details["per_class"]
+    assert resumed.metrics == whole.metrics and resumed.details["per_class"] == whole.details["per_class"]
 
 
 def test_heads_of_other_settings_are_not_gone_on_with(tmp_path):
@@ -231,8 +229,8 @@ def test_heads_of_other_settings_are_not_gone_on_with(tmp_path):
     first = evaluate_segmentation(bench(tmp_path), train, test, **quick)
     for change in ({"lr": 0.3}, {"batch_norm": False}, {"crop": 16}, {"weight_decay": 5.0}, {"batch_size": 2}):
         changed = evaluate_segmentation(bench(tmp_path), train, test, **{**quick, **change})
-        assert changed.measures != first.measures
-        assert changed.measures == evaluate_segmentation(bench(), train, test, **{**quick, **change}).measures
+        assert changed.metrics != first.metrics
+        assert changed.metrics == evaluate_segmentation(bench(), train, test, **{**quick, **change}).metrics
 
 
 def test_the_value_of_ignored_pixels_changes_nothing():
@@ -244,7 +242,7 @@ def test_the_value_of_ignored_pixels_changes_nothing():
         results.append(
             evaluate_segmentation(bench(), rows, rows.select(range(4)), ignore_index=value, **{**QUICK, "steps": 20})
         )
-    assert results[0].measures == results[1].measures
+    assert results[0].metrics == results[1].metrics
     assert results[0].details == results[1].details
     assert sum(line["pixels"] for line in results[0].details["per_class"]) == (~ignored[:4]).sum()
 
@@ -268,7 +266,7 @@ def test_rows_that_cannot_be_learnt_from_are_left_out():
         }
         assert result.protocol["num_train"] == 10
         if not augment:
-            assert result.measures[0]["raw_pixels"] == clean.measures[0]["raw_pixels"]
+            assert result.metrics[0]["raw_pixels"] == clean.metrics[0]["raw_pixels"]
 
 
 def test_masks_of_half_the_size_give_about_the_same():
@@ -276,11 +274,11 @@ def test_masks_of_half_the_size_give_about_the_same():
     halves = dataset(map(png, images), [png(mask[::2, ::2].copy()) for mask in masks])
     full = dataset(map(png, images), map(png, masks))
     values = [
-        evaluate_segmentation(bench(), train, test, **QUICK).measures[0]["raw_pixels"] for train in (full, halves)
+        evaluate_segmentation(bench(), train, test, **QUICK).metrics[0]["raw_pixels"] for train in (full, halves)
     ]
     assert min(values) > 0.9 and abs(values[0] - values[1]) < 0.02
     small = evaluate_segmentation(bench(), full, halves.select(range(4)), **QUICK)
-    assert small.measures[0]["raw_pixels"] > 0.85
+    assert small.metrics[0]["raw_pixels"] > 0.85
     assert sum(line["pixels"] for line in small.details["per_class"]) == 4 * 24 * 32
 
 
@@ -289,7 +287,7 @@ def test_images_of_several_sizes_some_smaller_than_a_crop():
     rows = dataset(*([png(item) for part in parts for item in part[place]] for place in (0, 1)))
     for augment in (False, True):
         result = evaluate_segmentation(bench(), rows, scenes(6, 5), crop=56, augment=augment, **QUICK)
-        assert result.measures[0]["raw_pixels"] > (0.6 if augment else 0.9)
+        assert result.metrics[0]["raw_pixels"] > (0.6 if augment else 0.9)
         assert ("the network run at every step" in result.protocol["train_crops"]) == augment
 
 
@@ -301,7 +299,7 @@ def test_a_class_that_train_lacks_counts_with_zero_and_is_named():
     assert (result.protocol["num_classes"], result.protocol["num_classes_present"]) == (4, 3)
     by_class = {line["class"]: line["raw_pixels"] for line in result.details["per_class"]}
     assert by_class["blue"] == 0 and set(by_class) == {"red", "green", "blue"}
-    assert result.measures[0]["raw_pixels"] == pytest.approx(sum(by_class.values()) / 3)
+    assert result.metrics[0]["raw_pixels"] == pytest.approx(sum(by_class.values()) / 3)
 
 
 def test_batch_norm_takes_away_the_scale_of_features():

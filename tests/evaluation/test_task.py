@@ -34,7 +34,7 @@ def run(bench, train, test, recipe) -> Result:
     features = bench.extract(test, image_column(test, recipe), "cls", "norms", raw_pixels=False)
     power = recipe.of(NormArguments).power
     norms = {name: found.stack().norm(p=power, dim=1).mean().item() for name, found in features.items()}
-    return Result("norms", {"power": power, "num_test": len(test)}, [{"measure": "mean norm", **norms}])
+    return Result("norms", {"power": power, "num_test": len(test)}, [{"metric": "mean norm", **norms}])
 
 
 NORMS = Task("norms", "norms of class tokens", (NetworkArguments, NormArguments), run, "single", rows=only_test)
@@ -54,12 +54,12 @@ def model(tmp_path):
 
 def test_a_new_protocol_is_one_file_and_one_line(model, tmp_path):
     recipe_class = make_recipe(make_table([*TASKS.values(), NORMS]))
-    fields = {"model": str(tmp_path / "model"), "task": ["norms"], "num_test": 6, "power": 1.0, "controls": False}
+    fields = {"model": str(tmp_path / "model"), "task": ["norms"], "num_test": 6, "power": 1.0, "baselines": False}
     record = evaluate(build_recipe(recipe_class, **fields, output_dir=str(tmp_path / "out")))
     write_results(record, tmp_path / "out")
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert result["task"] == "norms" and result["data"]["source"] == "scenes:single"
-    assert result["measures"][0]["model"] > 0 and record["settings"]["power"] == 1.0
+    assert result["metrics"][0]["model"] > 0 and record["settings"]["power"] == 1.0
     with pytest.raises(ValueError, match=r"power: got 3.0, which knn does not read; accepted: .* reads it \(norms\)"):
         build_recipe(recipe_class, model="m", power=3.0)
 

@@ -12,7 +12,7 @@ from PIL import Image as PilImage
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation.bench import Bench
-from dinov3_hf.evaluation.tracking import boundary_measure, evaluate_tracking, region_similarity
+from dinov3_hf.evaluation.tracking import contour_accuracy, evaluate_tracking, region_similarity
 
 
 def tiny_model():
@@ -57,8 +57,8 @@ def joined(*parts: dict) -> dict:
     return {name: sum((part[name] for part in parts), []) for name in parts[0]}
 
 
-def value_of(result, measure: str, contestant: str) -> float:
-    return next(line[contestant] for line in result.measures if line["measure"] == measure)
+def value_of(result, metric: str, encoder: str) -> float:
+    return next(line[encoder] for line in result.metrics if line["metric"] == metric)
 
 
 def random_masks(seed, shape=(40, 60)):
@@ -79,15 +79,15 @@ def test_region_similarity_is_that_of_scikit_learn(seed):
     assert region_similarity(prediction, truth) == pytest.approx(jaccard_score(truth.ravel(), prediction.ravel()))
 
 
-def naive_boundary_measure(prediction, truth, tolerance):
+def naive_contour_accuracy(prediction, truth, tolerance):
     def boundary(mask):
         height, width = mask.shape
         inside = {(y, x) for y in range(height) for x in range(width) if mask[y, x]}
-        beside = ((0, 1), (1, 0), (0, -1), (-1, 0))
+        neighbours = ((0, 1), (1, 0), (0, -1), (-1, 0))
         return [
             (y, x)
             for y, x in inside
-            if any(0 <= y + v < height and 0 <= x + u < width and (y + v, x + u) not in inside for v, u in beside)
+            if any(0 <= y + v < height and 0 <= x + u < width and (y + v, x + u) not in inside for v, u in neighbours)
         ]
 
     def share(here, there):
@@ -103,27 +103,27 @@ def naive_boundary_measure(prediction, truth, tolerance):
 @pytest.mark.parametrize("seed", range(4))
 def test_boundary_measure_is_that_of_a_naive_loop(seed, tolerance):
     prediction, truth = random_masks(seed)
-    expected = naive_boundary_measure(prediction, truth, tolerance)
+    expected = naive_contour_accuracy(prediction, truth, tolerance)
     assert 0 < expected < 1
-    assert boundary_measure(prediction, truth, tolerance) == pytest.approx(expected)
+    assert contour_accuracy(prediction, truth, tolerance) == pytest.approx(expected)
 
 
 def test_empty_masks_agree_only_with_each_other():
     empty, square = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
     square[5:9, 5:9] = True
-    for measure in (region_similarity, boundary_measure):
-        assert (measure(empty, empty), measure(square, empty), measure(empty, square)) == (1, 0, 0)
-    assert boundary_measure(square, np.roll(square, 11, 0)) == 0
+    for metric in (region_similarity, contour_accuracy):
+        assert (metric(empty, empty), metric(square, empty), metric(empty, square)) == (1, 0, 0)
+    assert contour_accuracy(square, np.roll(square, 11, 0)) == 0
 
 
 def test_bars_that_move_by_patches_are_tracked_exactly():
     rows = video_rows(moving_bars())
     result = evaluate_tracking(tiny_bench(), rows)
-    assert [line["raw_pixels"] for line in result.measures] == [1, 1, 1]
+    assert [line["raw_pixels"] for line in result.metrics] == [1, 1, 1]
     # By 8 pixels a frame the still mask overlaps half, then not at all: J is 1/3 once, then 0 in three frames.
     assert value_of(result, "J", "chance") == pytest.approx(1 / 12)
-    for line in result.measures:
-        assert 0 <= line["model"] <= 1 and 0 <= line["untrained"] <= 1
+    for line in result.metrics:
+        assert 0 <= line["model"] <= 1 and 0 <= line["random_init"] <= 1
     protocol = result.protocol
     assert (protocol["num_test"], protocol["num_objects"], protocol["num_frames"]) == (1, 2, 4)
     assert [(line["object"], line["frames"], line["raw_pixels"]) for line in result.details["per_object"]] == [
@@ -139,7 +139,7 @@ def test_bars_that_move_by_patches_are_tracked_exactly():
 def test_objects_weigh_the_same_whatever_their_videos_lengths():
     # Only the second video moves: its object has 1 measured frame, those of the first 4 each.
     still, moving = moving_bars(step=0, name="still"), moving_bars((1,), 3, step=16, name="moving")
-    result = evaluate_tracking(tiny_bench(controls=False), video_rows(joined(still, moving)))
+    result = evaluate_tracking(tiny_bench(baselines=False), video_rows(joined(still, moving)))
     assert value_of(result, "J", "chance") == pytest.approx(2 / 3)
 
 
@@ -149,7 +149,7 @@ def test_order_of_rows_does_not_matter_but_order_of_frames_does():
     columns["frame"] = [5 + frame for frame in columns["frame"]]
     rows, bench = video_rows(columns), tiny_bench()
     first, second = evaluate_tracking(bench, rows), evaluate_tracking(bench, rows.shuffle(seed=1))
-    assert first.measures == second.measures
+    assert first.metrics == second.metrics
     assert sorted(map(str, first.details["per_object"])) == sorted(map(str, second.details["per_object"]))
     columns["frame"][0], columns["frame"][2] = columns["frame"][2], columns["frame"][0]
     turned = evaluate_tracking(bench, video_rows(columns))

@@ -125,16 +125,16 @@ def learnt(tmp_path_factory):
 def test_the_order_of_frames_is_learnt(learnt):
     train, store = learnt
     result = evaluate_video(tiny_bench(store=store), train, ordered_videos(30, 1), **FAST)
-    (measure,) = result.measures
-    assert (measure["measure"], measure["clips"], measure["chance"]) == ("top-1", 1, 0.5)
-    assert measure["raw_pixels"] > 0.9 and measure["model"] > 0.9
+    (metric,) = result.metrics
+    assert (metric["metric"], metric["clips"], metric["chance"]) == ("top-1", 1, 0.5)
+    assert metric["raw_pixels"] > 0.9 and metric["model"] > 0.9
     assert [(line["class"], line["videos"]) for line in result.details["per_class"]] == [
         ("red first", 15),
         ("blue first", 15),
     ]
     mean = sum(line["videos"] * line["raw_pixels"] for line in result.details["per_class"]) / 30
-    assert mean == pytest.approx(measure["raw_pixels"])
-    assert result.hits["raw_pixels"].double().mean().item() == measure["raw_pixels"]
+    assert mean == pytest.approx(metric["raw_pixels"])
+    assert result.hits["raw_pixels"].double().mean().item() == metric["raw_pixels"]
     assert result.pictures["confusion"].size[0] > 100
     json.dumps(result.as_dict())
 
@@ -143,8 +143,8 @@ def test_frames_without_order_say_nothing():
     # The same videos, but only the first frame is seen of clips that start anywhere.
     settings = {**FAST, "num_frames": 1, "num_clips": 2}
     single, multi = evaluate_video(
-        tiny_bench(controls=False), ordered_videos(40, 0), ordered_videos(40, 1), **settings
-    ).measures
+        tiny_bench(baselines=False), ordered_videos(40, 0), ordered_videos(40, 1), **settings
+    ).metrics
     assert (single["clips"], multi["clips"]) == (1, 2)
     # Clips of one frame cover both: their mean cannot tell which came first. The middle one is the first frame.
     assert 0.2 < multi["model"] < 0.8
@@ -153,8 +153,8 @@ def test_frames_without_order_say_nothing():
 def test_shuffled_labels_stay_at_chance(learnt):
     train, store = learnt
     test = ordered_videos(40, 1, shuffle_labels=True)
-    (measure,) = evaluate_video(tiny_bench(store=store), train, test, **FAST).measures
-    assert all(0.3 < measure[name] < 0.7 for name in ("model", "untrained", "raw_pixels"))
+    (metric,) = evaluate_video(tiny_bench(store=store), train, test, **FAST).metrics
+    assert all(0.3 < metric[name] < 0.7 for name in ("model", "random_init", "raw_pixels"))
 
 
 def test_single_and_multi_clip_see_the_clips_they_say(monkeypatch):
@@ -168,14 +168,14 @@ def test_single_and_multi_clip_see_the_clips_they_say(monkeypatch):
     monkeypatch.setattr(video, "clip_frames", record)
     train, test = ordered_videos(4, 0, num_frames=9), ordered_videos(3, 1, num_frames=9)
     settings = {"num_frames": 3, "frame_stride": 2, "num_clips": 3, "steps": 20, "batch_size": 5}
-    evaluate_video(tiny_bench(controls=False), train, test, **settings)
+    evaluate_video(tiny_bench(baselines=False), train, test, **settings)
     assert set(seen[: 20 * 5]) == {(9, 3, 2, start) for start in range(5)}
     assert [start for *_, start in seen[100:]] == [2, 2, 2] + [0, 2, 4] * 3
 
 
 def test_clips_hold_the_frames_in_order():
     rows = ordered_videos(3, 0, num_frames=6, bad=[(1, 2)])
-    bench = tiny_bench(controls=False)
+    bench = tiny_bench(baselines=False)
     videos = video.read_videos(rows)
     clips = Clips.read(bench, rows, "image", videos, rows["label"][:], 2, 2, "test")
     assert (clips.skipped_images, clips.skipped_videos, clips.mixed_videos) == (1, 0, 0)
@@ -192,7 +192,9 @@ def test_clips_hold_the_frames_in_order():
 
 def test_draws_are_those_of_seed_and_step():
     rows = ordered_videos(5, 0, num_frames=6)
-    clips = Clips.read(tiny_bench(controls=False), rows, "image", video.read_videos(rows), rows["label"][:], 2, 2, "x")
+    clips = Clips.read(
+        tiny_bench(baselines=False), rows, "image", video.read_videos(rows), rows["label"][:], 2, 2, "x"
+    )
     drawn = clips.draw(200, 0, 3)
     # A clip of frames 0 and 2 can start at four of six frames.
     assert set(drawn) == {(name, start) for name in range(5) for start in range(4)}
@@ -207,7 +209,7 @@ def test_a_video_has_the_class_of_most_of_its_frames():
         for sequence, frame in zip(rows["sequence"], rows["frame"], strict=True)
     ]
     videos = video.read_videos(rows)
-    clips = Clips.read(tiny_bench(controls=False), rows, "image", videos, labels, 2, 1, "test")
+    clips = Clips.read(tiny_bench(baselines=False), rows, "image", videos, labels, 2, 1, "test")
     assert (clips.labels.tolist(), clips.skipped_videos, clips.mixed_videos) == ([1, 1], 1, 2)
     assert [rows[row]["frame"] for row in clips.rows] == [0, 0]
 
@@ -215,7 +217,7 @@ def test_a_video_has_the_class_of_most_of_its_frames():
 def test_what_cannot_be_read_is_counted():
     test = ordered_videos(10, 1, bad=[(3, 0), (3, 1), (5, 1)])
     settings = {**FAST, "steps": 2}
-    result = evaluate_video(tiny_bench(controls=False), ordered_videos(6, 0), test, **settings)
+    result = evaluate_video(tiny_bench(baselines=False), ordered_videos(6, 0), test, **settings)
     assert result.skipped_images == {"train": 0, "test": 3}
     assert result.skipped_rows == {"test: video without a readable frame": 1}
     assert (result.protocol["num_train"], result.protocol["num_test"]) == (6, 9)
@@ -248,7 +250,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch)
     monkeypatch.setattr(video, "step_generator", lambda seed, step: steps.append(step) or generator(seed, step))
     resumed = evaluate_video(tiny_bench(store=FeatureStore(tmp_path)), train, test, **settings)
     assert steps == [*range(7, 12), *range(12), *range(12)]
-    assert resumed.measures == whole.measures
+    assert resumed.metrics == whole.metrics
     for first, second in zip(heads[:3], heads[3:], strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -260,10 +262,10 @@ def test_two_runs_are_equal():
     pictures = [result.pictures["confusion"].tobytes() for result in (first, second)]
     hits = [result.hits for result in (first, second)]
     assert first.as_dict() == second.as_dict() and pictures[0] == pictures[1]
-    assert all(torch.equal(hits[0][name], hits[1][name]) for name in ("model", "untrained", "raw_pixels"))
+    assert all(torch.equal(hits[0][name], hits[1][name]) for name in ("model", "random_init", "raw_pixels"))
     other = evaluate_video(tiny_bench(seed=1), train, test, **settings)
     # After three steps the few answers may agree by chance for one contestant, not for all.
-    assert any(not torch.equal(other.hits[name], hits[0][name]) for name in ("model", "untrained", "raw_pixels"))
+    assert any(not torch.equal(other.hits[name], hits[0][name]) for name in ("model", "random_init", "raw_pixels"))
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,9 @@ def test_evaluation_equals_sklearn(aligned):
         inputs = processor(images=[pictures(12)[i] for i in kept], return_tensors="pt")
         ids = processor.tokenizer([f"a {name}" for name in NAMES], padding=True, return_tensors="pt")["input_ids"]
         scores = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits_per_image.numpy()
-    top1, top5 = result.measures
+    top1, top5 = result.metrics
     predicted = scores.argmax(1)
-    assert top1 == {"measure": "top-1", "model": accuracy_score(truth, predicted), "chance": 1 / 6}
+    assert top1 == {"metric": "top-1", "model": accuracy_score(truth, predicted), "chance": 1 / 6}
     assert top5["model"] == top_k_accuracy_score(truth, scores, k=5, labels=range(6)) and top5["chance"] == 5 / 6
     assert [row["class"] for row in result.details["per_class"]] == ["cat", "dog", "red house", "tree", "car"]
     assert [row["images"] for row in result.details["per_class"]] == [4, 1, 1, 2, 1]
@@ -69,7 +69,7 @@ def test_evaluation_equals_sklearn(aligned):
 
 def test_few_classes_have_no_top_5(aligned):
     result = evaluate_zero_shot(*aligned, rows_of([0, 1, 1], ClassLabel(names=NAMES[:3])), progress=False)
-    assert [measure["measure"] for measure in result.measures] == ["top-1"]
+    assert [metric["metric"] for metric in result.metrics] == ["top-1"]
     assert result.protocol["templates"] == ["a picture of a {}", "a {}", "{}"]  # "photo" was never taught
 
 

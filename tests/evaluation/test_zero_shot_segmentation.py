@@ -98,7 +98,7 @@ def test_evaluation_equals_sklearn(threshold, aligned):
     truth, predicted = np.concatenate(truth), np.concatenate(predicted)
     assert len(set(predicted.tolist())) > 1
     ious = jaccard_score(truth, predicted, labels=range(4), average=None, zero_division=0)
-    miou, accuracy = result.measures
+    miou, accuracy = result.metrics
     assert miou["model"] == pytest.approx(ious.mean()) and accuracy["model"] == accuracy_score(truth, predicted)
     assert [row["model"] for row in result.details["per_class"]] == pytest.approx(ious.tolist())
     assert [row["pixels"] for row in result.details["per_class"]] == np.bincount(truth).tolist()
@@ -130,7 +130,7 @@ def test_absent_classes_and_rows_that_cannot_be_used(aligned):
         "background",
         "cat",
     ]  # absent classes do not count
-    assert result.measures[0]["model"] == pytest.approx(np.mean([row["model"] for row in result.details["per_class"]]))
+    assert result.metrics[0]["model"] == pytest.approx(np.mean([row["model"] for row in result.details["per_class"]]))
 
 
 def grey(image):
@@ -214,5 +214,5 @@ def test_the_chosen_threshold_is_the_best_of_all_evaluations(aligned):
         result = evaluate_zero_shot_segmentation(
             model, processor, rows, NAMES, ["a {}"], background=0, background_threshold=threshold, progress=False
         )
-        scores[threshold] = result.measures[0]["model"]
+        scores[threshold] = result.metrics[0]["model"]
     assert max(scores.values()) == pytest.approx(scores[chosen])

@@ -15,7 +15,7 @@ from dinov3_hf.checkpoints import export
 from dinov3_hf.finetuning.adapters import (
     add_adapters,
     export_merged,
-    export_stock_adapter,
+    export_transformers_adapter,
     head_modules,
     load_adapter,
     mark_trainable,
@@ -87,19 +87,19 @@ def test_round_trips(base, tmp_path, dora, train_tokens):
         torch.testing.assert_close(merged(IMAGES).logits, logits, atol=1e-5, rtol=0)
         assert not [name for name in merged.state_dict() if "lora" in name or "modules_to_save" in name]
         export_merged(merged, tmp_path / "merged")
-        stock = DINOv3ViTModel.from_pretrained(tmp_path / "merged")
-        torch.testing.assert_close(stock(IMAGES, MASK).last_hidden_state, tokens, atol=1e-5, rtol=0)
-        export_stock_adapter(tmp_path / "adapter", tmp_path / "stock")
-        stock = DINOv3ViTModel.from_pretrained(base)
-        learnt = tmp_path / "stock" / "tokens.safetensors"
+        reference = DINOv3ViTModel.from_pretrained(tmp_path / "merged")
+        torch.testing.assert_close(reference(IMAGES, MASK).last_hidden_state, tokens, atol=1e-5, rtol=0)
+        export_transformers_adapter(tmp_path / "adapter", tmp_path / "reference")
+        reference = DINOv3ViTModel.from_pretrained(base)
+        learnt = tmp_path / "reference" / "tokens.safetensors"
         assert learnt.is_file() == train_tokens
         if train_tokens:
             found = load_file(learnt)
             assert sorted(found) == [f"embeddings.{name}" for name in ("cls_token", "mask_token", "register_tokens")]
-            assert not stock.load_state_dict(found, strict=False).unexpected_keys
-        adapted = PeftModel.from_pretrained(stock, tmp_path / "stock").eval()
+            assert not reference.load_state_dict(found, strict=False).unexpected_keys
+        adapted = PeftModel.from_pretrained(reference, tmp_path / "reference").eval()
         torch.testing.assert_close(adapted(IMAGES, MASK).last_hidden_state, tokens, atol=1e-5, rtol=0)
-        head = load_file(tmp_path / "stock" / "head.safetensors")
+        head = load_file(tmp_path / "reference" / "head.safetensors")
         assert sorted(head) == ["classifier.bias", "classifier.weight"]
 
 

@@ -62,7 +62,7 @@ RTDETR = {
 }
 RTDETR |= {"encoder_in_channels": [24, 24, 24], "decoder_layers": 2}
 # Of each head its class in transformers and fields that make it small.
-HEADS = {
+CASES = {
     ("segmentation", "upernet"): ("UperNetForSemanticSegmentation", {"hidden_size": 16, "pool_scales": [1, 2]}),
     ("segmentation", "mask2former"): ("Mask2FormerForUniversalSegmentation", MASK2FORMER),
     ("depth", "dpt"): ("DPTForDepthEstimation", DPT),
@@ -110,7 +110,7 @@ def undecoded(rows):
 TRAIN, TEST = undecoded(TRAIN), undecoded(TEST)
 
 
-@pytest.mark.parametrize("task, head", HEADS)
+@pytest.mark.parametrize("task, head", CASES)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_ends_in_weights_that_load_and_measure_the_same(base, tmp_path, task, head, method):
     size = 64 if head == "rtdetr_v2" else 32
@@ -123,14 +123,14 @@ def test_a_run_ends_in_weights_that_load_and_measure_the_same(base, tmp_path, ta
         output_dir=str(tmp_path),
         train_tokens=method == "lora",
     )
-    name, fields = HEADS[task, head]
+    name, fields = CASES[task, head]
     if head == "rtdetr_v2" and method == "lora":
         # Its box and class layers hang in two places, one of which PEFT would miss.
         with pytest.raises(ValueError, match="which PEFT cannot save, accepted: frozen or full"):
             finetune(recipe, TRAIN, TEST, fields)
         return
     result = finetune(recipe, TRAIN, TEST, fields)
-    assert result.skipped_images == {"test": 0} and all(np.isfinite(m["model"]) for m in result.measures)
+    assert result.skipped_images == {"test": 0} and all(np.isfinite(m["model"]) for m in result.metrics)
     if method == "lora":
         model = load_adapter(tmp_path / "adapter")
         assert [name for name, _ in model.named_parameters() if "lora" in name]
@@ -143,8 +143,8 @@ def test_a_run_ends_in_weights_that_load_and_measure_the_same(base, tmp_path, ta
     labels = [example["labels"] for example in examples]
     with torch.no_grad():
         outputs = model(pixel_values=torch.stack([example["pixel_values"] for example in examples]))
-    figures = again.figures(outputs, labels if task == "detection" else torch.stack(labels))
-    for found, expected in zip(again.measures(figures), result.measures, strict=True):
+    statistics = again.statistics(outputs, labels if task == "detection" else torch.stack(labels))
+    for found, expected in zip(again.metrics(statistics), result.metrics, strict=True):
         assert found["model"] == pytest.approx(expected["model"], abs=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_segmentation_measures_are_those_of_scikit_learn():
 
     outputs = Outputs()
     outputs.logits = logits
-    found = {m["measure"]: m for m in task.measures(task.figures(outputs, truth).float())}
+    found = {m["metric"]: m for m in task.metrics(task.statistics(outputs, truth).float())}
     counted = truth != 255
     predicted, true = logits.argmax(1)[counted].numpy(), truth[counted].numpy()
     present = np.unique(true)
@@ -201,7 +201,7 @@ def test_depth_measures_are_the_definitions():
     class Outputs:
         predicted_depth = torch.tensor([[[2.0, 5.0], [9.0, 2.0]], [[1.0, 1.0], [1.0, 1.2]]])
 
-    found = [measure["model"] for measure in task.measures(task.figures(Outputs, truth))]
+    found = [metric["model"] for metric in task.metrics(task.statistics(Outputs, truth))]
     rmse = (np.sqrt((0 + 1 + 1) / 3) + np.sqrt(0.04 / 4)) / 2
     relative = ((0 + 0.25 + 1) / 3 + 0.2 / 4) / 2
     # 5 / 4 is not below 1.25.

@@ -8,7 +8,7 @@ from torch import nn
 
 from dinov3_hf import Dinov3Backbone, Dinov3Config, Dinov3ForImageClassification, Dinov3Model
 from dinov3_hf.finetuning.adapters import backbone_of
-from dinov3_hf.finetuning.heads import HEADS, build_head, class_scores, mask_targets
+from dinov3_hf.finetuning.heads import DENSE_HEADS, build_head, class_scores, mask_targets
 
 
 TABLE = SimpleNamespace(**runpy.run_path(Path(__file__).parents[2] / "benchmarks" / "heads_table.py"))
@@ -30,11 +30,11 @@ def test_a_head_sees_the_backbones_features_trains_and_round_trips(name, task):
     assert found["round trip"] <= 1e-6
     assert found["finite"] and found["gradient"] > 0
     assert found["backward"] == ("sum of outputs" if task == "depth" else "loss")
-    assert found["model"] == HEADS[name].model
+    assert found["model"] == DENSE_HEADS[name].model
 
 
 def test_the_table_has_a_line_for_every_head():
-    assert {name for name, _ in TABLE.CASES} == set(HEADS) == set(TABLE.TINY)
+    assert {name for name, _ in TABLE.CASES} == set(DENSE_HEADS) == set(TABLE.TINY)
     row = TABLE.table_row(TABLE.check("detr", "detection"))
     assert (row["features differ by"], row["backward"], row["round trip differs by"]) == ("0", "loss", "0")
 

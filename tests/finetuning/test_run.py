@@ -77,11 +77,11 @@ def test_each_method_trains_what_it_says_and_its_result_loads(base, tmp_path, me
     images = processor([row["image"].convert("RGB") for row in decoded(TEST)], return_tensors="pt")
     with torch.no_grad():
         found = model(**images).logits.argmax(-1)
-    (measure,) = result.measures
-    assert measure["measure"] == "top-1" and measure["method"] == method
-    assert measure["model"] == pytest.approx((found == torch.tensor(TEST["label"])).float().mean().item())
+    (metric,) = result.metrics
+    assert metric["metric"] == "top-1" and metric["method"] == method
+    assert metric["model"] == pytest.approx((found == torch.tensor(TEST["label"])).float().mean().item())
     counts = torch.bincount(torch.tensor(TRAIN["label"]))
-    assert measure["chance"] == pytest.approx(sum(label == int(counts.argmax()) for label in TEST["label"]) / 10)
+    assert metric["chance"] == pytest.approx(sum(label == int(counts.argmax()) for label in TEST["label"]) / 10)
     assert model.config.id2label[0] == TRAIN.features["label"].names[0]
 
 
@@ -110,7 +110,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(base, tmp_path, monkeypatch):
         finetune(recipe_of(base, tmp_path / "stopped", **fields, rank=4, resume=True), TRAIN, TEST)
     resumed = finetune(recipe_of(base, tmp_path / "stopped", **fields, resume=True), TRAIN, TEST)
     assert resumed.details["resumed_from_epoch"] == 2 and whole.details["resumed_from_epoch"] is None
-    assert resumed.measures == whole.measures
+    assert resumed.metrics == whole.metrics
     assert resumed.details["trainable_parameters"] == whole.details["trainable_parameters"]
     first, second = (
         load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "stopped")
@@ -124,8 +124,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(base, tmp_path, monkeypatch):
 
 
 def test_the_control_is_measured_and_not_kept(base, tmp_path):
-    result = finetune(recipe_of(base, tmp_path, method="frozen", untrained=True, epochs=1), TRAIN, TEST)
-    assert "untrained" in result.measures[0] and "model" not in result.measures[0]
+    result = finetune(recipe_of(base, tmp_path, method="frozen", random_init=True, epochs=1), TRAIN, TEST)
+    assert "random_init" in result.metrics[0] and "model" not in result.metrics[0]
     assert result.details["folder"] is None and not (tmp_path / "model").exists()
 
 
@@ -165,7 +165,7 @@ def test_splits_may_number_their_classes_differently(base, tmp_path):
         finetune(recipe_of(base, tmp_path / str(n), epochs=1, method="frozen"), TRAIN, rows)
         for n, rows in enumerate((TEST, turned))
     ]
-    assert results[0].measures == results[1].measures
+    assert results[0].metrics == results[1].metrics
 
 
 def test_unreadable_images_are_replaced_and_left_out_of_the_figure(base, tmp_path):
@@ -180,7 +180,7 @@ def test_unreadable_images_are_replaced_and_left_out_of_the_figure(base, tmp_pat
         TRAIN,
         TEST.select([index for index in range(10) if index != 3]),
     )
-    assert result.measures[0]["model"] == pytest.approx(kept.measures[0]["model"])
+    assert result.metrics[0]["model"] == pytest.approx(kept.metrics[0]["model"])
 
 
 def test_examples_without_one_readable_image_are_refused():
@@ -225,7 +225,7 @@ def labelled(labels):
         ({"image_size": 36}, (TRAIN, TEST), "image_size: got 36, accepted: a multiple of the model's patch size"),
         ({"rank": 0}, (TRAIN, TEST), "rank: got 0, accepted: a whole number of at least 1"),
         ({"method": "full", "train_tokens": True}, (TRAIN, TEST), "train_tokens: got True, accepted: false with full"),
-        ({"method": "full", "export": ["stock-adapter"]}, (TRAIN, TEST), "export: got 'stock-adapter'"),
+        ({"method": "full", "export": ["transformers-adapter"]}, (TRAIN, TEST), "export: got 'transformers-adapter'"),
         ({"head": "dpt"}, (TRAIN, TEST), "head: got 'dpt', accepted: null for classification"),
         ({"test_split": "train"}, (TRAIN, TEST), "test_split: got 'train', accepted: another split"),
     ],

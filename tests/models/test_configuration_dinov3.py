@@ -78,8 +78,8 @@ def test_round_trip_keeps_every_field(tmp_path):
 
 
 def test_stock_directory_is_read_with_one_warning_for_unknown_keys(tmp_path, warnings_seen):
-    stock = DINOv3ViTConfig(num_register_tokens=2, rope_theta=50.0, pos_embed_shift=0.1, out_indices=[1, 2])
-    stock.save_pretrained(tmp_path)
+    reference = DINOv3ViTConfig(num_register_tokens=2, rope_theta=50.0, pos_embed_shift=0.1, out_indices=[1, 2])
+    reference.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "future_field": 1, "another_field": 2}))
     config = Dinov3Config.from_pretrained(tmp_path)

@@ -28,7 +28,7 @@ SMALL = {
     "num_register_tokens": 2,
     "layerscale_value": 0.5,
 }
-HEADS = {
+TINY_HEADS = {
     f"{head}_head_{field}": value
     for head in ("dino", "ibot")
     for field, value in {"num_prototypes": 24, "hidden_size": 48, "bottleneck_size": 16, "num_layers": 2}.items()
@@ -81,22 +81,22 @@ FAMILY = {
 def test_stock_directory_gives_stock_outputs(family, tmp_path):
     torch.manual_seed(0)
     fields = {"num_hidden_layers": 1, "num_register_tokens": 4, **FAMILY[family]}
-    stock = DINOv3ViTModel(DINOv3ViTConfig(**fields)).eval()
-    for name, parameter in stock.named_parameters():
+    reference = DINOv3ViTModel(DINOv3ViTConfig(**fields)).eval()
+    for name, parameter in reference.named_parameters():
         if name.endswith(("bias", "token", "tokens", "lambda1")):
             torch.nn.init.normal_(parameter, std=0.2)
-    stock.save_pretrained(tmp_path)
+    reference.save_pretrained(tmp_path)
     ours, info = Dinov3Model.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     for size in ((224, 224), (256, 320), (230, 250)) if family == "S" else ((64, 96),):
         images = torch.randn(1, 3, *size)
         with torch.no_grad():
-            expected, output = (model(images, output_hidden_states=True) for model in (stock, ours))
+            expected, output = (model(images, output_hidden_states=True) for model in (reference, ours))
         assert_close(output.last_hidden_state, expected.last_hidden_state, atol=1e-5)
         assert_close(output.pooler_output, expected.pooler_output, atol=1e-5)
         assert len(output.hidden_states) == len(expected.hidden_states) == fields["num_hidden_layers"] + 1
-        for ours_state, stock_state in zip(output.hidden_states, expected.hidden_states, strict=True):
-            assert_close(ours_state, stock_state, atol=1e-5)
+        for ours_state, transformers_state in zip(output.hidden_states, expected.hidden_states, strict=True):
+            assert_close(ours_state, transformers_state, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_parameter_names_are_frozen():
     untied = make(num_hidden_layers=1, untie_global_and_local_cls_norm=True)
     assert list(untied.state_dict()) == names + ["local_cls_norm.weight", "local_cls_norm.bias"]
     heads = [f"{h}_head.{n}" for h in ("dino", "ibot") for n in ("mlp.0.weight", "mlp.0.bias")]
-    pretraining = make(Dinov3ForPreTraining, **HEADS, num_hidden_layers=1).state_dict()
+    pretraining = make(Dinov3ForPreTraining, **TINY_HEADS, num_hidden_layers=1).state_dict()
     assert [f"dinov3.{name}" for name in names] == [name for name in pretraining if name.startswith("dinov3.")]
     assert set(heads) | {"dino_head.last_layer.weight", "ibot_head.mlp.2.bias"} < set(pretraining)
     gated = make(num_hidden_layers=1, use_gated_mlp=True, layerscale_value=None).state_dict()
@@ -153,7 +153,7 @@ def test_parameter_names_are_frozen():
 
 
 def test_initial_weights():
-    model = make(Dinov3ForPreTraining, **HEADS, hidden_size=128, head_initializer_range=0.1).requires_grad_(False)
+    model = make(Dinov3ForPreTraining, **TINY_HEADS, hidden_size=128, head_initializer_range=0.1).requires_grad_(False)
     linear = model.dinov3.layer[0].mlp.up_proj
     assert linear.weight.std() == pytest.approx(0.02, rel=0.05) and linear.bias.abs().max() == 0
     assert model.dino_head.last_layer.weight.std() == pytest.approx(0.1, rel=0.15)

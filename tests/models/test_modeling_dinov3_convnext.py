@@ -75,39 +75,39 @@ def assert_close(ours, theirs, atol=1e-5):
     ],
 )
 def test_stock_directory_gives_stock_outputs(size, depths, tmp_path):
-    stock = fill(DINOv3ConvNextModel(DINOv3ConvNextConfig(**{**CONVNEXT_SIZES[size], "depths": depths})))
-    stock.save_pretrained(tmp_path)
+    reference = fill(DINOv3ConvNextModel(DINOv3ConvNextConfig(**{**CONVNEXT_SIZES[size], "depths": depths})))
+    reference.save_pretrained(tmp_path)
     ours, info = Dinov3ConvNextModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert ours.config.hidden_sizes == CONVNEXT_SIZES[size]["hidden_sizes"]
     for shape in SHAPES if size == "convnext_tiny" else SHAPES[1:2]:
         pixel_values = images(*shape)
         with torch.no_grad():
-            expected, output = (model(pixel_values, output_hidden_states=True) for model in (stock, ours))
+            expected, output = (model(pixel_values, output_hidden_states=True) for model in (reference, ours))
         assert expected.last_hidden_state.std() > 0.1
         assert_close(output.last_hidden_state, expected.last_hidden_state)
         assert_close(output.pooler_output, expected.pooler_output)
         assert len(output.hidden_states) == len(expected.hidden_states) == 5
-        for ours_map, stock_map in zip(output.hidden_states, expected.hidden_states, strict=True):
-            assert_close(ours_map, stock_map)
+        for ours_map, transformers_map in zip(output.hidden_states, expected.hidden_states, strict=True):
+            assert_close(ours_map, transformers_map)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("indices", [[4], [1, 2, 3, 4], [0, 3]])
 def test_backbone_gives_stock_maps(shape, indices, tmp_path):
     fill(DINOv3ConvNextModel(DINOv3ConvNextConfig(**SMALL))).save_pretrained(tmp_path)
-    stock = DINOv3ConvNextBackbone.from_pretrained(tmp_path, out_indices=indices).eval()
+    reference = DINOv3ConvNextBackbone.from_pretrained(tmp_path, out_indices=indices).eval()
     ours, info = Dinov3ConvNextBackbone.from_pretrained(tmp_path, out_indices=indices, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert ours.channels == stock.channels and ours.out_features == stock.out_features
+    assert ours.channels == reference.channels and ours.out_features == reference.out_features
     pixel_values = images(*shape)
     with torch.no_grad():
-        output, expected = ours.eval()(pixel_values), stock(pixel_values)
+        output, expected = ours.eval()(pixel_values), reference(pixel_values)
         states = ours(pixel_values, output_hidden_states=True).hidden_states
     assert output.hidden_states is None and len(states) == 5
     assert len(output.feature_maps) == len(expected.feature_maps) == len(indices)
-    for ours_map, stock_map in zip(output.feature_maps, expected.feature_maps, strict=True):
-        assert torch.equal(ours_map, stock_map)
+    for ours_map, transformers_map in zip(output.feature_maps, expected.feature_maps, strict=True):
+        assert torch.equal(ours_map, transformers_map)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_parameter_names_are_those_of_published_files(tmp_path):
     names = [f"stages.{i}.{n}" for i in range(4) for n in stage] + ["layer_norm.w", "layer_norm.b"]
     names = {name[:-1] + {"w": "weight", "b": "bias"}[name[-1]] if name[-2] == "." else name for name in names}
     assert set(model.state_dict()) == names
-    stock = DINOv3ConvNextModel(DINOv3ConvNextConfig(**{**SMALL, "depths": [1, 1, 1, 1]}))
-    stock.save_pretrained(tmp_path)
+    reference = DINOv3ConvNextModel(DINOv3ConvNextConfig(**{**SMALL, "depths": [1, 1, 1, 1]}))
+    reference.save_pretrained(tmp_path)
     assert set(load_file(tmp_path / "model.safetensors")) == names
 
 

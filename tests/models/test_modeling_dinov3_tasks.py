@@ -18,7 +18,7 @@ SMALL = {
     "num_register_tokens": 2,
     "layerscale_value": 0.5,
 }
-HEADS = {
+TINY_HEADS = {
     f"{head}_head_{field}": value
     for head in ("dino", "ibot")
     for field, value in {"num_prototypes": 24, "hidden_size": 48, "bottleneck_size": 16, "num_layers": 2}.items()
@@ -42,7 +42,7 @@ def test_hidden_states_of_a_model_inside_another_come_once():
     assert len(states) == len(expected) == SMALL["num_hidden_layers"] + 1
     for ours, theirs in zip(states, expected, strict=True):
         assert_close(ours, theirs, atol=0)
-    network = make(Dinov3ForPreTraining, **HEADS)
+    network = make(Dinov3ForPreTraining, **TINY_HEADS)
     assert len(network.dinov3(images, output_hidden_states=True).hidden_states) == SMALL["num_hidden_layers"] + 1
 
 
@@ -97,7 +97,7 @@ def test_classifier_trains_and_starts_from_a_backbone(tmp_path):
 
 def test_pretraining_forward():
     torch.manual_seed(0)
-    model = make(Dinov3ForPreTraining, **HEADS)
+    model = make(Dinov3ForPreTraining, **TINY_HEADS)
     crops, local = torch.randn(2, 3, 3, 16, 16), torch.randn(4, 3, 3, 8, 8)
     masks = torch.zeros(2, 3, 4, dtype=torch.bool)
     masks[0, 1, 2] = masks[1, 0, 1] = masks[1, 2, 3] = True
@@ -121,7 +121,7 @@ def test_pretraining_forward():
 
 
 def test_pretraining_reaches_every_parameter_and_saves(tmp_path):
-    model = make(Dinov3ForPreTraining, **HEADS, untie_global_and_local_cls_norm=True).train()
+    model = make(Dinov3ForPreTraining, **TINY_HEADS, untie_global_and_local_cls_norm=True).train()
     masks = torch.rand(2, 2, 4) > 0.5
     output = model(torch.randn(2, 2, 3, 16, 16), torch.randn(3, 2, 3, 8, 8), masks)
     sum(tensor.pow(3).sum() for tensor in output.to_tuple()).backward()

@@ -74,7 +74,7 @@ def test_the_nearest_are_those_of_a_loop(index):
 
 
 def test_words_find_their_class(embedder, index, scenes):
-    """The embedded model knows these words: far above one in ten."""
+    """The bundled model knows these words: far above one in ten."""
     found = [
         (scenes[1][index.nearest(embedder.text(name), 5)[0]] == label) for label, name in enumerate(SCENE_CLASSES)
     ]

@@ -65,7 +65,7 @@ def test_corners_that_touch_hang_together():
     assert [mask[step, 2 + step].item() for step in range(4)] == [True] * 4 and mask.sum() == 4
 
 
-def test_clicks_beside_take_away_what_looks_more_like_them():
+def test_clicks_on_the_background_take_away_what_looks_more_like_them():
     near = strips([1, 0, 0.2], [1, 0, -0.2], [0, 1, 0], [0, 1, 0])
     alone = similar_mask(near, (8, 4), torch.tensor([[0, 0]]), threshold=0.5)
     assert alone.all(0).tolist() == [True] * 4 + [False] * 4
@@ -82,8 +82,8 @@ def test_a_mask_is_drawn_in_pixels_of_the_image():
 def test_a_selection_is_what_its_clicks_mark():
     tokens, image = strips([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]), Image.new("RGB", (8, 4), "white")
     empty = Selection(image, tokens)
-    assert empty.mask(0.5) is None and empty.click("beside", (1, 1)).mask(0.5) is None
-    on = empty.click("on", (0, 0)).click("beside", (7, 0))
+    assert empty.mask(0.5) is None and empty.click("background", (1, 1)).mask(0.5) is None
+    on = empty.click("on", (0, 0)).click("background", (7, 0))
     expected = similar_mask(tokens, (8, 4), torch.tensor([[0, 0]]), torch.tensor([[7, 0]]), 0.5)
     assert torch.equal(on.mask(0.5), expected)
     # A box takes their place, is none with one corner, and a third corner begins another.

@@ -18,7 +18,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def serve():
-    """A function from the name of a Space to the address where it runs, with the embedded model."""
+    """A function from the name of a Space to the address where it runs, with the bundled model."""
     pytest.importorskip("gradio")
     from dinov3_hf.spaces.layout import launch
 

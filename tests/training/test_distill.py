@@ -1,4 +1,4 @@
-"""`dinov3 distill` from end to end: two students of the embedded teacher, stopped, resumed, taken apart, refused."""
+"""`dinov3 distill` from end to end: two students of the bundled teacher, stopped, resumed, taken apart, refused."""
 
 import json
 import os

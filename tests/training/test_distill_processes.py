@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
 from dinov3_hf.training.arguments import CropArguments, ObjectiveArguments, OptimizationArguments, RunArguments
-from dinov3_hf.training.batches.regroup import Regroup, ranks_of, slices_of
+from dinov3_hf.training.batches.row_exchange import RowExchange, ranks_of, slices_of
 from dinov3_hf.training.distill_arguments import DistillArguments
 from dinov3_hf.training.distillation import Distillation
 from dinov3_hf.training.engine.checkpointing import Checkpoints, list_checkpoints
@@ -132,13 +132,13 @@ def work(rank, world, port, folder):
     accelerator, names, results = Accelerator(), list(STUDENTS), {}
     results["ddp"] = run(folder, "ddp", accelerator, names, GROUP_SIZES, save_every=3)
     results["everywhere"] = run(folder, "everywhere", accelerator, names)
-    results["regrouped"] = run(folder, "regrouped", accelerator, names[::-1], [1, 2, 1], resume=True)
+    results["exchanged"] = run(folder, "exchanged", accelerator, names[::-1], [1, 2, 1], resume=True)
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     results["fsdp2"] = run(folder, "fsdp2", accelerator, names, GROUP_SIZES)
     del os.environ["ACCELERATE_USE_FSDP"]
     # The negative control: nothing is gathered, each process trains its student on what it read itself.
-    Regroup.images = lambda self, values: values
-    Regroup.patches = lambda self, rows, masks, moved: rows
+    RowExchange.images = lambda self, values: values
+    RowExchange.patches = lambda self, rows, masks, moved: rows
     results["apart"] = run(folder, "apart", accelerator, names, GROUP_SIZES)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -161,7 +161,7 @@ def results(tmp_path_factory):
     # The run to resume in other groups: parts that one process wrote, each for its student alone.
     for name in STUDENTS:
         source = folder / name / "checkpoints" / "step_00000003"
-        shutil.copytree(source, folder / "regrouped" / "checkpoints" / source.name, dirs_exist_ok=True)
+        shutil.copytree(source, folder / "exchanged" / "checkpoints" / source.name, dirs_exist_ok=True)
     mp.spawn(work, args=(4, free_port(), folder), nprocs=4)
     return folder, alone, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(4)]
 
@@ -186,19 +186,19 @@ def distance(results, mode):
     return loss, weights
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp2", "everywhere", "regrouped"])
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", "everywhere", "exchanged"])
 def test_four_processes_equal_one_process_and_each_student_alone(results, mode):
     loss, weights = distance(results, mode)
     print(f"{mode}: losses within {loss:.1e} relative, weights within {weights:.1e}")
     assert loss < 1e-5 and weights < 1e-5
     folder, _, ranks = results
     lines = lines_of(folder, mode)
-    assert len(lines) == (3 if mode == "regrouped" else STEPS)
+    assert len(lines) == (3 if mode == "exchanged" else STEPS)
     for line in lines:
         assert line["loss"] == pytest.approx(sum(line[f"{name}/loss"] for name in STUDENTS), rel=1e-6)
         assert all(f"grad_norm_{name}/backbone" in line for name in STUDENTS)
     held = [{key.split(".")[0] for key in rank[mode]["weights"] if key.startswith("student_")} for rank in ranks]
-    groups = {"everywhere": [STUDENTS] * 4, "regrouped": [["gated"], ["conv"], ["conv"], ["small"]]}
+    groups = {"everywhere": [STUDENTS] * 4, "exchanged": [["gated"], ["conv"], ["conv"], ["small"]]}
     wanted = groups.get(mode, [["small"], ["conv"], ["gated"], ["gated"]])
     assert held == [{f"student_{name}" for name in names} for names in wanted]
 

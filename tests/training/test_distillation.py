@@ -304,9 +304,9 @@ def test_exports_are_stock_directories_of_the_averages(tmp_path):
     small, conv = objective.export(tmp_path)
     pixels = torch.randn(1, 3, SIDE, SIDE)
     for folder in (small, conv):
-        stock, ema = AutoModel.from_pretrained(folder).eval(), objective.ema(folder.name)
-        assert type(stock).__name__.startswith("DINOv3")
-        assert torch.allclose(stock(pixels).last_hidden_state, ema.backbone(pixels).last_hidden_state, atol=1e-5)
+        reference, ema = AutoModel.from_pretrained(folder).eval(), objective.ema(folder.name)
+        assert type(reference).__name__.startswith("DINOv3")
+        assert torch.allclose(reference(pixels).last_hidden_state, ema.backbone(pixels).last_hidden_state, atol=1e-5)
     heads = load_pretraining(small).ibot_head.state_dict()
     assert all(
         torch.equal(value, heads[name]) for name, value in objective.ema("small").ibot_head.state_dict().items()

@@ -144,7 +144,7 @@ def model():
 
 def test_probe_equals_a_naive_one(model):
     rows = make_rows(90)
-    measures = make_probe(rows)(model)
+    metrics = make_probe(rows)(model)
     probe = make_probe(rows)
     pixels = (probe.images.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.no_grad():
@@ -159,10 +159,10 @@ def test_probe_equals_a_naive_one(model):
         for neighbour in np.argsort(-similarity)[:10]:
             votes[labels[neighbour]] += math.exp(similarity[neighbour] / 0.07)
         hits += votes.argmax() == labels[query]
-    assert measures["knn"] == hits / 20 and 0.5 < hits / 20
-    assert measures["rankme"] == pytest.approx(rankme(torch.tensor(cls)).item(), rel=1e-4)
+    assert metrics["knn"] == hits / 20 and 0.5 < hits / 20
+    assert metrics["rankme"] == pytest.approx(rankme(torch.tensor(cls)).item(), rel=1e-4)
     cosine = np.mean([cls_patch_cosine(output.pooler_output, output.patch_tokens).item() for output in outputs])
-    assert measures["cls_patch_cosine"] == pytest.approx(cosine, abs=1e-6)
+    assert metrics["cls_patch_cosine"] == pytest.approx(cosine, abs=1e-6)
 
 
 def test_probe_leaves_no_trace(model):

@@ -14,7 +14,7 @@ from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.self_distillation import SelfDistillation
 
 
-HEADS = {
+TINY_HEADS = {
     f"{head}_head_{part}": size
     for head in ("dino", "ibot")
     for part, size in (("num_prototypes", 12), ("hidden_size", 20), ("bottleneck_size", 8))
@@ -27,7 +27,7 @@ def network():
     torch.manual_seed(0)
     config = Dinov3Config(
         hidden_size=24, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32, patch_size=4,
-        num_register_tokens=1, layerscale_value=0.3, image_size=16, head_initializer_range=0.2, **HEADS,
+        num_register_tokens=1, layerscale_value=0.3, image_size=16, head_initializer_range=0.2, **TINY_HEADS,
     )  # fmt: skip
     return Dinov3ForPreTraining(config)
 
@@ -37,12 +37,12 @@ def sources(network, tmp_path_factory):
     """The same backbone as our export with heads, as a stock directory, and in Meta's layouts."""
     folder = tmp_path_factory.mktemp("sources")
     export(network, folder / "ours")
-    export(network.dinov3, folder / "stock")
+    export(network.dinov3, folder / "reference")
     export(network.dinov3, folder / "meta", layout="meta")
     export(network, folder / "meta_training", layout="meta")
     return {
         "ours": folder / "ours",
-        "stock": folder / "stock",
+        "reference": folder / "reference",
         "meta": folder / "meta" / "model.pth",
         "meta_training": folder / "meta_training" / "model.pth",
     }
@@ -71,10 +71,10 @@ def step(objective, optimizer, lr, backbone_lr, seed=0):
 
 
 @pytest.mark.parametrize(
-    "name, has_heads", [("ours", True), ("stock", False), ("meta", False), ("meta_training", True)]
+    "name, has_heads", [("ours", True), ("reference", False), ("meta", False), ("meta_training", True)]
 )
 def test_weights_of_anyone(sources, network, name, has_heads):
-    model = ModelArguments(init_from=str(sources[name]), **({} if has_heads else HEADS), num_attention_heads=2)
+    model = ModelArguments(init_from=str(sources[name]), **({} if has_heads else TINY_HEADS), num_attention_heads=2)
     if name == "meta":
         model.num_attention_heads = None
     student, heads_are_new = build_student(model, CROPS)
@@ -86,7 +86,7 @@ def test_weights_of_anyone(sources, network, name, has_heads):
 
 
 def test_new_heads_can_be_asked_for(sources, network):
-    fields = HEADS | {"dino_head_num_prototypes": 30}
+    fields = TINY_HEADS | {"dino_head_num_prototypes": 30}
     student, heads_are_new = build_student(
         ModelArguments(init_from=str(sources["ours"]), init_heads=False, **fields), CROPS
     )
@@ -111,7 +111,7 @@ def test_a_local_norm_is_added_as_a_copy(sources, network):
 
 
 def test_backbone_and_its_teacher_rest_while_heads_warm_up(sources):
-    student, _ = build_student(ModelArguments(init_from=str(sources["stock"]), **HEADS), CROPS)
+    student, _ = build_student(ModelArguments(init_from=str(sources["reference"]), **TINY_HEADS), CROPS)
     objective = SelfDistillation(student, ObjectiveArguments()).train()
     before = {key: tensor.clone() for key, tensor in objective.state_dict().items()}
     optimizer = build_optimizer(parameter_groups(student, 0.9, 0.2), [0.9, 0.999])

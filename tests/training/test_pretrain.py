@@ -64,15 +64,15 @@ def test_stock_transformers_reads_the_teacher(finished):
 
     from dinov3_hf import Dinov3Model
 
-    stock, processor = (
+    reference, processor = (
         AutoModel.from_pretrained(finished / "model"),
         AutoImageProcessor.from_pretrained(finished / "model"),
     )
-    assert type(stock) is DINOv3ViTModel and dict(processor.size) == {"height": 32, "width": 32}
+    assert type(reference) is DINOv3ViTModel and dict(processor.size) == {"height": 32, "width": 32}
     pixels = processor(Image.new("RGB", (64, 48), "red"), return_tensors="pt")
     ours = Dinov3Model.from_pretrained(finished / "model")
     with torch.inference_mode():
-        assert torch.allclose(stock(**pixels).last_hidden_state, ours(**pixels).last_hidden_state, atol=1e-5)
+        assert torch.allclose(reference(**pixels).last_hidden_state, ours(**pixels).last_hidden_state, atol=1e-5)
 
 
 def test_exported_weights_are_the_teachers(finished):

@@ -44,9 +44,9 @@ def test_points_without_a_value_leave_a_gap():
 
 def test_the_model_lies_above_its_baselines_and_chance_is_dashed():
     points = [(0, 0.5), (10, 0.5)]
-    picture = curve_picture("c", {"model": points, "untrained": points, "raw_pixels": points}, "step")
+    picture = curve_picture("c", {"model": points, "random_init": points, "raw_pixels": points}, "step")
     assert len(coloured(picture, COLOURS["model"])) > 1000
-    assert len(coloured(picture, COLOURS["untrained"])) == len(coloured(picture, COLOURS["raw_pixels"])) == 0
+    assert len(coloured(picture, COLOURS["random_init"])) == len(coloured(picture, COLOURS["raw_pixels"])) == 0
     columns = np.unique(coloured(curve_picture("c", {"chance": points}, "step"), COLOURS["chance"], 100)[:, 1])
     line = curve_picture("c", {"chance": points}, "step").crop((100, 100, 700, HEIGHT - MARGINS[3] - 4))
     gaps = (~(np.asarray(line) == np.round(255 * np.array(to_rgb(COLOURS["chance"])))).all(2).any(0)).mean()

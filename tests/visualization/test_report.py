@@ -16,9 +16,9 @@ from dinov3_hf.visualization.report import Comparison, Curve, Pictures, compare,
 RESULT = SimpleNamespace(
     task="knn",
     protocol={"num_train": 20, "num_test": 8},
-    measures=[
-        {"measure": "top-1", "k": 10, "model": 0.4, "untrained": 0.2, "raw_pixels": 0.5, "chance": 0.1},
-        {"measure": "top-1", "k": 20, "model": 0.3, "chance": 0.0},
+    metrics=[
+        {"metric": "top-1", "k": 10, "model": 0.4, "random_init": 0.2, "raw_pixels": 0.5, "chance": 0.1},
+        {"metric": "top-1", "k": 20, "model": 0.3, "chance": 0.0},
     ],
 )
 
@@ -26,7 +26,7 @@ RESULT = SimpleNamespace(
 def test_comparisons_hold_the_measures():
     first, second = compare(RESULT)
     assert first.title == "k-NN on images (k=10): top-1"
-    assert first.values == {"trained": 0.4, "untrained": 0.2, "raw pixels": 0.5, "chance": 0.1}
+    assert first.values == {"trained": 0.4, "random_init": 0.2, "raw pixels": 0.5, "chance": 0.1}
     assert second.values == {"trained": 0.3, "chance": 0.0}
 
 

@@ -17,8 +17,8 @@ from dinov3_hf.recipe import require
 
 from ..arguments import RunArguments
 from ..objective import Objective
-from .allocator import keep_freed_memory
 from .float8 import check_float8, convert_to_float8
+from .freed_memory import keep_freed_memory
 
 
 def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:

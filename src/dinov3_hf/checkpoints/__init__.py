@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
-from .embedded import tiny_checkpoint
+from .bundled import tiny_checkpoint
 from .names import LAYOUTS, WEIGHT_SUFFIXES
 
 

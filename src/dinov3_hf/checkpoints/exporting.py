@@ -27,7 +27,7 @@ def export(model: PreTrainedModel, directory: str | os.PathLike, layout: str = "
     """Writes `model` for use elsewhere and returns the directory.
 
     "transformers" writes a `dinov3_vit` or `dinov3_convnext` directory with its image processor, which plain `AutoModel`
-    reads where this package is absent; heads and local norm, which it has no place for, go to heads.safetensors beside
+    reads where this package is absent; heads and local norm, which it has no place for, go to heads.safetensors next to
     it. "meta" writes model.pth with Meta's names, "timm" a directory for `timm.create_model` (no ConvNeXt), "onnx"
     model.onnx; these two leave out mask token, local norm and heads.
 
@@ -44,17 +44,17 @@ def export(model: PreTrainedModel, directory: str | os.PathLike, layout: str = "
     backbone = getattr(model, "dinov3", model)
     everything, prefix = merge_adapters(model, gather(model)), "" if backbone is model else "dinov3."
     tensors = {name.removeprefix(prefix): value for name, value in everything.items() if name.startswith(prefix)}
-    beside = {name: value for name, value in everything.items() if not name.startswith(prefix)}
+    extra = {name: value for name, value in everything.items() if not name.startswith(prefix)}
     directory = Path(directory)
     if dist.is_initialized() and dist.get_rank() > 0:
         return directory
     write = _writer(layout, convnext)
-    write(backbone.config, tensors, beside, directory)
+    write(backbone.config, tensors, extra, directory)
     return directory
 
 
 def _writer(layout: str, convnext: bool) -> Callable[..., None]:
-    """Return the function that writes a backbone's tensors, and what is beside them, to a directory."""
+    """Return the function that writes a backbone's tensors and the extra ones to a directory."""
     if layout == "onnx":
         # Tracing takes seconds to import.
         from .onnx import write_onnx

@@ -74,9 +74,9 @@ def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ConvNextM
         accepted = ", ".join((Dinov3Config.model_type, "dinov3_vit", *_CONVNEXT_TYPES))
         raise Refused(f"{field}: {name!r} is of type {kind!r}, accepted: {accepted}")
     if os.path.isfile(path / HEADS_FILE):
-        with readable(name, field), safe_open(path / HEADS_FILE, "pt") as beside:
+        with readable(name, field), safe_open(path / HEADS_FILE, "pt") as heads:
             # A backbone alone may have its local norm there.
-            if any(key.startswith(PROJECTION_HEADS) for key in beside.keys()):
+            if any(key.startswith(PROJECTION_HEADS) for key in heads.keys()):
                 return load_pretraining(path).float()
     return load_whole(Dinov3Model, name, field)
 

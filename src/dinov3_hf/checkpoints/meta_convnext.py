@@ -31,8 +31,8 @@ def load_meta_convnext(source: Mapping[str, torch.Tensor], overrides: dict[str, 
     """
     source, fields = dict(source), _fields(source)
     for kind in ("weight", "bias"):
-        twin = source.pop(_norm_of_stage(kind, len(fields["depths"])), None)
-        if twin is not None and not torch.equal(twin, source.get(f"norm.{kind}", twin)):
+        norm = source.pop(_norm_of_stage(kind, len(fields["depths"])), None)
+        if norm is not None and not torch.equal(norm, source.get(f"norm.{kind}", norm)):
             raise Refused(f"not a DINOv3 ConvNeXt in Meta's layout: its two final norms differ in {kind}")
     with torch.device("meta"):
         names = Dinov3ConvNextModel(Dinov3ConvNextConfig(**fields)).state_dict()
@@ -46,10 +46,10 @@ def load_meta_convnext(source: Mapping[str, torch.Tensor], overrides: dict[str, 
     return build_model(Dinov3ConvNextModel, tensors, fields, overrides)
 
 
-def write_meta_convnext(config: Dinov3ConvNextConfig, tensors: dict, beside: dict, directory: Path) -> None:
+def write_meta_convnext(config: Dinov3ConvNextConfig, tensors: dict, extra: dict, directory: Path) -> None:
     """Write model.pth; `Refused` for heads, for which Meta's layout has no place."""
-    if beside:
-        raise Refused(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in beside})}")
+    if extra:
+        raise Refused(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in extra})}")
     renamed = {_to_meta(name): tensor for name, tensor in tensors.items()}
     for kind in ("weight", "bias"):
         renamed[_norm_of_stage(kind, len(config.depths))] = renamed[f"norm.{kind}"]

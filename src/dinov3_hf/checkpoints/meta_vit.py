@@ -53,17 +53,17 @@ def load_meta_vit(source: Mapping[str, torch.Tensor], overrides: dict[str, Any])
     return build_model(Dinov3ForPreTraining, tensors, fields, overrides)
 
 
-def write_meta_vit(config: Dinov3Config, tensors: dict, beside: dict, directory: Path) -> None:
+def write_meta_vit(config: Dinov3Config, tensors: dict, extra: dict, directory: Path) -> None:
     """Write model.pth; `Refused` for what Meta's layout has no place for."""
     tensors = vit_to_meta(config, tensors)
-    if beside:
-        if not all(name.split(".")[0] in PROJECTION_HEADS for name in beside):
-            raise Refused(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in beside})}")
+    if extra:
+        if not all(name.split(".")[0] in PROJECTION_HEADS for name in extra):
+            raise Refused(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in extra})}")
         # Meta names a head's only layer without an index.
         one_layer = {head for head in PROJECTION_HEADS if getattr(config, f"{head}_num_layers") == 1}
         renamed = {
             name.replace("mlp.0.", "mlp.") if name.split(".")[0] in one_layer else name: tensor
-            for name, tensor in beside.items()
+            for name, tensor in extra.items()
         }
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()} | renamed
     directory.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from .weights import summarise
 logger = logging.get_logger(__name__)
 
 OUTPUTS = ("last_hidden_state", "pooler_output", "patch_tokens")
-# A protobuf file ends at two gibibytes: larger weights go to a file beside the graph.
+# A protobuf file ends at two gibibytes: larger weights go to a file next to the graph.
 _MAX_BYTES_IN_GRAPH = 2**31 - 2**24
 
 
@@ -51,12 +51,12 @@ def trace(model: Dinov3Model | Dinov3ConvNextModel) -> ExportedProgram:
 def write_onnx(
     config: Dinov3Config | Dinov3ConvNextConfig,
     tensors: dict[str, torch.Tensor],
-    beside: dict[str, torch.Tensor],
+    extra: dict[str, torch.Tensor],
     directory: Path,
 ) -> None:
     """Writes model.onnx of a backbone's `tensors` in fp32: input `pixel_values` [B,C,H,W], outputs as those of `trace`.
 
-    Weights of 2 GiB or more go to model.onnx.data beside it. What is in `beside` (heads) is named in a warning.
+    Weights of 2 GiB or more go to model.onnx.data next to it. What is in `extra` (heads) is named in a warning.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -84,5 +84,5 @@ def write_onnx(
         dynamo=True,
         verbose=False,
     )
-    if beside:
-        logger.warning_once(f"The graph of a backbone has no place for {summarise(beside)}.")
+    if extra:
+        logger.warning_once(f"The graph of a backbone has no place for {summarise(extra)}.")

@@ -51,11 +51,11 @@ _FIXED = {
 
 
 def write_timm(
-    config: Dinov3Config, tensors: dict[str, torch.Tensor], beside: dict[str, torch.Tensor], directory: Path
+    config: Dinov3Config, tensors: dict[str, torch.Tensor], extra: dict[str, torch.Tensor], directory: Path
 ) -> None:
     """Writes model.safetensors and config.json of a backbone's `tensors`, without its mask token and local norm.
 
-    What is in `beside` (heads) is named in a warning. timm's `forward_features` then gives our `last_hidden_state`, its
+    What is in `extra` (heads) is named in a warning. timm's `forward_features` then gives our `last_hidden_state`, its
     `forward` our `pooler_output`.
 
     Raises:
@@ -76,8 +76,8 @@ def write_timm(
     directory.mkdir(parents=True, exist_ok=True)
     save_file(written, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(timm_config(config), indent=2) + "\n")
-    if beside:
-        logger.warning_once(f"timm's layout has no place for {summarise(beside)}.")
+    if extra:
+        logger.warning_once(f"timm's layout has no place for {summarise(extra)}.")
 
 
 def timm_config(config: Dinov3Config) -> dict[str, Any]:

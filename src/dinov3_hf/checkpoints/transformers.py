@@ -1,4 +1,4 @@
-"""Directories of transformers' own DINOv3 classes, which plain `AutoModel` reads, and the heads beside them."""
+"""Directories of transformers' own DINOv3 classes, which plain `AutoModel` reads, and the heads next to them."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from .weights import PROJECTION_HEADS, build_model, head_fields, under
 
 logger = logging.get_logger(__name__)
 
-# What stock has no place for lies here, beside model.safetensors.
+# What stock has no place for lies here, next to model.safetensors.
 HEADS_FILE = "heads.safetensors"
 
 
@@ -37,7 +37,7 @@ def load_pretraining(directory: str | os.PathLike) -> Dinov3ForPreTraining:
     return build_model(Dinov3ForPreTraining, {**tensors, **heads}, fields, {})
 
 
-def write_vit(config: Dinov3Config, tensors: dict, beside: dict, directory: Path) -> None:
+def write_vit(config: Dinov3Config, tensors: dict, extra: dict, directory: Path) -> None:
     """Write a `dinov3_vit` directory; `Refused` for a model that it cannot hold."""
     if config.rope_normalize_coords != "separate":
         raise Refused(
@@ -48,8 +48,8 @@ def write_vit(config: Dinov3Config, tensors: dict, beside: dict, directory: Path
             f"rope_min_period={config.rope_min_period}, rope_max_period={config.rope_max_period}: "
             "a dinov3_vit directory can only hold rope_theta"
         )
-    stock = set(DINOv3ViTConfig.default_config_fields())
-    fields = {k: v for k, v in config.to_dict().items() if k in stock & field_names(Dinov3Config)}
+    reference = set(DINOv3ViTConfig.default_config_fields())
+    fields = {k: v for k, v in config.to_dict().items() if k in reference & field_names(Dinov3Config)}
     fields.update(pos_embed_shift=None, pos_embed_jitter=None, pos_embed_rescale=None, drop_path_rate=0.0)
     if not config.layerscale_value:
         # Stock always has layer scale: ones change nothing.
@@ -58,20 +58,20 @@ def write_vit(config: Dinov3Config, tensors: dict, beside: dict, directory: Path
         for index in range(config.num_hidden_layers):
             tensors.update({f"layer.{index}.layer_scale{i}.lambda1": ones.clone() for i in (1, 2)})
     local_norm = [name for name in tensors if name.startswith("local_cls_norm.")]
-    beside = beside | {f"dinov3.{name}": tensors.pop(name) for name in local_norm}
-    _write(DINOv3ViTConfig(**fields, architectures=["DINOv3ViTModel"]), tensors, beside, directory)
+    extra = extra | {f"dinov3.{name}": tensors.pop(name) for name in local_norm}
+    _write(DINOv3ViTConfig(**fields, architectures=["DINOv3ViTModel"]), tensors, extra, directory)
 
 
-def write_convnext(config: Dinov3ConvNextConfig, tensors: dict, beside: dict, directory: Path) -> None:
+def write_convnext(config: Dinov3ConvNextConfig, tensors: dict, extra: dict, directory: Path) -> None:
     """Write a `dinov3_convnext` directory."""
     names = field_names(DINOv3ConvNextConfig) - field_names(PreTrainedConfig)
     fields = {name: getattr(config, name) for name in names}
     fields |= {"architectures": ["DINOv3ConvNextModel"], "drop_path_rate": 0.0}
-    _write(DINOv3ConvNextConfig(**fields), tensors, beside, directory)
+    _write(DINOv3ConvNextConfig(**fields), tensors, extra, directory)
 
 
-def _write(config: PreTrainedConfig, tensors: dict, beside: dict, directory: Path) -> None:
-    """A directory of stock's with its image processor; what it has no place for goes to heads.safetensors beside it."""
+def _write(config: PreTrainedConfig, tensors: dict, extra: dict, directory: Path) -> None:
+    """A directory of stock's with its image processor; what it has no place for goes to heads.safetensors next to it."""
     directory.mkdir(parents=True, exist_ok=True)
     config.dtype = next(iter(tensors.values())).dtype
     config.save_pretrained(directory)
@@ -79,9 +79,9 @@ def _write(config: PreTrainedConfig, tensors: dict, beside: dict, directory: Pat
     size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
     processor = DINOv3ViTImageProcessor(size={"height": size[0], "width": size[1]}, do_convert_rgb=True)
     processor.save_pretrained(directory)
-    if beside:
-        save_file(beside, directory / HEADS_FILE, metadata={"format": "pt"})
-        parts = ", ".join(sorted({name.removeprefix("dinov3.").split(".")[0] for name in beside}))
-        logger.warning_once(f"A {config.model_type} directory has no place for {parts}: see {HEADS_FILE} beside it.")
+    if extra:
+        save_file(extra, directory / HEADS_FILE, metadata={"format": "pt"})
+        parts = ", ".join(sorted({name.removeprefix("dinov3.").split(".")[0] for name in extra}))
+        logger.warning_once(f"A {config.model_type} directory has no place for {parts}: see {HEADS_FILE} next to it.")
     else:
         (directory / HEADS_FILE).unlink(missing_ok=True)

@@ -82,7 +82,7 @@ def head_fields(head: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int
     }
 
 
-def left_out(names: Iterable[str]) -> list[str]:
+def omitted(names: Iterable[str]) -> list[str]:
     """Names of parameters that a layout for inference alone has no place for: mask token, local norm, heads."""
     kept = r"(dinov3\.)?(embeddings\.(?!mask_token)|(layer|norm|stages|layer_norm)\.)"
     return [name for name in names if not re.match(kept, name)]

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     preprocessing = carry_preprocessing(processor, output, layout)
     for file in sorted(path for path in output.iterdir() if path.is_file()):
         print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)")
-    print(f"left out: {describe_left_out(model, layout) or 'nothing'}")
+    print(f"left out: {describe_omitted(model, layout) or 'nothing'}")
     print(f"preprocessing: {preprocessing}")
     difference, reader = agreement(model, output, layout)
     if difference is None:
@@ -95,10 +95,10 @@ def carry_preprocessing(processor, directory: Path, layout: str) -> str:
     return "the model's own processor"
 
 
-def describe_left_out(model, layout: str) -> str:
-    from dinov3_hf.checkpoints.weights import left_out, summarise
+def describe_omitted(model, layout: str) -> str:
+    from dinov3_hf.checkpoints.weights import omitted, summarise
 
-    return summarise(left_out(model.state_dict())) if layout in ("timm", "onnx") else ""
+    return summarise(omitted(model.state_dict())) if layout in ("timm", "onnx") else ""
 
 
 def agreement(model, directory: Path, layout: str) -> tuple[float | None, str]:
@@ -132,8 +132,8 @@ def reader(directory: Path, layout: str):
     if layout == "transformers":
         from transformers import AutoModel
 
-        stock = AutoModel.from_pretrained(directory)
-        return lambda images: stock(images).last_hidden_state, f"transformers' {type(stock).__name__}"
+        reference = AutoModel.from_pretrained(directory)
+        return lambda images: reference(images).last_hidden_state, f"transformers' {type(reference).__name__}"
     if layout == "meta":
         from dinov3_hf.checkpoints import load_meta
 

@@ -136,7 +136,7 @@ def write_card(record: dict, folder: Path) -> None:
         task=result.task,
         title=f"{result.task.capitalize()} with DINOv3, {method}",
         summary=(
-            f"`{architecture}` on {'random weights shaped as ' if settings['untrained'] else ''}`{base if is_id else Path(base).name}`, "
+            f"`{architecture}` on {'random weights shaped as ' if settings['random_init'] else ''}`{base if is_id else Path(base).name}`, "
             f"method `{method}`, {result.details['trainable_parameters']:,} trained parameters, by `dinov3 finetune`. No licence is "
             "set: it follows those of the base and of the training images."
         ),

@@ -102,12 +102,12 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     """
     import tempfile
 
-    from dinov3_hf.evaluation.features import untrained_twin
+    from dinov3_hf.evaluation.features import randomly_initialised
     from dinov3_hf.evaluation.results import format_table, write_results
     from dinov3_hf.training.engine.monitor import read_metrics
     from dinov3_hf.visualization.report import Curve, Pictures, compare, verdict, write_report
 
-    from ..evaluation.loading import load_model
+    from ..evaluation.loading import load_evaluated_model
     from ..evaluation.run import evaluate
     from ..evaluation.tasks import EvaluateRecipe
     from ..recipe import build_recipe
@@ -135,8 +135,8 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     write_results(record, folder)
     print(format_table(record["results"]))
 
-    model, _, preprocessing = load_model(settings)
-    pictures = before_and_after(untrained_twin(model, recipe.run.seed), model, preprocessing)
+    model, _, preprocessing = load_evaluated_model(settings)
+    pictures = before_and_after(randomly_initialised(model, recipe.run.seed), model, preprocessing)
     metrics = read_metrics(folder / "metrics.jsonl")
     parts = {"dino_global": "image, global crops", "dino_local": "image, local crops", "ibot": "masked patches"}
     losses = {name: [(line["step"], line[key]) for line in metrics] for key, name in parts.items()}
@@ -171,7 +171,7 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     )
 
 
-def before_and_after(untrained, trained, preprocessing, num_images: int = 9):
+def before_and_after(random_init, trained, preprocessing, num_images: int = 9):
     """Picture patch features before and after training: input, and the PCA of both networks' patch tokens."""
     import torch
 
@@ -186,14 +186,14 @@ def before_and_after(untrained, trained, preprocessing, num_images: int = 9):
     inputs = torch.stack([decode_image(image) for image in scenes["image"]])
     pixels = preprocessing.normalize(inputs).to(trained.device)
     with torch.inference_mode():
-        maps = [pca_map(model(pixels).patch_tokens, (side, side)) for model in (untrained, trained)]
+        maps = [pca_map(model(pixels).patch_tokens, (side, side)) for model in (random_init, trained)]
     rows = [
         (image.permute(1, 2, 0).numpy(), *(upscale(one[index], 8) for one in maps))
         for index, image in enumerate(inputs)
     ]
     return Pictures(
         "Patch features, before and after",
-        ("input", "untrained", "trained"),
+        ("input", "random_init", "trained"),
         rows,
         "Each patch's token in the colours of its first three principal components, over all pictures of a column. "
         "What a network takes to be alike has one colour.",

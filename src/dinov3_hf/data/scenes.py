@@ -1,4 +1,4 @@
-"""The embedded data set: rendered scenes as a `datasets.Dataset` or a stream, nothing to download."""
+"""The bundled data set: rendered scenes as a `datasets.Dataset` or a stream, nothing to download."""
 
 import hashlib
 import io

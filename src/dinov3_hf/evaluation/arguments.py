@@ -79,7 +79,7 @@ class NetworkArguments:
         at_least=1,
     )
     dtype: Literal["float32", "bfloat16", "float16"] = described("type the network computes in", "float32")
-    controls: bool = described("also measure the untrained network and raw pixels", True)
+    baselines: bool = described("also measure the untrained network and raw pixels", True)
     cache_dir: str | None = described(
         "folder of the features, from which a stopped or repeated run goes on; null: features in output_dir", None
     )

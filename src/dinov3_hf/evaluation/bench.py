@@ -17,9 +17,9 @@ from .features import (
     cls_and_mean_features,
     cls_features,
     patch_features,
+    randomly_initialised,
     raw_image_features,
     raw_patch_features,
-    untrained_twin,
 )
 
 
@@ -39,7 +39,7 @@ class Bench:
     store: FeatureStore = field(default_factory=FeatureStore)
     batch_size: int = 64
     seed: int = 0
-    controls: bool = True
+    baselines: bool = True
     progress: bool = True
 
     @property
@@ -59,15 +59,15 @@ class Bench:
     @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """The network and, with controls, the same network with random weights."""
-        twin = {"untrained": untrained_twin(self.model, self.seed)} if self.controls else {}
-        return {"model": self.model, **twin}
+        network = {"random_init": randomly_initialised(self.model, self.seed)} if self.baselines else {}
+        return {"model": self.model, **network}
 
     @cached_property
     def _digests(self) -> dict[str, str]:
         return {name: weights_digest(network) for name, network in self.networks.items()}
 
     def extractors(self, kind: str, raw_pixels: bool = True) -> dict[str, Extractor]:
-        """Return what is measured side by side: "model" and, with controls, "untrained" and "raw_pixels".
+        """Return what is measured side by side: "model" and, with controls, "random_init" and "raw_pixels".
 
         `kind` is "cls", "cls+mean" (class token joined with the mean patch token) or "patches".
         """
@@ -77,7 +77,7 @@ class Bench:
             name: Extractor(KINDS[kind](network), width, f"{kind} of {self._digests[name]}", patch)
             for name, network in self.networks.items()
         }
-        if self.controls and raw_pixels:
+        if self.baselines and raw_pixels:
             side = min(self.preprocessing.image_size, RAW_PIXELS_SIDE)
             function, width = (raw_patch_features(patch), 3 * patch**2) if patch else (raw_image_features, 3 * side**2)
             found["raw_pixels"] = Extractor(

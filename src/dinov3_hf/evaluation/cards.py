@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ..provenance import is_hub_id
 from .result import Result
-from .results import CONTESTANTS, NOT_PARAMETERS, TABLE_HEAD, format_value, markdown, measure_title
+from .results import MODEL_AND_BASELINES, NOT_PARAMETERS, TABLE_HEAD, format_value, markdown, metric_title
 
 
 TITLE = "## Evaluation"
@@ -23,20 +23,20 @@ def metadata(result: Result, date: str) -> list[EvalResult]:
     source, test = result.data.get("source", ""), result.data.get("test", {})
     name = Path(source).name or "?"
     found = []
-    for measure in result.measures:
-        value = measure.get("model")
+    for metric in result.metrics:
+        value = metric.get("model")
         if value is None or not math.isfinite(value):
             continue
-        parameters = {key: given for key, given in measure.items() if key not in NOT_PARAMETERS}
-        baselines = {key: measure[key] for key in CONTESTANTS[1:] if measure.get(key) is not None}
+        parameters = {key: given for key, given in metric.items() if key not in NOT_PARAMETERS}
+        baselines = {key: metric[key] for key in MODEL_AND_BASELINES[1:] if metric.get(key) is not None}
         found.append(
             EvalResult(
                 task_type=result.hub_task,
                 dataset_type=source if is_hub_id(source) else re.sub(r"[^a-z0-9]+", "-", name.lower()),
                 dataset_name=name,
                 dataset_split=test.get("split"),
-                metric_type=re.sub(r"[^a-z0-9]+", "_", measure["measure"].lower()).strip("_"),
-                metric_name=measure_title(measure),
+                metric_type=re.sub(r"[^a-z0-9]+", "_", metric["metric"].lower()).strip("_"),
+                metric_name=metric_title(metric),
                 metric_config=result.task,
                 metric_value=float(value),
                 metric_args={**parameters, **baselines, IMAGES: test.get(IMAGES), DATE: date[:10]},
@@ -78,5 +78,5 @@ def table_line(item: EvalResult) -> tuple[str, ...]:
     """Return a measure's line of the table."""
     about = item.metric_args
     where = f"{item.dataset_name} {item.dataset_split or ''} ({about.get(IMAGES, '?')} images)"
-    values = [item.metric_value, *(about.get(name) for name in CONTESTANTS[1:])]
+    values = [item.metric_value, *(about.get(name) for name in MODEL_AND_BASELINES[1:])]
     return item.metric_config, item.metric_name, where, *map(format_value, values), about[DATE]

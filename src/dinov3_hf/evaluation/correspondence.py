@@ -160,9 +160,9 @@ def evaluate_correspondence(
             images = [decode_image(rows[row][image_column]) for row in (pair.source, pair.target)]
             hits = distances["model"][-1] <= DRAWN_THRESHOLD
             pictures.append(Matches(*images, pair.source_points, pair.target_points, found["model"], hits))
-    measures = [
+    metrics = [
         {
-            "measure": title,
+            "metric": title,
             "threshold": threshold,
             **{name: pool([d <= threshold for d in of_pairs]) for name, of_pairs in distances.items()},
         }
@@ -186,7 +186,7 @@ def evaluate_correspondence(
             "num_keypoints": sum(len(pair.source_points) for pair in measured),
             "num_test": len(features["model"]),
             "preprocessing": asdict(bench.whole),
-            "untrained_seed": bench.seed,
+            "baseline_seed": bench.seed,
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
             "chance": "the keypoint's own place in the source image, relative to its sides: what looking away finds",
         },
@@ -196,7 +196,7 @@ def evaluate_correspondence(
             "pair without a keypoint seen in both images": len(readable) - len(with_points),
             "last row, without a partner": len(test) % 2 if pairs is None else 0,
         },
-        measures=measures,
+        metrics=metrics,
         pictures={"matches": matches_picture(pictures, f"{DRAWN_THRESHOLD:g} of the reference length")},
     )
 

@@ -25,7 +25,7 @@ from .result import Result
 
 
 PAPER_STEPS = 38_400
-MEASURES = {"RMSE (m)": True, "ARel": True, "delta1": False}  # and whether lower is better
+METRICS = {"RMSE (m)": True, "ARel": True, "delta1": False}  # and whether lower is better
 # Weight of the mean in the loss: 0 leaves the scale free, 1 is the plain error of logarithms (AdaBins, section 3.3).
 MEAN_WEIGHT = 0.15
 
@@ -126,13 +126,13 @@ def evaluate_depth(
             "the same, as in the measures, and far outliers do not move it",
         },
         **skipped(learnt, tested),
-        measures=[
+        metrics=[
             {
-                "measure": title,
+                "metric": title,
                 **({"lower_is_better": True} if lower else {}),
                 **{name: values[place] for name, values in means.items()},
             }
-            for place, (title, lower) in enumerate(MEASURES.items())
+            for place, (title, lower) in enumerate(METRICS.items())
         ],
         pictures={"depth": depths_picture(["true", *drawn], examples)},
     )

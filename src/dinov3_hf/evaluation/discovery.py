@@ -147,11 +147,11 @@ def evaluate_discovery(
     }
     half = torch.randperm(len(places), generator=torch.Generator().manual_seed(bench.seed)).numpy() % 2
     chosen = {name: choose_elsewhere(some, half) for name, some in hits.items()}
-    figures = {name: float(of.mean()) for name, (of, _) in chosen.items()}
-    measures = [{"measure": "CorLoc", **figures}]
+    statistics = {name: float(of.mean()) for name, (of, _) in chosen.items()}
+    metrics = [{"metric": "CorLoc", **statistics}]
     for number, tau in enumerate(taus):
         at_tau = {name: float(hits[name][:, number].mean()) for name in features}
-        measures.append({"measure": "CorLoc", "tau": tau, **at_tau, "chance": figures["chance"]})
+        metrics.append({"metric": "CorLoc", "tau": tau, **at_tau, "chance": statistics["chance"]})
     drawn = sorted({index * len(places) // NUM_DRAWN for index in range(NUM_DRAWN)})
     examples, rows = [], undecoded(test)
     for index in drawn:
@@ -185,7 +185,7 @@ def evaluate_discovery(
         },
         skipped_images={"test": len(test) - len(kept)},
         skipped_rows={"without an object": len(kept) - len(places)},
-        measures=measures,
+        metrics=metrics,
         pictures={"discovery": boxes_picture(examples)},
     )
 

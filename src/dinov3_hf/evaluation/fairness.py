@@ -70,11 +70,11 @@ def by_group(result: Result, rows, group_column: str) -> Result:
         )
     worst, best = ({name: pick(line[name] for line in lines) for name in hits} for pick in (min, max))
     of = {"of": result.task}
-    measures = [{"measure": "accuracy", **of, "group": line["group"], **{n: line[n] for n in hits}} for line in lines]
+    metrics = [{"metric": "accuracy", **of, "group": line["group"], **{n: line[n] for n in hits}} for line in lines]
     gaps = {name: best[name] - worst[name] for name in hits}
     ratios = {name: worst[name] / best[name] if best[name] else float("nan") for name in hits}
-    measures.append({"measure": "gap between the best and the worst group", **of, "lower_is_better": True, **gaps})
-    measures.append({"measure": "worst group / best group", **of, **ratios})
+    metrics.append({"metric": "gap between the best and the worst group", **of, "lower_is_better": True, **gaps})
+    metrics.append({"metric": "worst group / best group", **of, **ratios})
     bars = {name: [(line[name], *line["interval"][name]) for line in lines] for name in hits}
     titles = [f"{line['group'][:40]}  ({line['images']})" for line in lines]
     return Result(
@@ -88,7 +88,7 @@ def by_group(result: Result, rows, group_column: str) -> Result:
             "intervals": "95 %, Wilson's score intervals; each group by itself, not corrected for their number",
         },
         skipped_images=result.skipped_images,
-        measures=measures,
+        metrics=metrics,
         pictures={
             f"{result.task} by {group_column}": bars_picture(
                 f"accuracy by {group_column} (images), with 95 % intervals", titles, bars

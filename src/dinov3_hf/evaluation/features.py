@@ -13,15 +13,15 @@ from ..pipelines.windows import Windowed
 RAW_PIXELS_SIDE = 32
 
 
-def untrained_twin(model: nn.Module, seed: int) -> nn.Module:
+def randomly_initialised(model: nn.Module, seed: int) -> nn.Module:
     """Build the network of the same configuration with the random weights of `seed`."""
     if isinstance(model, Windowed):
-        return Windowed(untrained_twin(model.model, seed), model.window)
+        return Windowed(randomly_initialised(model.model, seed), model.window)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        twin = type(model)(copy.deepcopy(model.config))
+        network = type(model)(copy.deepcopy(model.config))
     parameter = next(model.parameters())
-    return twin.to(parameter.device, parameter.dtype).eval()
+    return network.to(parameter.device, parameter.dtype).eval()
 
 
 def cls_features(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

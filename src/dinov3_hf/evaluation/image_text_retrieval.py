@@ -118,8 +118,8 @@ def evaluate_retrieval(
         "image to text": (torch.stack([copies[mine].sum() for mine in has]), len(items)),
         "text to image": (has.sum(dim=0)[items], len(images)),
     }
-    measures = [
-        {"measure": f"{way} recall@{k}", "model": recall, "chance": chance_recall(*relevant[way], k)}
+    metrics = [
+        {"metric": f"{way} recall@{k}", "model": recall, "chance": chance_recall(*relevant[way], k)}
         for way, found in ranks.items()
         for k, recall in _recall(found, ks).items()
     ]
@@ -136,7 +136,7 @@ def evaluate_retrieval(
         },
         skipped_images={"test": len(keep) - len(images)},
         skipped_rows={"no caption, or one that is no text": len(rows) - len(keep)},
-        measures=measures,
+        metrics=metrics,
     )
 
 

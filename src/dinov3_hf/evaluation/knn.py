@@ -59,13 +59,13 @@ def evaluate_knn(
             "num_classes": len(names),
             "classes_not_in_train": queries.classes_beyond(bank.labels, names),
             "preprocessing": asdict(bench.preprocessing),
-            "untrained_seed": bench.seed,
+            "baseline_seed": bench.seed,
             "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
             "chance": "always the class most frequent in train",
         },
         skipped_images={"train": len(train) - len(bank.labels), "test": len(test) - len(labels)},
-        measures=[
-            {"measure": "top-1", "k": k, **{name: accuracy[name][k] for name in predictions}, "chance": chance}
+        metrics=[
+            {"metric": "top-1", "k": k, **{name: accuracy[name][k] for name in predictions}, "chance": chance}
             for k in ks
         ],
         hits={"rows": queries.rows, **hits},

@@ -36,6 +36,6 @@ def accuracy_by_class(hits: dict[str, torch.Tensor], labels: torch.Tensor, names
     for index, name in enumerate(names):
         rows = labels == index
         if rows.any():
-            shares = {contestant: found[rows].double().mean().item() for contestant, found in hits.items()}
+            shares = {encoder: found[rows].double().mean().item() for encoder, found in hits.items()}
             lines.append({"class": name, "images": int(rows.sum()), **shares})
     return lines

@@ -11,7 +11,7 @@ from ..pipelines.windows import Windowed
 from ..visualization.charts import curve_picture
 from .bench import Bench
 from .result import Result
-from .results import CONTESTANTS, NOT_PARAMETERS, measure_title
+from .results import MODEL_AND_BASELINES, NOT_PARAMETERS, metric_title
 
 
 MAX_LAYERS = 12
@@ -41,13 +41,13 @@ def choose_layers(num_layers: int, asked: Sequence[int] = ()) -> list[int]:
     return sorted({round((place + 1) * num_layers / count) for place in range(count)})
 
 
-def evaluate_layers(bench: Bench, measure: Callable[[Bench], Result], layers: Sequence[int] = ()) -> Result:
-    """Repeat a task, `measure(bench)`, on the network cut after each of `layers`; returns its measures by layer.
+def evaluate_layers(bench: Bench, evaluate: Callable[[Bench], Result], layers: Sequence[int] = ()) -> Result:
+    """Repeat a task, `evaluate(bench)`, on the network cut after each of `layers`; returns its metrics by layer.
 
     Each cut network is run by itself: as much work as running the whole one (layers + 1) / 2 times, and no more memory.
     """
     chosen = choose_layers(bench.model.config.num_hidden_layers, layers)
-    results = {layer: measure(replace(bench, model=up_to_layer(bench.model, layer))) for layer in chosen}
+    results = {layer: evaluate(replace(bench, model=up_to_layer(bench.model, layer))) for layer in chosen}
     return repeated(
         results, "layer", "layers", "tokens after each block, under the final norm; the untrained twin has as many"
     )
@@ -56,26 +56,26 @@ def evaluate_layers(bench: Bench, measure: Callable[[Bench], Result], layers: Se
 def repeated(results: dict[int, Result], parameter: str, task: str, protocol: str) -> Result:
     """Join the results of one task at several values of a parameter into one, with a curve for each measure."""
     first = next(iter(results.values()))
-    measures = [{**measure, parameter: value} for value, result in results.items() for measure in result.measures]
+    metrics = [{**metric, parameter: value} for value, result in results.items() for metric in result.metrics]
     pictures = {}
-    for measure in first.measures:
-        title = measure_title(measure)
+    for metric in first.metrics:
+        title = metric_title(metric)
         series = {
-            name: [(line[parameter], line[name]) for line in measures if _same(line, measure, parameter)]
-            for name in CONTESTANTS
-            if name in measure
+            name: [(line[parameter], line[name]) for line in metrics if _same(line, metric, parameter)]
+            for name in MODEL_AND_BASELINES
+            if name in metric
         }
         pictures[title] = curve_picture(f"{first.task} {title}", series, parameter.replace("_", " "))
     return Result(
         task=f"{task} of {first.task}",
         protocol={**first.protocol, task: list(results), "repeated": protocol},
         skipped_images=first.skipped_images,
-        measures=measures,
+        metrics=metrics,
         pictures=pictures,
     )
 
 
-def _same(line: dict, measure: dict, parameter: str) -> bool:
+def _same(line: dict, metric: dict, parameter: str) -> bool:
     return all(
-        line.get(key) == value for key, value in measure.items() if key not in NOT_PARAMETERS[1:] and key != parameter
+        line.get(key) == value for key, value in metric.items() if key not in NOT_PARAMETERS[1:] and key != parameter
     )

@@ -19,18 +19,18 @@ class Aligned:
     processor: Any
 
 
-def load_model(recipe):
+def load_evaluated_model(recipe):
     """Return the model in the asked type, where it came from, and the preprocessing its processor asks for."""
     import torch
 
-    from ..checkpoints import load_model as load_any
+    from ..checkpoints import load_model
     from ..checkpoints.processors import image_side, processor_for
     from ..data.views import Preprocessing
     from ..models.modeling_dinov3 import Dinov3ForPreTraining
     from ..pipelines.windows import Windowed
 
     name, network = recipe.of(WhatArguments).model, recipe.of(NetworkArguments)
-    model = load_any(name)
+    model = load_model(name)
     model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
     provenance, processor = describe_weights(name, model), processor_for(name, model.config.image_size)
     image_size = network.image_size or image_side(processor)
@@ -50,14 +50,14 @@ def load_bench(recipe, processes: dict):
     from .bench import Bench
     from .feature_store import FeatureStore
 
-    model, provenance, preprocessing = load_model(recipe)
+    model, provenance, preprocessing = load_evaluated_model(recipe)
     check_image_size(preprocessing.image_size, model.config.patch_size)
     by_layer = [task.name for task in recipe.chosen if task.needs_layers]
     if by_layer and not hasattr(model.config, "num_hidden_layers"):
         raise Refused(f"task: got {by_layer[0]}, accepted: another one; the stages of a ConvNeXt share no width")
     network, data = recipe.of(NetworkArguments), recipe.of(DataArguments)
     store = FeatureStore(features_folder(recipe), **processes)
-    bench = Bench(model, preprocessing, store, data.batch_size, data.seed, network.controls, store.rank == 0)
+    bench = Bench(model, preprocessing, store, data.batch_size, data.seed, network.baselines, store.rank == 0)
     return bench, provenance
 
 
@@ -66,7 +66,7 @@ def features_folder(recipe) -> Path:
     return Path(recipe.of(NetworkArguments).cache_dir or Path(recipe.of(OutputArguments).output_dir) / "features")
 
 
-def load_aligned(name: str) -> tuple[Aligned, dict]:
+def load_evaluated_text_model(name: str) -> tuple[Aligned, dict]:
     """Return a text-aligned model with its processor, and where the weights came from."""
     import torch
     from transformers import PreTrainedConfig

@@ -51,7 +51,7 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> Result
             "shares": _dimension_shares(features),
             "kept": features["norms"].kept,
         }
-    measures = []
+    metrics = []
     for layer in layers:
         norms = {name: one["norms"][..., layer] for name, one in found.items()}
         ratios = {name: one["dimensions"][layer] / one["dimensions"][layer].median() for name, one in found.items()}
@@ -62,12 +62,12 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> Result
             ("extreme dimensions", {n: (ratios[n] > EXTREME_DIMENSION).sum() for n in found}),
             ("largest / median dimension", {n: ratios[n].max() for n in found}),
         ):
-            measures.append({"measure": title, "layer": layer, **{n: float(value) for n, value in values.items()}})
+            metrics.append({"metric": title, "layer": layer, **{n: float(value) for n, value in values.items()}})
     for tokens in ("before norm", "after norm", "after batch norm"):
         for title in ("squared magnitude in the largest dimension", "variance in the first principal component"):
             values = {name: one["shares"][tokens][title] for name, one in found.items()}
-            measures.append({"measure": title, "tokens": tokens, **values})
-    of_dimensions = [line for line in measures if line["measure"] == "largest / median dimension"]
+            metrics.append({"metric": title, "tokens": tokens, **values})
+    of_dimensions = [line for line in metrics if line["metric"] == "largest / median dimension"]
     dimensions = {name: [(line["layer"], line[name]) for line in of_dimensions] for name in found}
     return Result(
         task="outliers",
@@ -80,10 +80,10 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> Result
             "num_test": len(test) - skipped,
             "num_patches": int(found["model"]["norms"][..., 0].numel()),
             "preprocessing": asdict(bench.preprocessing),
-            "untrained_seed": bench.seed,
+            "baseline_seed": bench.seed,
         },
         skipped_images={"test": skipped},
-        measures=measures,
+        metrics=metrics,
         pictures=_pictures(bench, test, image_column, found["model"], dimensions),
         details={
             "extreme_dimensions": [

@@ -105,11 +105,11 @@ def evaluate_patch_knn(
     }
     most_frequent = torch.full_like(truth, int(bank_labels.bincount().argmax()))
     constant = confusion_matrix(most_frequent, truth, num_classes)
-    measures = []
-    for title, measure in (("mIoU", _mean_iou), ("patch accuracy", _accuracy)):
+    metrics = []
+    for title, metric in (("mIoU", _mean_iou), ("patch accuracy", _accuracy)):
         for k in ks:
-            values = {name: measure(confusions[name][k]) for name in features}
-            measures.append({"measure": title, "k": k, **values, "chance": measure(constant)})
+            values = {name: metric(confusions[name][k]) for name in features}
+            metrics.append({"metric": title, "k": k, **values, "chance": metric(constant)})
     by_class = {name: intersection_over_union(confusions[name][ks[0]]) for name in features}
     present = confusions["model"][ks[0]].sum(1)
     return Result(
@@ -133,7 +133,7 @@ def evaluate_patch_knn(
             "chance": "always the class most frequent in the bank",
         },
         skipped_images={"train": len(train) - num_train, "test": len(test) - num_test},
-        measures=measures,
+        metrics=metrics,
         details={
             "per_class": [
                 {"class": index, "patches": int(count), **{name: by_class[name][index].item() for name in features}}

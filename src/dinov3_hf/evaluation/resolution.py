@@ -9,8 +9,8 @@ from .layers import repeated
 from .result import Result
 
 
-def evaluate_resolution(bench: Bench, measure: Callable[[Bench], Result], sizes: Sequence[int]) -> Result:
-    """Repeat a task, `measure(bench)`, at image sizes in pixels; returns its measures by size.
+def evaluate_resolution(bench: Bench, evaluate: Callable[[Bench], Result], sizes: Sequence[int]) -> Result:
+    """Repeat a task, `evaluate(bench)`, at image sizes in pixels; returns its metrics by size.
 
     The share of the image that the centre crop keeps stays the same. Memory grows with the size unless the bench's
     network sees windows (`Windowed`). Raises `Refused` for a size that is no multiple of the patch size.
@@ -21,7 +21,7 @@ def evaluate_resolution(bench: Bench, measure: Callable[[Bench], Result], sizes:
     results = {}
     for size in sorted(set(sizes)):
         resize = round(size * view.resize_size / view.image_size)
-        results[size] = measure(replace(bench, preprocessing=replace(view, image_size=size, resize_size=resize)))
+        results[size] = evaluate(replace(bench, preprocessing=replace(view, image_size=size, resize_size=resize)))
     window = getattr(bench.model, "window", None)
     how = f"windows of {window} px, tokens averaged where they overlap" if window else "the whole image at once"
     return repeated(results, "image_size", "resolution", f"image sizes in pixels, seen by the network as {how}")

@@ -12,7 +12,7 @@ class Result:
         task: name of the task, as "knn" or "layers of knn".
         protocol: what was done, JSON-ready: two results compare where these agree.
         measures: one dictionary a measure: "measure" is its name, then its parameters, "lower_is_better" where that is so,
-            and a value for "model", "untrained", "raw_pixels" and "chance" as far as they were measured.
+            and a value for "model", "random_init", "raw_pixels" and "chance" as far as they were measured.
         skipped_images: images that could not be decoded, by split.
         skipped_rows: other rows that were not measured, by reason.
         details: further tables, JSON-ready, by name: "per_class", "per_object", "per_group".
@@ -24,7 +24,7 @@ class Result:
 
     task: str
     protocol: dict[str, Any]
-    measures: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
     skipped_images: dict[str, int] = field(default_factory=dict)
     skipped_rows: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)

@@ -13,29 +13,29 @@ from ..errors import Refused
 from .result import Result
 
 
-CONTESTANTS = ("model", "untrained", "raw_pixels", "chance")
+MODEL_AND_BASELINES = ("model", "random_init", "raw_pixels", "chance")
 # Keys of a measure that are no parameter of it.
-NOT_PARAMETERS = ("measure", "lower_is_better", *CONTESTANTS)
-TABLE_HEAD = ("task", "measure", "data", "model", "untrained", "raw pixels", "chance", "date")
+NOT_PARAMETERS = ("metric", "lower_is_better", *MODEL_AND_BASELINES)
+TABLE_HEAD = ("task", "metric", "data", "model", "random_init", "raw pixels", "chance", "date")
 FRAME_MILLISECONDS = 120
 
 
-def measure_title(measure: dict) -> str:
+def metric_title(metric: dict) -> str:
     """Return a measure's name with its parameters: "top-1, k=10"."""
-    parameters = [f"{name}={value}" for name, value in measure.items() if name not in NOT_PARAMETERS]
-    return ", ".join([measure["measure"], *parameters])
+    parameters = [f"{name}={value}" for name, value in metric.items() if name not in NOT_PARAMETERS]
+    return ", ".join([metric["metric"], *parameters])
 
 
 def format_table(results: Sequence[Result]) -> str:
     """Lay out the measures of several tasks as aligned lines, one a measure."""
     columns = [
-        name for name in CONTESTANTS if any(name in measure for result in results for measure in result.measures)
+        name for name in MODEL_AND_BASELINES if any(name in metric for result in results for metric in result.metrics)
     ]
     lines = [["", *(name.replace("_", " ") for name in columns)]]
     for result in results:
-        for measure in result.measures:
-            title = f"{result.task} {measure_title(measure)}"
-            lines.append([title, *(format_value(measure.get(name)) for name in columns)])
+        for metric in result.metrics:
+            title = f"{result.task} {metric_title(metric)}"
+            lines.append([title, *(format_value(metric.get(name)) for name in columns)])
     return align(lines)
 
 
@@ -89,9 +89,9 @@ def table_lines(record: dict) -> list[tuple[str, ...]]:
         where = (
             f"{Path(data.get('source', '')).name or '?'} {test.get('split', '')} ({test.get('images', '?')} images)"
         )
-        for measure in result.measures:
-            values = [format_value(measure.get(name)) for name in CONTESTANTS]
-            lines.append((result.task, measure_title(measure), where, *values, record["date"][:10]))
+        for metric in result.metrics:
+            values = [format_value(metric.get(name)) for name in MODEL_AND_BASELINES]
+            lines.append((result.task, metric_title(metric), where, *values, record["date"][:10]))
     return lines
 
 
@@ -151,10 +151,10 @@ def read_results(path: str) -> dict:
         record = json.loads(file.read_text())
         for result in record["results"]:
             known = isinstance(result["task"], str) and isinstance(result.get("protocol", {}), dict)
-            if not known or not all(isinstance(measure["measure"], str) for measure in result["measures"]):
+            if not known or not all(isinstance(metric["metric"], str) for metric in result["metrics"]):
                 raise TypeError
-            for measure in result["measures"]:
-                [format_value(measure.get(name)) for name in CONTESTANTS]
+            for metric in result["metrics"]:
+                [format_value(metric.get(name)) for name in MODEL_AND_BASELINES]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Refused(f"results: {file} is no evaluation, accepted: what dinov3 evaluate writes") from None
     return record
@@ -171,27 +171,27 @@ def compare_results(records: dict[str, dict]) -> tuple[list[list[str]], list[str
         for result in record["results"]:
             data = result.get("data", {})
             source = Path(data.get("source", "")).name
-            for measure in result["measures"]:
-                key = (result["task"], measure_title(measure), source)
+            for metric in result["metrics"]:
+                key = (result["task"], metric_title(metric), source)
                 if key not in cells:
                     keys.append(key)
-                cells.setdefault(key, {})[name] = measure
+                cells.setdefault(key, {})[name] = metric
                 protocols.setdefault(key[::2], {})[name] = _protocol(result)
-    controls = [c for c in CONTESTANTS[1:] if any(c in m for line in cells.values() for m in line.values())]
+    baselines = [c for c in MODEL_AND_BASELINES[1:] if any(c in m for line in cells.values() for m in line.values())]
     columns = [(name, "model") for name in records]
-    for control in controls:
-        agree = all(len({m.get(control) for m in line.values()}) == 1 for line in cells.values())
-        columns += [(None, control)] if agree else [(name, control) for name in records]
+    for baseline in baselines:
+        agree = all(len({m.get(baseline) for m in line.values()}) == 1 for line in cells.values())
+        columns += [(None, baseline)] if agree else [(name, baseline) for name in records]
     head = [""] + [
-        (name if contestant == "model" else contestant.replace("_", " ") + (f", {name}" if name else ""))
-        for name, contestant in columns
+        (name if encoder == "model" else encoder.replace("_", " ") + (f", {name}" if name else ""))
+        for name, encoder in columns
     ]
     lines = [head]
     for key in keys:
         values = []
-        for name, contestant in columns:
+        for name, encoder in columns:
             found = cells[key].get(name) if name else next(iter(cells[key].values()))
-            values.append(format_value((found or {}).get(contestant)) or "-")
+            values.append(format_value((found or {}).get(encoder)) or "-")
         lines.append([f"{key[0]} {key[1]} ({key[2]})", *values])
     return lines, [remark for key, found in protocols.items() for remark in _differences(key, found)]
 

@@ -139,13 +139,13 @@ def evaluate_instance_retrieval(
         "GAP": expected_gap(search.num_relevant / num_items, len(num_relevant)),
     }
     values = {name: {"mAP": of["average_precision"].mean().item(), "GAP": of["gap"]} for name, of in found.items()}
-    measures = [
-        {"measure": title, **{name: of[title] for name, of in values.items()}, "chance": chances[title]}
+    metrics = [
+        {"metric": title, **{name: of[title] for name, of in values.items()}, "chance": chances[title]}
         for title in ("mAP", "GAP")
     ]
     for k in ks:
         shares = {name: (of["rank"] < k).double().mean().item() for name, of in found.items()}
-        measures.append({"measure": "recall", "k": k, **shares, "chance": chance_recall(num_relevant, num_items, k)})
+        metrics.append({"metric": "recall", "k": k, **shares, "chance": chance_recall(num_relevant, num_items, k)})
     rows = torch.tensor(search.queries)[answerable].tolist()
     return Result(
         task="retrieval",
@@ -166,12 +166,12 @@ def evaluate_instance_retrieval(
             "relevant_images_per_query": num_relevant.double().mean().item(),
             "own_row_left_out": exclude_same,
             "preprocessing": asdict(bench.whole if whole else bench.preprocessing),
-            "untrained_seed": bench.seed,
+            "baseline_seed": bench.seed,
             "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
             "chance": "a random order, in expectation",
         },
         skipped_images={"train": len(gallery) - len(items["model"]), "test": len(query) - len(search.queries)},
-        measures=measures,
+        metrics=metrics,
         hits={"rows": rows, **{name: of["rank"] < 1 for name, of in found.items()}},
         pictures={"retrieved": _picture(gallery, query, image_column, found["model"]["answers"])},
     )

@@ -18,7 +18,7 @@ from .result import Result
 
 
 # One in so many train images is held out to choose by.
-HOLD_OUT = 10
+VALIDATION_STRIDE = 10
 CORRUPTION_COLUMN = "corruption"
 # AlexNet's top-1 errors on ImageNet-C, each over its five severities (Hendrycks and Dietterich, 2019, table 1).
 ALEXNET_ERRORS = {
@@ -45,7 +45,7 @@ Predict = Callable[[str, torch.Tensor], torch.Tensor]
 Hits = dict[str, torch.Tensor]
 
 
-def hold_out(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def validation_split(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Split rows of classes [N] by seed into those to fit on and those to choose by: a tenth of every class, sorted.
 
     The tenths of small classes are taken together; no class loses its only image. Raises `Refused` where there are
@@ -56,7 +56,7 @@ def hold_out(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tenso
     classes = labels[order]
     is_first = torch.cat([torch.ones(min(1, len(order)), dtype=torch.bool), classes[1:] != classes[:-1]])
     is_held = torch.zeros_like(is_first)
-    is_held[HOLD_OUT // 2 :: HOLD_OUT] = True
+    is_held[VALIDATION_STRIDE // 2 :: VALIDATION_STRIDE] = True
     is_held &= ~is_first
     if is_first.sum() < 2 or not is_held.any():
         raise Refused(
@@ -125,7 +125,7 @@ class ClassificationData:
         num_classes = len(names)
         names, index_of_others = join_vocabularies(names, train, others, label_column)
         train_labels = torch.tensor([index_of[0][value] for value in train[label_column]])
-        hold_out(train_labels, bench.seed)
+        validation_split(train_labels, bench.seed)
         known = set(train_labels.tolist())
         for title, rows in others.items():
             found = {index_of_others[title][value] for value in rows.unique(label_column)}
@@ -139,7 +139,7 @@ class ClassificationData:
             return LabelledFeatures.read(bench, rows, kind, image_column, label_column, index_of, description)
 
         learnt, tested = read(train, index_of[0], "train"), read(test, index_of[1], "test")
-        fit, held = hold_out(learnt.labels, bench.seed)
+        fit, held = validation_split(learnt.labels, bench.seed)
         skipped = {"train": len(train) - len(learnt.labels), "test": len(test) - len(tested.labels)}
         return cls(task, names, num_classes, learnt, fit, held, tested, sets, read, skipped)
 
@@ -148,18 +148,18 @@ class ClassificationData:
 
         `protocol` says how the classifiers were made, `pictures` are added to the confusion matrix.
         """
-        contestants, names = list(self.train.features), self.names[: self.num_classes]
+        encoders, names = list(self.train.features), self.names[: self.num_classes]
         most, truth = self.train.labels.bincount().argmax(), self.test.labels
-        predictions = {name: predict(name, self.test.features[name]) for name in contestants}
+        predictions = {name: predict(name, self.test.features[name]) for name in encoders}
         hits = {name: found == truth for name, found in predictions.items()}
         all_hits = {**hits, "chance": truth == most}
-        measures, about, skipped = [{"measure": "top-1", **accuracies(all_hits)}], {}, dict(self.skipped_images)
+        metrics, about, skipped = [{"metric": "top-1", **accuracies(all_hits)}], {}, dict(self.skipped_images)
         for title, other in self.others.items():
             # Read one by one, because all versions of ImageNet-C together would fill the memory.
             read = self.read(other.rows, other.index_of, title)
-            found = {name: predict(name, read.features[name]) == read.labels for name in contestants}
+            found = {name: predict(name, read.features[name]) == read.labels for name in encoders}
             found["chance"] = read.labels == most
-            measures += robustness_measures(title, read.labels, found, truth, all_hits)
+            metrics += robustness_metrics(title, read.labels, found, truth, all_hits)
             skipped[f"{title} (out of distribution)"] = len(other.rows) - len(read.labels)
             about[title] = {
                 "num_test": len(read.labels),
@@ -169,8 +169,8 @@ class ClassificationData:
             }
             if other.corruptions:
                 of_row = [other.corruptions[row] for row in read.rows]
-                lines, about[title]["mean_corruption_error"] = corruption_measures(title, of_row, found)
-                measures += lines
+                lines, about[title]["mean_corruption_error"] = corruption_metrics(title, of_row, found)
+                metrics += lines
         protocol = protocol | {
             "num_train": len(self.train.labels),
             "num_held_out": len(self.held),
@@ -189,7 +189,7 @@ class ClassificationData:
             task=self.task,
             protocol=protocol,
             skipped_images=skipped,
-            measures=measures,
+            metrics=metrics,
             hits={"rows": self.test.rows, **hits},
             pictures={
                 "confusion": confusion_picture(confusion_matrix(predictions["model"], truth, len(names)), names),
@@ -220,24 +220,24 @@ def accuracies(hits: Hits, rows: torch.Tensor | None = None) -> dict[str, float]
     return {name: (found if rows is None else found[rows]).double().mean().item() for name, found in hits.items()}
 
 
-def robustness_measures(
+def robustness_metrics(
     title: str, labels: torch.Tensor, hits: Hits, test_labels: torch.Tensor, test_hits: Hits
 ) -> list[dict]:
     """Measure a set out of distribution, beside the main test set on the classes that both have images of."""
     here, there = torch.isin(labels, test_labels), torch.isin(test_labels, labels)
-    measures = [{"measure": f"top-1 ({title})", **accuracies(hits)}]
+    metrics = [{"metric": f"top-1 ({title})", **accuracies(hits)}]
     if not here.any():
-        return measures
+        return metrics
     shared, main = accuracies(hits, here), accuracies(test_hits, there)
     if not here.all():
-        measures.append({"measure": f"top-1 ({title}, classes of test)", **shared})
+        metrics.append({"metric": f"top-1 ({title}, classes of test)", **shared})
     if not there.all():
-        measures.append({"measure": f"top-1 (test, classes of {title})", **main})
+        metrics.append({"metric": f"top-1 (test, classes of {title})", **main})
     difference = {name: shared[name] - main[name] for name in shared}
-    return [*measures, {"measure": f"top-1 difference ({title} - test)", **difference}]
+    return [*metrics, {"metric": f"top-1 difference ({title} - test)", **difference}]
 
 
-def corruption_measures(title: str, corruptions: list[str], hits: Hits) -> tuple[list[dict], str]:
+def corruption_metrics(title: str, corruptions: list[str], hits: Hits) -> tuple[list[dict], str]:
     """Return the error under each corruption, their mean, and what that mean is.
 
     The mean is the mCE of Hendrycks and Dietterich (2019) where they published AlexNet's error for every corruption.
@@ -255,12 +255,12 @@ def corruption_measures(title: str, corruptions: list[str], hits: Hits) -> tuple
         for name in hits
     }
     name = f"mCE ({title})" if is_normalised else f"mean corruption error, unnormalised ({title})"
-    measures = [
-        {"measure": f"error ({title})", "corruption": corruption, "lower_is_better": True, **errors[corruption]}
+    metrics = [
+        {"metric": f"error ({title})", "corruption": corruption, "lower_is_better": True, **errors[corruption]}
         for corruption in found
     ]
     kind = (
         "errors divided by AlexNet's published ones" if is_normalised else "plain errors, as AlexNet's are not known"
     )
     meaning = f"{kind}, averaged over {len(found)} corruptions; severities weigh by their images"
-    return [*measures, {"measure": name, "lower_is_better": True, **mean}], meaning
+    return [*metrics, {"metric": name, "lower_is_better": True, **mean}], meaning

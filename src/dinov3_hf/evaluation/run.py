@@ -5,7 +5,7 @@ import os
 
 from ..provenance import versions
 from .arguments import DataArguments, TrainArguments, WhatArguments
-from .loading import load_aligned, load_bench
+from .loading import load_bench, load_evaluated_text_model
 from .result import Result
 from .rows import describe_rows
 from .task import Evaluation, Repetition, Task
@@ -30,7 +30,7 @@ def evaluate(recipe: Evaluation, processes: dict | None = None) -> dict:
     """
     rows = {task.name: task.rows(task, recipe) for task in recipe.measured()}
     if recipe.has_text:
-        subject, provenance = load_aligned(recipe.of(WhatArguments).model)
+        subject, provenance = load_evaluated_text_model(recipe.of(WhatArguments).model)
     else:
         subject, provenance = load_bench(recipe, processes or {})
     results = []

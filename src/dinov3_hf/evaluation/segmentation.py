@@ -119,9 +119,9 @@ def evaluate_segmentation(
             "chance": "every pixel the class most frequent in the train masks",
         },
         **skipped(learnt, tested),
-        measures=[
-            {"measure": "mIoU", **{name: values.nanmean().item() for name, values in iou.items()}},
-            {"measure": "pixel accuracy", **{name: share.item() for name, share in hits.items()}},
+        metrics=[
+            {"metric": "mIoU", **{name: values.nanmean().item() for name, values in iou.items()}},
+            {"metric": "pixel accuracy", **{name: share.item() for name, share in hits.items()}},
         ],
         pictures={"segmentation": classes_picture(["true", *drawn], examples, names, ignore_index)},
         details={

@@ -56,7 +56,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Repetition:
-    """A task that repeats others: `run(bench, measure, test, recipe)` calls `measure(bench)` and joins the results."""
+    """A task that repeats others: `run(bench, evaluate, test, recipe)` calls `evaluate(bench)` and joins the results."""
 
     name: str
     help: str

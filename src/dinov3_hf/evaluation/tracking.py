@@ -42,7 +42,7 @@ def object_boundary(mask: np.ndarray) -> np.ndarray:
     return mask & ~binary_erosion(mask, border_value=1)
 
 
-def boundary_measure(prediction: np.ndarray, truth: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE) -> float:
+def contour_accuracy(prediction: np.ndarray, truth: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE) -> float:
     """Return F, the harmonic mean of precision and recall of the boundaries of two masks [H,W] (bool).
 
     A boundary pixel is matched by one of the other mask at most `tolerance` image diagonals away, rounded up to whole
@@ -209,7 +209,7 @@ def _score(prediction: torch.Tensor, truth: torch.Tensor, num_objects: int) -> l
     """Return J and F of each object, from maps [H,W] of object numbers."""
     prediction, truth = prediction.numpy(), truth.numpy()
     pairs = ((prediction == number, truth == number) for number in range(1, num_objects + 1))
-    return [(region_similarity(*pair), boundary_measure(*pair)) for pair in pairs]
+    return [(region_similarity(*pair), contour_accuracy(*pair)) for pair in pairs]
 
 
 def _result(
@@ -244,18 +244,18 @@ def _result(
             "num_objects": len(by_object["model"]),
             "num_frames": sum(frames for _, _, frames, _ in measured),
             "preprocessing": asdict(bench.preprocessing),
-            "untrained_seed": bench.seed,
+            "baseline_seed": bench.seed,
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
             "chance": "the first frame's mask kept still",
         },
         skipped_images={"test": skipped_images},
         skipped_rows=dict(skipped),
-        measures=[{"measure": title, **values} for title, values in (("J&F", both), ("J", region), ("F", boundary))],
+        metrics=[{"metric": title, **values} for title, values in (("J&F", both), ("J", region), ("F", boundary))],
         pictures={"tracked": pictures},
         details={
             "per_object": [
                 {"sequence": name, "object": value, "frames": frames}
-                | {contestant: float(means[contestant][index].mean()) for contestant in names}
+                | {encoder: float(means[encoder][index].mean()) for encoder in names}
                 for name, values, frames, means in measured
                 for index, value in enumerate(values)
             ],

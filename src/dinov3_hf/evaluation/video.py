@@ -256,9 +256,9 @@ def evaluate_video(
         },
         skipped_images={split: one.skipped_images for split, one in parts.items()},
         skipped_rows={reason: count for reason, count in reasons.items() if count},
-        measures=[
+        metrics=[
             {
-                "measure": "top-1",
+                "metric": "top-1",
                 "clips": count,
                 **{name: _share(by_count[count] == labels) for name, by_count in predictions.items()},
                 "chance": _share(labels == constant),

@@ -143,8 +143,8 @@ def evaluate_zero_shot(
             "chance": "a class drawn at random",
         },
         skipped_images={"test": len(rows) - len(labels)},
-        measures=[
-            {"measure": f"top-{k}", "model": best[:, :k].any(1).double().mean().item(), "chance": k / len(names)}
+        metrics=[
+            {"metric": f"top-{k}", "model": best[:, :k].any(1).double().mean().item(), "chance": k / len(names)}
             for k in ks
         ],
         details={

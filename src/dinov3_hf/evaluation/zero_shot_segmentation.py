@@ -122,9 +122,9 @@ def evaluate_zero_shot_segmentation(
         },
         skipped_images={"test": unreadable},
         skipped_rows={"mask of another size than its image": misfit},
-        measures=[
-            {"measure": "mIoU", "model": iou.nanmean().item(), "chance": chance.nanmean().item()},
-            {"measure": "pixel accuracy", "model": accuracy, "chance": 1 / len(names)},
+        metrics=[
+            {"metric": "mIoU", "model": iou.nanmean().item(), "chance": chance.nanmean().item()},
+            {"metric": "pixel accuracy", "model": accuracy, "chance": 1 / len(names)},
         ],
         details={
             "per_class": [

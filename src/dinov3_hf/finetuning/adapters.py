@@ -200,7 +200,7 @@ def export_merged(model: PreTrainedModel, directory: str | os.PathLike, processo
     return directory
 
 
-def export_stock_adapter(directory: str | os.PathLike, output: str | os.PathLike) -> Path:
+def export_transformers_adapter(directory: str | os.PathLike, output: str | os.PathLike) -> Path:
     """Write the backbone's adapters under stock's names, for `PeftModel.from_pretrained` on a `DINOv3ViTModel`.
 
     That model has no place for the head, which goes to head.safetensors. PEFT cannot give it back trained tokens

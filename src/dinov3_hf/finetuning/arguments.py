@@ -31,7 +31,7 @@ class TaskArguments:
         "where a loss masks patches)",
         False,
     )
-    untrained: bool = described("the control: the same on random weights in place of the model's", False)
+    random_init: bool = described("the control: the same on random weights in place of the model's", False)
 
     @property
     def has_adapters(self) -> bool:
@@ -113,8 +113,9 @@ class OutputArguments:
     )
     resume: bool = described("go on from the newest checkpoint in output_dir", False, common=True)
     overwrite: bool = described("replace the run that output_dir holds", False, common=True)
-    export: list[Literal["merged", "stock-adapter"]] = described(
-        "also write, for stock transformers: merged (a dinov3_vit folder), stock-adapter (adapters with its names)", []
+    export: list[Literal["merged", "transformers-adapter"]] = described(
+        "also write, for stock transformers: merged (a dinov3_vit folder), transformers-adapter (adapters with its names)",
+        [],
     )
 
     def validate(self) -> None:
@@ -133,8 +134,8 @@ class FinetuneRecipe(Recipe):
     def validate(self) -> "FinetuneRecipe":
         """Raise `Refused`, in one line, for the first field that cannot be."""
         super().validate()
-        good = not (self.task.untrained and self.output.export)
+        good = not (self.task.random_init and self.output.export)
         require(good, "export", self.output.export, "nothing with untrained, a control that is not kept")
-        good = self.task.has_adapters or "stock-adapter" not in self.output.export
-        require(good, "export", "stock-adapter", "merged, as without lora or dora there is no adapter")
+        good = self.task.has_adapters or "transformers-adapter" not in self.output.export
+        require(good, "export", "transformers-adapter", "merged, as without lora or dora there is no adapter")
         return self

@@ -60,10 +60,10 @@ class Classification:
         """The head's own: cross-entropy."""
         return outputs.loss
 
-    def figures(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+    def statistics(self, outputs, labels: torch.Tensor) -> torch.Tensor:
         """Return [B,1]: 1 where the class is found."""
         return (outputs.logits.argmax(-1) == labels).float()[:, None]
 
-    def measures(self, figures: torch.Tensor) -> list[dict]:
+    def metrics(self, statistics: torch.Tensor) -> list[dict]:
         """Return the measures of figures [N,1]."""
-        return [{"measure": "top-1", "model": figures.mean().item(), "chance": self.chance}]
+        return [{"metric": "top-1", "model": statistics.mean().item(), "chance": self.chance}]

@@ -84,19 +84,19 @@ class Depth:
         absolute = torch.where(valid, predicted - labels, 0).abs().sum() / valid.sum().clamp(min=1)
         return sigma_loss(predicted.clamp(MIN_DEPTH), labels) + absolute
 
-    def figures(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+    def statistics(self, outputs, labels: torch.Tensor) -> torch.Tensor:
         """Return RMSE, error and delta1 of each image, then those of a constant [B,6]; NaN for images without depth."""
         predicted = self._predicted(outputs, labels)
         return torch.cat(
             [_depth_errors(p, labels) for p in (predicted, torch.full_like(labels, self.constant))], dim=1
         )
 
-    def measures(self, figures: torch.Tensor) -> list[dict]:
+    def metrics(self, statistics: torch.Tensor) -> list[dict]:
         """Return the means over images of figures [N,6]."""
-        found, constant = figures.double().mean(0).view(2, 3).tolist()
+        found, constant = statistics.double().mean(0).view(2, 3).tolist()
         names = (("RMSE", True), ("ARel", True), ("delta1", False))
         return [
-            {"measure": name, **({"lower_is_better": True} if lower else {}), "model": model, "chance": chance}
+            {"metric": name, **({"lower_is_better": True} if lower else {}), "model": model, "chance": chance}
             for (name, lower), model, chance in zip(names, found, constant, strict=True)
         ]
 

@@ -106,7 +106,7 @@ class Detection:
         """The head's own: bipartite matching, then classes, boxes and generalised IoU."""
         return outputs.loss
 
-    def figures(self, outputs, labels: list[dict]) -> torch.Tensor:
+    def statistics(self, outputs, labels: list[dict]) -> torch.Tensor:
         """Return score, class and correctness of each query and the objects of each class, an image a row [B,3Q+K]."""
         logits = outputs.logits.float()
         # DETR has a class for no object; its successors score each class by itself.
@@ -120,16 +120,16 @@ class Detection:
             rows.append(torch.cat([best, classes.float(), hits.float(), counts.float()]))
         return torch.stack(rows)
 
-    def measures(self, figures: torch.Tensor) -> list[dict]:
+    def metrics(self, statistics: torch.Tensor) -> list[dict]:
         """Return the mean over classes of the average precision of figures [N,3Q+K]."""
-        queries = (figures.shape[1] - len(self.names)) // 3
-        scores, classes, hits, counts = figures.split([queries, queries, queries, len(self.names)], dim=1)
+        queries = (statistics.shape[1] - len(self.names)) // 3
+        scores, classes, hits, counts = statistics.split([queries, queries, queries, len(self.names)], dim=1)
         precisions = [
             average_precision(scores[classes == index], hits[classes == index], int(total))
             for index, total in enumerate(counts.sum(0))
             if total
         ]
-        return [{"measure": "AP@0.5", "model": float(np.mean(precisions)) if precisions else float("nan")}]
+        return [{"metric": "AP@0.5", "model": float(np.mean(precisions)) if precisions else float("nan")}]
 
 
 def match(

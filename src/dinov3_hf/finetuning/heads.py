@@ -48,7 +48,7 @@ class Head:
     tokens: bool = False
 
 
-HEADS = {
+DENSE_HEADS = {
     "upernet": Head(("segmentation",), "UperNetForSemanticSegmentation"),
     "mask2former": Head(("segmentation", "universal"), "Mask2FormerForUniversalSegmentation", strides=(4, 8, 16, 32)),
     "eomt": Head(("segmentation", "universal"), "EomtDinov3ForUniversalSegmentation", blocks=0),
@@ -86,7 +86,7 @@ def build_head(
         Refused: a task, head, count of labels or configuration field that cannot be.
     """
     name = check_head(task, head)
-    kind = HEADS[name]
+    kind = DENSE_HEADS[name]
     if not isinstance(backbone, Dinov3Model):
         raise Refused(f"backbone: got {type(backbone).__name__}, accepted: Dinov3Backbone or Dinov3Model")
     model_class = getattr(transformers, kind.model)
@@ -112,9 +112,9 @@ def check_head(task: str, head: str | None) -> str:
     if task not in DEFAULTS:
         raise Refused(f"task: got {task!r}, accepted: {', '.join(DEFAULTS)}")
     name = head or DEFAULTS[task]
-    fitting = [known for known, kind in HEADS.items() if task in kind.tasks]
-    if name not in HEADS:
-        nearest = difflib.get_close_matches(name, HEADS, n=1, cutoff=0.0)[0]
+    fitting = [known for known, kind in DENSE_HEADS.items() if task in kind.tasks]
+    if name not in DENSE_HEADS:
+        nearest = difflib.get_close_matches(name, DENSE_HEADS, n=1, cutoff=0.0)[0]
         raise Refused(f"head: got {name!r} (did you mean {nearest!r}?), accepted for {task}: {', '.join(fitting)}")
     if name not in fitting:
         raise Refused(f"head: got {name!r}, accepted for {task}: {', '.join(fitting)}")
@@ -151,7 +151,7 @@ def check_fields(config_class: type, config: Mapping[str, Any]) -> None:
 
 def backbone_config(config: Dinov3Config, name: str, frozen: bool) -> Dinov3Config | Dinov3PyramidConfig:
     """Return the configuration of the backbone inside a head; a frozen one drops nothing in train mode either."""
-    kind, depth, inner = HEADS[name], config.num_hidden_layers, copy.deepcopy(config)
+    kind, depth, inner = DENSE_HEADS[name], config.num_hidden_layers, copy.deepcopy(config)
     if depth < kind.blocks:
         raise Refused(f"head: got {name!r} on a backbone of {depth} blocks, accepted: at least {kind.blocks}")
     inner.out_indices = [round(depth * place / kind.blocks) for place in range(1, kind.blocks + 1)]
@@ -180,10 +180,10 @@ def build_eomt(backbone: Dinov3Model, model_class: type, config: dict[str, Any])
     depth, patch_size = backbone.config.num_hidden_layers, backbone.config.patch_size
     with tempfile.TemporaryDirectory() as directory:
         export(backbone, directory)
-        stock = DINOv3ViTConfig.from_pretrained(directory).to_dict()
+        reference = DINOv3ViTConfig.from_pretrained(directory).to_dict()
         tensors = load_file(Path(directory) / "model.safetensors")
     known = model_class.config_class.default_config_fields()
-    settings = {field: value for field, value in stock.items() if field in known and not field.startswith("_")}
+    settings = {field: value for field, value in reference.items() if field in known and not field.startswith("_")}
     settings |= {
         "rope_parameters": {"rope_type": "default", "rope_theta": float(backbone.config.rope_theta)},
         "num_blocks": min(4, max(1, depth // 4)),
@@ -237,4 +237,4 @@ def upsample_to(maps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.interpolate(maps.float(), labels.shape[-2:], mode="bilinear")
 
 
-__all__ = ["DEFAULTS", "HEADS", "Head", "build_head", "class_scores", "mask_targets"]
+__all__ = ["DEFAULTS", "DENSE_HEADS", "Head", "build_head", "class_scores", "mask_targets"]

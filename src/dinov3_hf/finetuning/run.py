@@ -13,13 +13,13 @@ from ..checkpoints.processors import image_side, processor_for
 from ..data.columns import find_image_column, undecoded
 from ..data.views import check_image_size
 from ..errors import Refused
-from ..evaluation.features import untrained_twin
+from ..evaluation.features import randomly_initialised
 from ..evaluation.result import Result
 from ..recipe import check_run_folder, write_recipe
 from .adapters import (
     add_adapters,
     export_merged,
-    export_stock_adapter,
+    export_transformers_adapter,
     mark_trainable,
     merge,
     save_adapter,
@@ -55,8 +55,8 @@ def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = Non
     check_image_size(view.size, backbone.config.patch_size)
     train, test = undecoded(train), undecoded(test)
     task = make_task(recipe, train, test, view)
-    if settings.untrained:
-        backbone = untrained_twin(backbone, recipe.optimization.seed)
+    if settings.random_init:
+        backbone = randomly_initialised(backbone, recipe.optimization.seed)
     set_seed(recipe.optimization.seed)
     model = build_model(recipe, task, backbone, head_config or {})
     start_folder(recipe, output, checkpoint)
@@ -65,21 +65,21 @@ def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = Non
     begun, started = resumed_epoch(checkpoint), time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
-    figures = trainer.measure()
+    statistics = trainer.measure()
     has_adapters = settings.has_adapters
     folder = output / ("adapter" if has_adapters else "model")
     # A control is measured, not kept: its adapters belong to weights that nothing else has.
-    if trainer.is_world_process_zero() and not settings.untrained:
+    if trainer.is_world_process_zero() and not settings.random_init:
         save_adapter(model, folder) if has_adapters else model.save_pretrained(folder)
         processor.save_pretrained(folder)
         export_as_asked(recipe, model, folder, processor)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    skipped = figures.isnan().any(1)
-    measures = task.measures(figures[~skipped])
-    for measure in measures:
-        measure["method"] = settings.method
-        if settings.untrained:
-            measure["untrained"] = measure.pop("model")
+    skipped = statistics.isnan().any(1)
+    metrics = task.metrics(statistics[~skipped])
+    for metric in metrics:
+        metric["method"] = settings.method
+        if settings.random_init:
+            metric["random_init"] = metric.pop("model")
     return Result(
         task=settings.task,
         protocol={
@@ -88,13 +88,13 @@ def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = Non
             "preprocessing": asdict(view),
         },
         skipped_images={"test": int(skipped.sum())},
-        measures=measures,
+        metrics=metrics,
         details={
             "trainable_parameters": trainable,
             "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
             "seconds": round(seconds, 1),
             "resumed_from_epoch": begun,
-            "folder": None if settings.untrained else str(folder),
+            "folder": None if settings.random_init else str(folder),
         },
     )
 
@@ -118,11 +118,11 @@ def make_task(recipe: FinetuneRecipe, train, test, view: View):
         if not len(rows):
             raise Refused(f"data: {name} has no rows, accepted: at least one image")
     if recipe.task.task != "classification":
-        from .heads import HEADS, check_head
+        from .heads import DENSE_HEADS, check_head
 
         # Now, not when the head is built: every mask or box is read in between.
         head = check_head(recipe.task.task, recipe.task.head)
-        if HEADS[head].strides and view.size % 32:
+        if DENSE_HEADS[head].strides and view.size % 32:
             raise Refused(f"image_size: got {view.size}, accepted for {head}: multiples of 32")
     task = {"segmentation": Segmentation, "depth": Depth, "detection": Detection}.get(recipe.task.task, Classification)
     return task(recipe, train, test, view, find_image_column(train, recipe.data.image_column))
@@ -167,6 +167,6 @@ def export_as_asked(recipe: FinetuneRecipe, model, folder: Path, processor) -> N
     has_adapters = recipe.task.has_adapters
     if "merged" in recipe.output.export:
         export_merged(merge(model) if has_adapters else model, folder.parent / "merged", processor)
-    if "stock-adapter" in recipe.output.export:
-        export_stock_adapter(folder, folder.parent / "stock-adapter")
-        processor.save_pretrained(folder.parent / "stock-adapter")
+    if "transformers-adapter" in recipe.output.export:
+        export_transformers_adapter(folder, folder.parent / "transformers-adapter")
+        processor.save_pretrained(folder.parent / "transformers-adapter")

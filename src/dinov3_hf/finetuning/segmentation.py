@@ -100,7 +100,7 @@ class Segmentation:
         counted = (labels != self.ignore_index).sum().clamp(min=1)
         return nn.functional.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum") / counted
 
-    def figures(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+    def statistics(self, outputs, labels: torch.Tensor) -> torch.Tensor:
         """Return the confusion of each image [B,K*K], rows are labels."""
         predicted, found = self._scores(outputs, labels).argmax(1), []
         for guess, truth in zip(predicted, labels, strict=True):
@@ -108,9 +108,9 @@ class Segmentation:
             found.append(confusion_matrix(guess[counted], truth[counted], len(self.names)).flatten())
         return torch.stack(found)
 
-    def measures(self, figures: torch.Tensor) -> list[dict]:
+    def metrics(self, statistics: torch.Tensor) -> list[dict]:
         """Return mIoU and pixel accuracy of figures [N,K*K]."""
-        confusion = figures.double().sum(0).view(len(self.names), -1)
+        confusion = statistics.double().sum(0).view(len(self.names), -1)
         constant = torch.zeros_like(confusion)
         constant[:, self.most_frequent] = confusion.sum(1)
         values = [
@@ -118,4 +118,4 @@ class Segmentation:
             for found in (confusion, constant)
         ]
         names = ("mIoU", "pixel accuracy")
-        return [{"measure": n, "model": m, "chance": c} for n, m, c in zip(names, *values, strict=True)]
+        return [{"metric": n, "model": m, "chance": c} for n, m, c in zip(names, *values, strict=True)]

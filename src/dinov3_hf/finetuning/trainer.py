@@ -51,9 +51,9 @@ class FinetuneTrainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            figures = self.task.figures(*self.predict_batch(model, inputs)).float()
-        figures[~inputs["valid"]] = torch.nan
-        return None, figures, None
+            statistics = self.task.statistics(*self.predict_batch(model, inputs)).float()
+        statistics[~inputs["valid"]] = torch.nan
+        return None, statistics, None
 
     def measure(self) -> torch.Tensor:
         """Return the task's numbers of every test example [N,F], NaN where it could not be read."""

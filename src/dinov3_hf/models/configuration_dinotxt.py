@@ -103,7 +103,7 @@ class DinoTxtConfig(PreTrainedConfig):
         vision = self.vision_config or {}
         vision = vision.to_dict() if isinstance(vision, PreTrainedConfig) else dict(vision)
         if vision.get("model_type") == DINOv3ViTConfig.model_type:
-            vision = Dinov3Config._translate_stock(vision)
+            vision = Dinov3Config._translate_transformers_fields(vision)
         # Where the backbone was read from is a path of one machine; `backbone` names it where that is wanted.
         vision.pop("_name_or_path", None)
         self.vision_config = Dinov3Config.from_dict(vision)

@@ -205,24 +205,24 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config.get("model_type") == DINOv3ViTConfig.model_type:
-            config = cls._translate_stock(config)
+            config = cls._translate_transformers_fields(config)
         return config, kwargs
 
     @classmethod
-    def _translate_stock(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def _translate_transformers_fields(cls, config: dict[str, Any]) -> dict[str, Any]:
         # A field absent from the file means the stock default, not ours.
-        stock = DINOv3ViTConfig.from_dict(dict(config)).to_dict()
-        if isinstance(stock["patch_size"], (list, tuple)) and len(set(stock["patch_size"])) == 1:
-            stock["patch_size"] = stock["patch_size"][0]
-        nulled = [f"{name}={stock[name]}" for name in _ROPE_AUGMENTATION if stock.get(name) is not None]
+        reference = DINOv3ViTConfig.from_dict(dict(config)).to_dict()
+        if isinstance(reference["patch_size"], (list, tuple)) and len(set(reference["patch_size"])) == 1:
+            reference["patch_size"] = reference["patch_size"][0]
+        nulled = [f"{name}={reference[name]}" for name in _ROPE_AUGMENTATION if reference.get(name) is not None]
         if nulled:
             logger.warning_once(
                 f"RoPE augmentation belongs to a training recipe, not to a checkpoint: {', '.join(nulled)} set to null."
             )
-        stock.update(dict.fromkeys(_ROPE_AUGMENTATION), model_type=cls.model_type)
+        reference.update(dict.fromkeys(_ROPE_AUGMENTATION), model_type=cls.model_type)
         for name in ("architectures", "auto_map", "transformers_version"):
-            stock.pop(name, None)
-        return stock
+            reference.pop(name, None)
+        return reference
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "Dinov3Config":

@@ -26,7 +26,7 @@ class Encoder:
 
     @classmethod
     def from_pretrained(cls, name: str | None = None) -> "Encoder":
-        """Load a directory, hub id or file of any layout, of a text-aligned model its vision tower; None: the embedded one.
+        """Load a directory, hub id or file of any layout, of a text-aligned model its vision tower; None: the bundled one.
 
         Raises `Refused` for what is no such model.
         """

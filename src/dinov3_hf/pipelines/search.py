@@ -36,7 +36,7 @@ class Embedder:
 
     @classmethod
     def from_pretrained(cls, name: str | None = None) -> "Embedder":
-        """Load a model as `Encoder` does, with its text tower where it has one; None: the embedded one that knows words."""
+        """Load a model as `Encoder` does, with its text tower where it has one; None: the bundled one that knows words."""
         name = name or tiny_checkpoint("text")
         if not is_aligned(name):
             network = Encoder.from_pretrained(name).network

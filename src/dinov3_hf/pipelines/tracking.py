@@ -33,13 +33,13 @@ def similar_mask(
     tokens: torch.Tensor,
     size: tuple[int, int],
     on: torch.Tensor,
-    beside: torch.Tensor | None = None,
+    background: torch.Tensor | None = None,
     threshold: float = 0.2,
 ) -> torch.Tensor:
     """Return the mask [H,W] (bool) of what was clicked in an image (width, height) with tokens [h,w,D].
 
-    Takes clicks `on` the object [K,2] and `beside` it [L,2], (x, y) in pixels. The object are the patches that hang
-    together with a click on it and whose cosine with one is above `threshold` and above that with any click beside;
+    Takes clicks `on` the object [K,2] and on the `background` [L,2], (x, y) in pixels. The object is made of the patches
+    connected to a click on it whose cosine with one is above `threshold` and above that with any background click;
     cosines are of tokens less their mean over the image, and interpolated between patches.
     """
     tokens = tokens.float()
@@ -55,8 +55,8 @@ def similar_mask(
 
     alike, reached = nearest(on)
     margin = alike - threshold
-    if beside is not None and len(beside):
-        margin = margin.minimum(alike - nearest(beside)[0])
+    if background is not None and len(background):
+        margin = margin.minimum(alike - nearest(background)[0])
     inside, before = (margin > 0).float(), None
     while before is None or not torch.equal(before, reached):
         before, reached = reached, _grow(reached) * inside
@@ -79,7 +79,7 @@ def draw_mask(image: Image.Image, mask: torch.Tensor) -> Image.Image:
 class Selection:
     """An object of an RGB image with tokens [h,w,D], chosen by clicks: what they mark, and their places (x, y) in pixels.
 
-    A click is "on" the object, "beside" it, or one "corner" of a box around it.
+    A click is "on" the object, on the "background", or one "corner" of a box around it.
     """
 
     image: Image.Image
@@ -94,13 +94,13 @@ class Selection:
 
     def mask(self, threshold: float) -> torch.Tensor | None:
         """Return the mask [H,W] (bool) of the box, or as `similar_mask`; None before there is a box or a click on the object."""
-        on, beside, corners = (
+        on, background, corners = (
             torch.tensor([place for kind, place in self.clicks if kind == asked])
-            for asked in ("on", "beside", "corner")
+            for asked in ("on", "background", "corner")
         )
         if len(corners) == 2:
             return box_mask(self.image.size, corners)
-        return similar_mask(self.tokens, self.image.size, on, beside, threshold) if len(on) else None
+        return similar_mask(self.tokens, self.image.size, on, background, threshold) if len(on) else None
 
     def draw(self, threshold: float) -> Image.Image:
         """Lay the mask over the image and ring the clicks."""

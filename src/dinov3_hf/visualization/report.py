@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 
-NAMES = {"model": "trained", "untrained": "untrained", "raw_pixels": "raw pixels", "chance": "chance"}
+NAMES = {"model": "trained", "random_init": "random_init", "raw_pixels": "raw pixels", "chance": "chance"}
 CHART_WIDTH, CHART_HEIGHT = 560, 260
 MARGINS = {"left": 52, "right": 14, "top": 12, "bottom": 40}
 
@@ -60,11 +60,11 @@ def compare(result, title: str | None = None) -> list[Comparison]:
         caption = f"{protocol['num_test']} test images by their nearest neighbours among {protocol['num_train']} train images"
     return [
         Comparison(
-            f"{task}{f' (k={k})' if (k := measure.get('k')) else ''}: {measure['measure']}",
-            {NAMES[name]: measure[name] for name in NAMES if name in measure},
+            f"{task}{f' (k={k})' if (k := metric.get('k')) else ''}: {metric['metric']}",
+            {NAMES[name]: metric[name] for name in NAMES if name in metric},
             caption,
         )
-        for measure in result.measures
+        for metric in result.metrics
     ]
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 DPI = 72
 INK, PALE, LINE, EDGE = "#1b1f24", "#5b6570", "#dfe3e8", "#9aa3ad"
 RIGHT, WRONG, FOUND = "#16a34a", "#e0382b", "#f97316"
-COLOURS = {"model": "#2563eb", "untrained": "#98a2ae", "raw_pixels": "#e0a03c", "chance": "#5b6570"}
+COLOURS = {"model": "#2563eb", "random_init": "#98a2ae", "raw_pixels": "#e0a03c", "chance": "#5b6570"}
 # Of series that are none of these.
 SERIES = ("#2563eb", "#d9660b", "#0b8f6a", "#8b3fd6", "#c22f5b")
 TITLE, TEXT, SMALL = 15, 13, 12

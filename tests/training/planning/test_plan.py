@@ -20,9 +20,9 @@ from dinov3_hf.training.planning.rehearsal import Stage, build_networks, fake_te
 from dinov3_hf.training.schedules import Schedules
 
 
-WIDTH, HIDDEN, DEPTH, HEADS, PATCH = 64, 128, 2, 2, 8
+WIDTH, HIDDEN, DEPTH, NUM_HEADS, PATCH = 64, 128, 2, 2, 8
 TINY = {
-    "size": None, "patch_size": PATCH, "hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS,
+    "size": None, "patch_size": PATCH, "hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": NUM_HEADS,
     "intermediate_size": HIDDEN, "num_register_tokens": 2, "global_crop_size": 48, "local_crop_size": 24,
     "local_crops": 3, "batch_size": 4, "steps": 10, "lr_warmup_steps": 1, "freeze_last_layer_steps": 0,
     "teacher_temperature_warmup_steps": 0, "num_workers": 1,
@@ -70,7 +70,7 @@ def real_step(recipe, precision="no"):
 
 def test_parameters_are_those_of_a_real_model():
     config = Dinov3Config(
-        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=HIDDEN, patch_size=PATCH,
+        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=NUM_HEADS, intermediate_size=HIDDEN, patch_size=PATCH,
         num_register_tokens=2, **{name: size for name, size in TINY.items() if "_head_" in name},
     )  # fmt: skip
     real = Dinov3ForPreTraining(config)
@@ -112,10 +112,10 @@ def embedding_flops(images, size):
 def test_flops_are_those_of_the_formula(drop, kept):
     flops = plan_of(drop_path_rate=drop).flops
     teacher = DEPTH * block_flops(2, 48) + embedding_flops(2, 48)
-    embedded = embedding_flops(2, 48) + embedding_flops(3, 24)
+    bundled = embedding_flops(2, 48) + embedding_flops(3, 24)
     blocks = DEPTH * kept * (block_flops(2, 48) + block_flops(3, 24))
     assert flops["teacher forward"] == pytest.approx(teacher)
-    assert flops["student forward"] == pytest.approx(blocks + embedded)
+    assert flops["student forward"] == pytest.approx(blocks + bundled)
 
 
 def test_checkpointing_runs_the_blocks_once_more_and_holds_less():

@@ -18,13 +18,13 @@ class FairnessArguments:
         require(self.group_column, "group_column", self.group_column, "for fairness a column of groups")
 
 
-def run(bench, measure, test, recipe) -> Result:
+def run(bench, evaluate, test, recipe) -> Result:
     from ..fairness import by_group, read_groups
 
     column = recipe.of(FairnessArguments).group_column
     # Refused before anything is measured.
     read_groups(test, column)
-    return by_group(measure(bench), test, column)
+    return by_group(evaluate(bench), test, column)
 
 
 TASK = Repetition(

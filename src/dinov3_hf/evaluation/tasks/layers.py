@@ -15,10 +15,10 @@ class LayersArguments:
     layers: list[int] = described("layers that layers measures, from 1; none: at most twelve", [], at_least=1)
 
 
-def run(bench, measure, test, recipe) -> Result:
+def run(bench, evaluate, test, recipe) -> Result:
     from ..layers import evaluate_layers
 
-    return evaluate_layers(bench, measure, recipe.of(LayersArguments).layers)
+    return evaluate_layers(bench, evaluate, recipe.of(LayersArguments).layers)
 
 
 TASK = Repetition(

@@ -15,10 +15,10 @@ class ResolutionArguments:
     sizes: list[int] = described("image sizes of resolution, in pixels", [224, 448, 896], at_least=1, common=True)
 
 
-def run(bench, measure, test, recipe) -> Result:
+def run(bench, evaluate, test, recipe) -> Result:
     from ..resolution import evaluate_resolution
 
-    return evaluate_resolution(bench, measure, recipe.of(ResolutionArguments).sizes)
+    return evaluate_resolution(bench, evaluate, recipe.of(ResolutionArguments).sizes)
 
 
 TASK = Repetition(

@@ -21,7 +21,7 @@ def ranks_of(group_sizes: list[int]) -> list[list[int]]:
     return [list(range(end - size, end)) for end, size in zip(ends, group_sizes, strict=True)]
 
 
-class Regroup:
+class RowExchange:
     """Hand images, and rows that belong to images, to the processes that need them.
 
     Process s of `group` holds images s B to (s + 1) B of the global batch; process p gets `slices[p]` = [start, stop).

@@ -13,10 +13,10 @@ def test_stock_and_ours_read_it_alike():
     pixels = AutoImageProcessor.from_pretrained(tiny_checkpoint())(
         [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)], return_tensors="pt"
     )
-    stock, ours = AutoModel.from_pretrained(tiny_checkpoint()), Dinov3Model.from_pretrained(tiny_checkpoint())
-    assert type(stock).__name__ == "DINOv3ViTModel"
+    reference, ours = AutoModel.from_pretrained(tiny_checkpoint()), Dinov3Model.from_pretrained(tiny_checkpoint())
+    assert type(reference).__name__ == "DINOv3ViTModel"
     with torch.inference_mode():
-        first, second = stock(**pixels), ours(**pixels)
+        first, second = reference(**pixels), ours(**pixels)
     torch.testing.assert_close(first.last_hidden_state, second.last_hidden_state, atol=1e-5, rtol=0)
 
 
@@ -37,8 +37,8 @@ def test_it_beats_raw_pixels_and_its_untrained_twin():
         EvaluateRecipe, model=tiny_checkpoint(), task=["knn", "patch-knn"], num_train=2000, num_test=500, k=[10]
     )
     for result in evaluate(settings)["results"]:
-        measures = result.measures[0]
-        assert measures["model"] > max(measures["raw_pixels"], measures["untrained"], measures["chance"])
+        metrics = result.metrics[0]
+        assert metrics["model"] > max(metrics["raw_pixels"], metrics["random_init"], metrics["chance"])
 
 
 def test_the_text_part_names_what_it_was_taught():
