@@ -16,7 +16,7 @@ from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 from .arguments import ObjectiveArguments
 from .batches.collate import MASKS
-from .batches.exchange import RowExchange, slices_of
+from .batches.row_exchange import RowExchange, slices_of
 from .losses import sinkhorn_knopp
 from .objective import Objective, ObjectiveOutput, local
 from .self_distillation import mask_weights, mean_koleo, prototype_losses
