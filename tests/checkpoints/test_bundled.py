@@ -1,4 +1,4 @@
-"""The checkpoint that ships in the wheel loads everywhere, and is better than its untrained twin."""
+"""The checkpoint in the wheel loads in transformers and here, and is better than random initialisation."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModel
 from dinov3_hf import Dinov3Model, tiny_checkpoint
 
 
-def test_stock_and_ours_read_it_alike():
+def test_transformers_and_ours_give_the_same_outputs():
     pixels = AutoImageProcessor.from_pretrained(tiny_checkpoint())(
         [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)], return_tensors="pt"
     )
@@ -28,7 +28,7 @@ def test_it_is_small_and_says_where_it_comes_from():
 
 
 @pytest.mark.slow
-def test_it_beats_raw_pixels_and_its_untrained_twin():
+def test_it_beats_raw_pixels_and_random_initialisation():
     from dinov3_hf.evaluation.run import evaluate
     from dinov3_hf.evaluation.tasks import EvaluateRecipe
     from dinov3_hf.recipe import build_recipe

@@ -1,4 +1,4 @@
-"""Eight-bit weights by torchao through transformers, from and to stock directories."""
+"""Eight-bit weights by torchao through transformers, read from and saved to transformers' directories."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from dinov3_hf.checkpoints import export
 
 
 @torch.inference_mode()
-def test_an_export_is_quantised_by_stock_and_reloads_equal(tmp_path):
+def test_transformers_quantises_an_export_and_reloads_it_equal(tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
     torch.manual_seed(0)
     sizes = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 384}

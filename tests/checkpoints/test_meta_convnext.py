@@ -102,7 +102,7 @@ def assert_same(model, other):
 
 
 @pytest.mark.parametrize("fields", [{}, {"num_channels": 4, "hidden_sizes": [8, 16], "depths": [1, 2]}])
-def test_stock_reads_an_export_bit_equal_and_so_do_we(fields, tmp_path):
+def test_transformers_and_we_read_an_export_bit_equal(fields, tmp_path):
     model = make(drop_path_rate=0.2, **fields)
     assert export(model, tmp_path) == tmp_path
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
@@ -171,7 +171,7 @@ def test_both_key_generations_load(tmp_path):
     assert "dinov3.stages.0.layers.0.gamma" in load_file(tmp_path / "again" / "model.safetensors")
 
 
-def test_a_classifier_lies_beside_its_export(tmp_path):
+def test_a_classifier_is_saved_next_to_its_export(tmp_path):
     model = make(Dinov3ConvNextForImageClassification, num_labels=3)
     export(model, tmp_path)
     assert set(load_file(tmp_path / "heads.safetensors")) == {"classifier.weight", "classifier.bias"}
@@ -272,7 +272,7 @@ def test_dinov3_export_reads_both_layouts_and_checks_what_it_wrote(layout, tmp_p
     for target, reader in (("transformers", "transformers' DINOv3ConvNextModel"), ("meta", "load_meta")):
         assert main(["export", str(source), "--layout", target, "--output-dir", str(tmp_path / target)]) == 0
         shown = capsys.readouterr().out
-        assert f"checked: {reader} gives the same tokens" in shown and "left out: nothing" in shown
+        assert f"checked: {reader} gives the same tokens" in shown and "omitted: nothing" in shown
 
 
 def test_dinov3_evaluate_measures_it_and_refuses_tasks_by_layer(tmp_path, capsys):

@@ -70,7 +70,7 @@ IMAGES = torch.randn(2, 3, 24, 32, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_stock_reads_an_export_bit_equal_and_so_do_we(variant, tmp_path):
+def test_transformers_and_we_read_an_export_bit_equal(variant, tmp_path):
     model = make(**VARIANTS[variant])
     assert export(model, tmp_path) == tmp_path
     reference, info = DINOv3ViTModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -149,7 +149,7 @@ def test_bf16_weights_stay_bf16(tmp_path):
         ({"rope_min_period": 0.5, "rope_max_period": 20.0}, "rope_min_period=0.5, rope_max_period=20.0"),
     ],
 )
-def test_export_refuses_what_stock_cannot_represent(fields, message, tmp_path):
+def test_export_refuses_what_transformers_cannot_represent(fields, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export(make(**fields), tmp_path / "export")
     assert not (tmp_path / "export").exists()
@@ -162,7 +162,7 @@ def test_export_refuses_unknown_layouts_and_models(tmp_path):
         export(torch.nn.Linear(1, 1), tmp_path)
 
 
-def test_pretraining_network_keeps_heads_and_local_norm_beside_its_export(tmp_path):
+def test_export_of_a_pretraining_network_keeps_heads_and_local_norm(tmp_path):
     model = make(Dinov3ForPreTraining, **TINY_HEADS, untie_global_and_local_cls_norm=True)
     export(model, tmp_path)
     heads = load_file(tmp_path / "heads.safetensors")

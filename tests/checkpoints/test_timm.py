@@ -63,7 +63,7 @@ def test_timm_builds_the_model_from_the_directory_alone(variant, tmp_path):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_tensor_comes_back_bit_equal_but_those_left_out(variant, tmp_path):
+def test_every_tensor_comes_back_bit_equal_but_those_omitted(variant, tmp_path):
     model = make(**VARIANTS[variant])
     export(model, tmp_path, layout="timm")
     again, ours = load_timm(tmp_path), model.state_dict()
@@ -138,7 +138,7 @@ def test_other_architectures_are_refused(tmp_path):
         load_timm(tmp_path)
 
 
-def test_heads_are_left_out(tmp_path):
+def test_heads_are_omitted(tmp_path):
     heads = {
         f"{head}_{name}": value
         for head in ("dino_head", "ibot_head")

@@ -128,7 +128,7 @@ def test_webdataset_tars(tmp_path):
     assert images == [row["jpg"] for row in rows] and images[2]["path"] == "2.jpg"
 
 
-def test_columns_left_out_are_not_read(tmp_path):
+def test_other_columns_are_not_read(tmp_path):
     folder = write_parquet(tmp_path / "data", [5])
     file = folder / "train-0.parquet"
     chunk = next(

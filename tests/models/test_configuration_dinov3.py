@@ -77,7 +77,7 @@ def test_round_trip_keeps_every_field(tmp_path):
         assert loaded.to_diff_dict() == config.to_diff_dict()
 
 
-def test_stock_directory_is_read_with_one_warning_for_unknown_keys(tmp_path, warnings_seen):
+def test_transformers_directory_is_read_with_one_warning_for_unknown_keys(tmp_path, warnings_seen):
     reference = DINOv3ViTConfig(num_register_tokens=2, rope_theta=50.0, pos_embed_shift=0.1, out_indices=[1, 2])
     reference.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
@@ -91,13 +91,13 @@ def test_stock_directory_is_read_with_one_warning_for_unknown_keys(tmp_path, war
     assert any("pos_embed_shift=0.1, pos_embed_rescale=2.0 set to null" in message for message in warnings_seen)
 
 
-def test_fields_absent_from_a_stock_file_mean_the_stock_default(tmp_path):
+def test_fields_absent_from_a_transformers_file_take_its_default(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov3_vit", "hidden_size": 384}))
     config = Dinov3Config.from_pretrained(tmp_path)
     assert config.num_register_tokens == DINOv3ViTConfig().num_register_tokens == 0
 
 
-def test_stock_rope_parameters_are_read(tmp_path):
+def test_transformers_rope_parameters_are_read(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "dinov3_vit", "rope_parameters": {"rope_type": "default", "rope_theta": 20.0}})
     )

@@ -24,7 +24,7 @@ def images():
         {"size": {"shortest_edge": 64}, "do_center_crop": True, "crop_size": {"height": 48, "width": 48}},
     ],
 )
-def test_same_output_as_stock_bit_for_bit(settings, images):
+def test_same_output_as_transformers_bit_for_bit(settings, images):
     expected = DINOv3ViTImageProcessor(**settings)(images, return_tensors="pt").pixel_values
     assert torch.equal(Dinov3ImageProcessor(**settings)(images, return_tensors="pt").pixel_values, expected)
 

@@ -78,7 +78,7 @@ FAMILY = {
 
 
 @pytest.mark.parametrize("family", FAMILY)
-def test_stock_directory_gives_stock_outputs(family, tmp_path):
+def test_transformers_directory_gives_the_same_outputs(family, tmp_path):
     torch.manual_seed(0)
     fields = {"num_hidden_layers": 1, "num_register_tokens": 4, **FAMILY[family]}
     reference = DINOv3ViTModel(DINOv3ViTConfig(**fields)).eval()

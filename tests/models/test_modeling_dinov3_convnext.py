@@ -74,7 +74,7 @@ def assert_close(ours, theirs, atol=1e-5):
         pytest.param("convnext_large", [3, 3, 27, 3], marks=pytest.mark.slow),
     ],
 )
-def test_stock_directory_gives_stock_outputs(size, depths, tmp_path):
+def test_transformers_directory_gives_the_same_outputs(size, depths, tmp_path):
     reference = fill(DINOv3ConvNextModel(DINOv3ConvNextConfig(**{**CONVNEXT_SIZES[size], "depths": depths})))
     reference.save_pretrained(tmp_path)
     ours, info = Dinov3ConvNextModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -94,7 +94,7 @@ def test_stock_directory_gives_stock_outputs(size, depths, tmp_path):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("indices", [[4], [1, 2, 3, 4], [0, 3]])
-def test_backbone_gives_stock_maps(shape, indices, tmp_path):
+def test_backbone_gives_the_maps_of_transformers(shape, indices, tmp_path):
     fill(DINOv3ConvNextModel(DINOv3ConvNextConfig(**SMALL))).save_pretrained(tmp_path)
     reference = DINOv3ConvNextBackbone.from_pretrained(tmp_path, out_indices=indices).eval()
     ours, info = Dinov3ConvNextBackbone.from_pretrained(tmp_path, out_indices=indices, output_loading_info=True)

@@ -119,7 +119,7 @@ def test_long_texts_are_cut_as_pipelines_call_it(trained, warnings_seen):
     assert output.input_ids[:, 0].tolist() == [trained.bos_token_id] * 2
     assert output.input_ids[1, -1] == output.input_ids[0, 2] == trained.eos_token_id
     assert (output.input_ids[0, 3:] == 0).all()
-    assert warnings_seen == ["Texts longer than 16 tokens are cut to 16, of which the last is the end."]
+    assert warnings_seen == ["Texts longer than 16 tokens are truncated to 16, end token included."]
     short = trained(texts, max_length=5, padding="max_length", truncation=True)
     assert [len(ids) for ids in short.input_ids] == [5, 5] and short.input_ids[1][-1] == trained.eos_token_id
     assert len(trained.encode(texts[1])) == 16
@@ -148,7 +148,7 @@ def test_auto_tokenizer_reads_it(trained, tmp_path, monkeypatch):
     trained.save_pretrained(tmp_path / "model")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert type(loaded) is DinoTxtTokenizer
-    # Where the package is absent, the code beside the vocabulary reads it.
+    # Where the package is absent, the code next to the vocabulary reads it.
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", sys.path[:])
     carried = AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=True)

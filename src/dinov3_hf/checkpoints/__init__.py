@@ -1,4 +1,4 @@
-"""Weights of DINOv3 in everyone's layouts, in and out: one file a layout."""
+"""Read and write DINOv3 weights in the layouts of transformers, Meta, timm and ONNX: one file for each layout."""
 
 from typing import TYPE_CHECKING
 

@@ -9,12 +9,12 @@ from .names import TARGET_MODULES
 
 
 def target_pattern(prefix: str = "", target_modules: tuple[str, ...] | list[str] = TARGET_MODULES) -> str:
-    """Return the regular expression of whole names of the layers that get adapters; `prefix` is before `layer.0`."""
+    """Return a regular expression for the full names of layers that get adapters; `prefix` stands before `layer.0`."""
     return rf"{re.escape(prefix)}layer\.\d+\.(?:\w+\.)?(?:{'|'.join(target_modules)})"
 
 
 def merge_adapters(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Add LoRA adapters to the weights they belong to: W + scale B A, under the names of a model without them."""
+    """Add LoRA adapters to their base weights, W + scale B A, and name all weights as without adapters."""
     merged = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
     for name, module in model.named_modules() if tensors else ():
         if hasattr(module, "lora_A"):

@@ -1,4 +1,4 @@
-"""A model of this package in another layout."""
+"""Write a model of this package in another layout."""
 
 import os
 from collections.abc import Callable
@@ -24,14 +24,14 @@ _CONVNEXT_WRITERS = {"transformers": write_convnext, "meta": write_meta_convnext
 
 
 def export(model: PreTrainedModel, directory: str | os.PathLike, layout: str = "transformers") -> Path:
-    """Writes `model` for use elsewhere and returns the directory.
+    """Write `model` in a layout for use elsewhere, and return the directory.
 
-    "transformers" writes a `dinov3_vit` or `dinov3_convnext` directory with its image processor, which plain `AutoModel`
-    reads where this package is absent; heads and local norm, which it has no place for, go to heads.safetensors next to
-    it. "meta" writes model.pth with Meta's names, "timm" a directory for `timm.create_model` (no ConvNeXt), "onnx"
-    model.onnx; these two leave out mask token, local norm and heads.
+    "transformers" writes a `dinov3_vit` or `dinov3_convnext` directory with its image processor, which `AutoModel`
+    reads without this package; projection heads and local norm, which these classes do not have, go to
+    heads.safetensors in the same directory. "meta" writes model.pth with Meta's names, "timm" a directory for
+    `timm.create_model` (no ConvNeXt), "onnx" model.onnx; the last two omit mask token, local norm and heads.
 
-    A sharded model is gathered: call it on every process, the first one writes.
+    A sharded model is gathered: call this on every process; the first one writes.
 
     Raises:
         Refused: an unknown layout, or a model the layout cannot represent.

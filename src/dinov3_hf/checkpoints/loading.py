@@ -1,11 +1,12 @@
-"""Anyone's weights as a model of this package: a directory, a hub id, or a file in Meta's layout."""
+"""Load weights as a model of this package, from a directory, a hub id, or a file in Meta's layout."""
 
 import contextlib
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -32,13 +33,14 @@ _CONVNEXT_TYPES = ("dinov3_hf_convnext", "dinov3_convnext")
 
 
 def load_meta(
-    path_or_state_dict: str | os.PathLike | Mapping[str, torch.Tensor], **config_overrides
+    path_or_state_dict: str | os.PathLike | Mapping[str, torch.Tensor], **config_overrides: Any
 ) -> Dinov3Model | Dinov3ConvNextModel | Dinov3ForPreTraining:
-    """Model of a checkpoint in Meta's layout: a file (.pth or .safetensors) or its state dict.
+    """Load a checkpoint in Meta's layout: a file (.pth or .safetensors) or its state dict.
 
-    Sizes and options are read off the tensors. The number of heads comes from the RoPE periods if the checkpoint holds
-    them, else from the published family; `config_overrides` give the rest (`layer_norm_eps`, `rope_normalize_coords`).
-    A training state dict (prefixes backbone. dino_head. ibot_head.) gives a `Dinov3ForPreTraining`.
+    Sizes and options are inferred from the tensors; the number of heads from the RoPE periods if the checkpoint holds
+    them, else from the published model of this width. `config_overrides` set what tensors do not tell
+    (`layer_norm_eps`, `rope_normalize_coords`). A training state dict (prefixes backbone. dino_head. ibot_head.) gives
+    a `Dinov3ForPreTraining`.
 
     Raises:
         Refused: no such file, another architecture, or an override that contradicts the tensors.
@@ -49,12 +51,12 @@ def load_meta(
 
 
 def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ConvNextModel | Dinov3ForPreTraining:
-    """Model of anyone's weights, in fp32: a directory of ours or of stock, a hub id, or a file in Meta's layout.
+    """Load a model in fp32: a directory or hub id of this package, transformers or timm, or a file in Meta's layout.
 
-    A directory or training file that also holds heads gives a `Dinov3ForPreTraining`. `field` is what errors call `name`.
+    A directory or training file with projection heads gives a `Dinov3ForPreTraining`. Errors call `name` `field`.
 
     Raises:
-        Refused: nothing there, a file that cannot be read, another file type or architecture, or weights that are missing.
+        Refused: nothing found, an unreadable file, another file type or architecture, or missing weights.
     """
     path = Path(name)
     if os.path.isfile(path):
@@ -82,7 +84,7 @@ def load_model(name: str, field: str = "model") -> Dinov3Model | Dinov3ConvNextM
 
 
 def load_aligned(name: str, field: str = "model") -> tuple[DinoTxtModel, DinoTxtProcessor]:
-    """Model with a text tower, in fp32, and its processor, of a directory or hub id; errors as those of `load_model`."""
+    """Load a model with a text tower, in fp32, and its processor; raises as `load_model`."""
     accepted = "accepted: a dinotxt directory, as dinov3 align writes it, or such a hub id"
     if os.path.isfile(name):
         raise Refused(f"{field}: got {name!r}, {accepted}")
@@ -95,17 +97,16 @@ def load_aligned(name: str, field: str = "model") -> tuple[DinoTxtModel, DinoTxt
 
 
 def read_config(name: str, field: str = "model") -> dict:
-    """Configuration of a directory or hub id, as transformers names its type; errors as those of `load_model`."""
+    """Return the configuration of a directory or hub id as a dictionary; raises as `load_model`."""
     file = Path(name) / "config.json"
     if is_local(name):
         if not os.path.isfile(file):
-            raise Refused(
-                f"{field}: no config.json in {name!r}, accepted: a model directory, a hub id or a .pth or .safetensors file"
-            )
+            accepted = "a model directory, a hub id or a .pth or .safetensors file"
+            raise Refused(f"{field}: no config.json in {name!r}, accepted: {accepted}")
         with readable(file, field):
-            found = json.loads(file.read_text("utf-8"))
-        if not isinstance(found, dict):
-            raise Refused(f"{field}: {file} holds a {type(found).__name__}, accepted: the configuration of a model")
+            stored = json.loads(file.read_text("utf-8"))
+        if not isinstance(stored, dict):
+            raise Refused(f"{field}: {file} holds a {type(stored).__name__}, accepted: the configuration of a model")
     try:
         with readable(name, field):
             return Dinov3Config.get_config_dict(name)[0]
@@ -116,7 +117,7 @@ def read_config(name: str, field: str = "model") -> dict:
 
 
 def load_whole(model_class: type[PreTrainedModel], name: str, field: str) -> PreTrainedModel:
-    """Model of a directory or hub id, in fp32; `Refused` where a weight is missing, which transformers would draw at random."""
+    """Load a model in fp32; `Refused` for missing weights, which transformers would initialise randomly."""
     with readable(name, field):
         model, report = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if "mask_token" not in key)
@@ -129,11 +130,11 @@ def load_whole(model_class: type[PreTrainedModel], name: str, field: str) -> Pre
 
 
 @contextlib.contextmanager
-def readable(name: str | os.PathLike, field: str):
-    """Turn whatever a wrong or broken file makes its reader raise into `Refused`, which names the field and the file."""
+def readable(name: str | os.PathLike, field: str) -> Iterator[None]:
+    """Turn any error from reading a wrong or broken file into a `Refused` that names the field and the file."""
     progress, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    # transformers reports at length what does not fit; callers say it in one line.
+    # transformers reports mismatches in many lines; callers say them in one.
     logging.set_verbosity_error()
     try:
         yield
@@ -154,7 +155,7 @@ def readable(name: str | os.PathLike, field: str):
 
 
 def load_backbone(name: str, field: str = "model") -> Dinov3Model:
-    """Vision transformer of anyone's weights, without heads; errors as those of `load_model`."""
+    """Load a vision transformer without projection heads; raises as `load_model`."""
     model = load_model(name, field)
     if isinstance(model, Dinov3ConvNextModel):
         raise Refused(f"{field}: got the ConvNeXt {name!r}, accepted: a vision transformer")

@@ -1,4 +1,4 @@
-"""Meta's layout of a ConvNeXt, both ways."""
+"""Read and write a ConvNeXt in Meta's layout."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ..models.modeling_dinov3_convnext import Dinov3ConvNextModel
 from .weights import build_model
 
 
-# Ours to Meta's, one after the other.
+# From our names to Meta's, applied in this order.
 _RENAMES = {
     r"^stages\.(\d+)\.downsample_layers\.": r"downsample_layers.\1.",
     r"^stages\.(\d+)\.layers\.": r"stages.\1.",
@@ -24,7 +24,7 @@ _RENAMES = {
 
 
 def load_meta_convnext(source: Mapping[str, torch.Tensor], overrides: dict[str, Any]) -> Dinov3ConvNextModel:
-    """Model of a state dict in Meta's layout, which has a stem; widths and depths are read off the tensors.
+    """Build a model from a state dict in Meta's layout; widths and depths are inferred from the tensors.
 
     Raises:
         Refused: tensors of another architecture, or an override that contradicts them.
@@ -47,7 +47,7 @@ def load_meta_convnext(source: Mapping[str, torch.Tensor], overrides: dict[str, 
 
 
 def write_meta_convnext(config: Dinov3ConvNextConfig, tensors: dict, extra: dict, directory: Path) -> None:
-    """Write model.pth; `Refused` for heads, for which Meta's layout has no place."""
+    """Write model.pth; `Refused` for heads, which Meta's layout of a ConvNeXt does not have."""
     if extra:
         raise Refused(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in extra})}")
     renamed = {_to_meta(name): tensor for name, tensor in tensors.items()}
@@ -76,5 +76,5 @@ def _to_meta(name: str) -> str:
 
 
 def _norm_of_stage(kind: str, num_stages: int) -> str:
-    """Second name under which Meta keeps the final norm: as that of the last stage."""
+    """Return Meta's second name of the final norm: that of the last stage's norm."""
     return f"norms.{num_stages - 1}.{kind}"

@@ -1,4 +1,4 @@
-"""Meta's layout of a vision transformer, both ways, with the projection heads of a training checkpoint."""
+"""Read and write a vision transformer in Meta's layout, with the projection heads of a training checkpoint."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from .weights import PROJECTION_HEADS, build_model, head_fields, under
 
 _QKV = ("query", "key", "value")
 
-# Ours to Meta's. The fused qkv and the differently shaped mask token are handled apart.
+# From our names to Meta's. Code below handles the fused qkv and the mask token, whose shape differs.
 _RENAMES = {
     r"^embeddings\.cls_token$": "cls_token",
     r"^embeddings\.register_tokens$": "storage_tokens",
@@ -33,7 +33,7 @@ _MLP_RENAMES = {
 
 
 def load_meta_vit(source: Mapping[str, torch.Tensor], overrides: dict[str, Any]) -> Dinov3Model | Dinov3ForPreTraining:
-    """Model of a state dict in Meta's layout; sizes and options are read off the tensors.
+    """Build a model from a state dict in Meta's layout; sizes and options are inferred from the tensors.
 
     Raises:
         Refused: tensors of another architecture, or an override that contradicts them.
@@ -54,7 +54,7 @@ def load_meta_vit(source: Mapping[str, torch.Tensor], overrides: dict[str, Any])
 
 
 def write_meta_vit(config: Dinov3Config, tensors: dict, extra: dict, directory: Path) -> None:
-    """Write model.pth; `Refused` for what Meta's layout has no place for."""
+    """Write model.pth; `Refused` for a model that Meta's layout cannot hold."""
     tensors = vit_to_meta(config, tensors)
     if extra:
         if not all(name.split(".")[0] in PROJECTION_HEADS for name in extra):
@@ -75,7 +75,7 @@ def vit_to_meta(config: Dinov3Config, tensors: dict[str, torch.Tensor]) -> dict[
     if config.query_bias != config.value_bias or (config.key_bias and not config.query_bias):
         raise Refused(
             f"query_bias={config.query_bias}, key_bias={config.key_bias}, value_bias={config.value_bias}: "
-            "Meta's layout holds query and value biases together, and a key bias only besides them"
+            "Meta's layout holds query and value biases together, and a key bias only in addition to them"
         )
     result, size = {}, config.hidden_size
     for name, tensor in tensors.items():
@@ -112,7 +112,7 @@ def _rename(name: str, gated: bool) -> str:
 
 
 def vit_from_meta(source: Mapping[str, torch.Tensor], overrides: dict) -> tuple[dict[str, torch.Tensor], dict]:
-    """Our tensors and the configuration fields they tell."""
+    """Return the tensors under our names, and the configuration fields inferred from them."""
     needed = ("cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight")
     missing = [name for name in needed if name not in source]
     if missing:

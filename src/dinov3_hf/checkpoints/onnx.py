@@ -1,4 +1,4 @@
-"""A graph of a backbone for images of any number and size: as a `torch.export` program, and from it as ONNX."""
+"""Export a backbone as a graph for any batch and image size: a `torch.export` program, and ONNX made from it."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ _MAX_BYTES_IN_GRAPH = 2**31 - 2**24
 
 
 class _Outputs(nn.Module):
-    """Positional outputs: a graph has no named ones."""
+    """A model with a tuple as its output: a graph has no named outputs."""
 
     def __init__(self, model: Dinov3Model | Dinov3ConvNextModel):
         super().__init__()
@@ -36,10 +36,10 @@ class _Outputs(nn.Module):
 
 @torch.no_grad()
 def trace(model: Dinov3Model | Dinov3ConvNextModel) -> ExportedProgram:
-    """Program of `model`, put into eval mode, for images [B,C,H,W] of any batch, at least two whole patches a side.
+    """Put `model` into eval mode and trace it for images [B,C,H,W], any B, H and W at least two patches, no remainder.
 
-    It returns `last_hidden_state` [B,1+R+P,D], `pooler_output` [B,D] and `patch_tokens` [B,P,D];
-    `torch.export.save` and `load` keep it.
+    The program returns `last_hidden_state` [B,1+R+P,D], `pooler_output` [B,D] and `patch_tokens` [B,P,D]; save it with
+    `torch.export.save`.
     """
     patch = model.config.patch_size
     # Sizes that differ: equal ones could be taken for the same symbol.
@@ -54,12 +54,12 @@ def write_onnx(
     extra: dict[str, torch.Tensor],
     directory: Path,
 ) -> None:
-    """Writes model.onnx of a backbone's `tensors` in fp32: input `pixel_values` [B,C,H,W], outputs as those of `trace`.
+    """Write a backbone's `tensors` to model.onnx in fp32: input `pixel_values` [B,C,H,W], outputs as those of `trace`.
 
-    Weights of 2 GiB or more go to model.onnx.data next to it. What is in `extra` (heads) is named in a warning.
+    Weights of 2 GiB or more go to model.onnx.data next to it. `extra` (heads) is not written; a warning names it.
 
     Raises:
-        ImportError: onnx or onnxscript is not installed.
+        Refused: onnx or onnxscript is not installed.
     """
     try:
         import onnx  # noqa: F401
@@ -85,4 +85,4 @@ def write_onnx(
         verbose=False,
     )
     if extra:
-        logger.warning_once(f"The graph of a backbone has no place for {summarise(extra)}.")
+        logger.warning_once(f"model.onnx holds the backbone only, without {summarise(extra)}.")

@@ -1,9 +1,9 @@
-"""The image processor that lies next to a model, whoever wrote it."""
+"""Find the image processor saved with a model, by this package, transformers or timm."""
 
 import math
 import os
 
-from transformers import AutoImageProcessor, DINOv3ViTImageProcessor
+from transformers import AutoImageProcessor, BaseImageProcessor, DINOv3ViTImageProcessor
 from transformers.utils import cached_file
 
 from ..errors import Refused
@@ -16,22 +16,22 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def has_processor(name: str, field: str) -> bool:
-    """Say whether a directory or hub id holds an image processor; `Refused` where the hub does not answer."""
+    """Say whether a directory or hub id holds an image processor; `Refused` if the hub does not answer."""
     if is_local(name):
-        found = any(os.path.isfile(os.path.join(name, file)) for file in PROCESSOR_FILES)
+        has_file = any(os.path.isfile(os.path.join(name, file)) for file in PROCESSOR_FILES)
     else:
         with readable(name, field):
-            found = any(
+            has_file = any(
                 cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in PROCESSOR_FILES
             )
-    return found or read_config(name, field).get("model_type") == "timm_wrapper"
+    return has_file or read_config(name, field).get("model_type") == "timm_wrapper"
 
 
-def find_processor(name: str, field: str = "model"):
-    """Return the image processor of a model (directory or hub id), as a stock one where it can be, None without one.
+def find_processor(name: str, field: str = "model") -> BaseImageProcessor | None:
+    """Return the image processor of a model (directory or hub id), or None if it has none.
 
-    timm's statistics, which its directories keep in config.json, become a stock processor. Raises `Refused`, which names
-    `field`, for one that is there and cannot be read: other statistics than the weights' own would be a guess.
+    It is one of transformers' own classes if that gives the same result; timm's statistics, from config.json, become
+    such a processor too. Raises `Refused`, naming `field`, for a processor that cannot be read.
     """
     if os.path.isfile(name) or not has_processor(name, field):
         return None
@@ -44,7 +44,7 @@ def find_processor(name: str, field: str = "model"):
         image_side(processor)
     check_statistics(processor, name, field)
     if isinstance(processor, Dinov3ImageProcessor) and not processor.do_center_crop:
-        # Ours would need its code to travel along.
+        # A processor of ours would have to be saved with its code.
         same = (
             "size",
             "resample",
@@ -59,29 +59,27 @@ def find_processor(name: str, field: str = "model"):
     return processor
 
 
-def check_statistics(processor, name: str, field: str) -> None:
-    """Raise `Refused` where a processor's mean and deviation are not finite numbers, as many of one as of the other."""
+def check_statistics(processor: BaseImageProcessor, name: str, field: str) -> None:
+    """Raise `Refused` if a processor's mean and standard deviation are not finite numbers, one of each per channel."""
     mean, std = processor.image_mean, processor.image_std
     lists = all(isinstance(values, list | tuple) for values in (mean, std)) and len(mean) == len(std)
     numbers = lists and all(isinstance(value, int | float) and math.isfinite(value) for value in (*mean, *std))
     if not numbers or min(std) <= 0:
-        accepted = "two lists of numbers of one length, deviations above 0"
+        accepted = "two lists of numbers of the same length, std above 0"
         raise Refused(f"{field}: the image processor of {name!r} has mean {mean} and std {std}, accepted: {accepted}")
 
 
-def processor_for(name: str, image_size: int | list[int], field: str = "model"):
-    """Return the image processor of a model; where there is none, say so, and return a stock one for `image_size`."""
-    found = find_processor(name, field)
-    if found is not None:
-        return found
+def processor_for(name: str, image_size: int | list[int], field: str = "model") -> BaseImageProcessor:
+    """Return the image processor of a model; if it has none, say so and return the default one for `image_size`."""
+    processor = find_processor(name, field)
+    if processor is not None:
+        return processor
     side = image_size if isinstance(image_size, int) else image_size[0]
-    print(
-        f"{field}: {name} has no image processor: images of {side} pixels with ImageNet's mean and deviation are taken"
-    )
+    print(f"{field}: {name} has no image processor; using {side} pixels and ImageNet's mean and standard deviation")
     return DINOv3ViTImageProcessor(size={"height": side, "width": side})
 
 
-def image_side(processor) -> int:
-    """Return the side in pixels of the images that a processor makes: of the crop if it crops, else of the resize."""
-    asked = dict(processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size)
-    return asked.get("height") or asked["shortest_edge"]
+def image_side(processor: BaseImageProcessor) -> int:
+    """Return the side in pixels of the images that a processor makes: of its crop, or of its resize without one."""
+    size = dict(processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size)
+    return size.get("height") or size["shortest_edge"]

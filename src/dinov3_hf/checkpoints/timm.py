@@ -1,6 +1,6 @@
-"""timm's layout, both ways: a directory for `timm.create_model("local-dir:...")`, and timm's DINOv3 as our model.
+"""Read timm's DINOv3 weights, and write a directory for `timm.create_model("local-dir:...")`.
 
-Between the two stand Meta's names: timm's differ from them in the pairs below and in the biases of queries and values.
+The conversion goes through Meta's names; timm's differ from them in the pairs below and in the query and value biases.
 """
 
 import json
@@ -39,7 +39,7 @@ _ARCHITECTURES = {
     "vith16plus": "vit_huge_plus_patch16_dinov3",
     "vit7b16": "vit_7b_patch16_dinov3",
 }
-# What timm builds and offers no argument for.
+# What timm builds without an argument to change it.
 _FIXED = {
     "rope_normalize_coords": "separate",
     "rope_min_period": None,
@@ -53,10 +53,10 @@ _FIXED = {
 def write_timm(
     config: Dinov3Config, tensors: dict[str, torch.Tensor], extra: dict[str, torch.Tensor], directory: Path
 ) -> None:
-    """Writes model.safetensors and config.json of a backbone's `tensors`, without its mask token and local norm.
+    """Write a backbone's `tensors` as model.safetensors and config.json, without its mask token and local norm.
 
-    What is in `extra` (heads) is named in a warning. timm's `forward_features` then gives our `last_hidden_state`, its
-    `forward` our `pooler_output`.
+    `extra` (heads) is not written; a warning names it. timm's `forward_features` then gives our `last_hidden_state`,
+    its `forward` our `pooler_output`.
 
     Raises:
         Refused: a model that timm cannot build.
@@ -77,11 +77,11 @@ def write_timm(
     save_file(written, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(timm_config(config), indent=2) + "\n")
     if extra:
-        logger.warning_once(f"timm's layout has no place for {summarise(extra)}.")
+        logger.warning_once(f"timm's layout holds the backbone only, without {summarise(extra)}.")
 
 
 def timm_config(config: Dinov3Config) -> dict[str, Any]:
-    """Return the config.json from which timm builds the model: an architecture of its own, every size an argument."""
+    """Return the config.json from which timm builds the model: one of timm's architectures, every size an argument."""
     width, hidden = config.hidden_size, config.intermediate_size
     ratio = hidden / width
     size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
@@ -92,7 +92,7 @@ def timm_config(config: Dinov3Config) -> dict[str, Any]:
         "embed_dim": width,
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
-        # timm cuts the product with the width down to an integer, which rounding can leave one short.
+        # timm truncates the product with the width to an integer, which rounding can make one too small.
         "mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width,
         "swiglu_mlp": config.use_gated_mlp,
         "swiglu_align_to": int(config.use_gated_mlp),
@@ -125,15 +125,15 @@ def timm_config(config: Dinov3Config) -> dict[str, Any]:
 
 
 def load_timm(name: str | os.PathLike) -> Dinov3Model:
-    """Model of timm's DINOv3 weights: a directory or a hub id, with config.json and model.safetensors.
+    """Load timm's DINOv3 weights from a directory or hub id with config.json and model.safetensors.
 
-    timm keeps no mask token: it is zero here.
+    timm has no mask token: it is set to zero.
 
     Raises:
         Refused: an architecture that is no DINOv3 ViT.
     """
-    found = json.loads(Path(cached_file(name, "config.json")).read_text())
-    architecture, arguments = found.get("architecture") or "", found.get("model_args") or {}
+    stored = json.loads(Path(cached_file(name, "config.json")).read_text())
+    architecture, arguments = stored.get("architecture") or "", stored.get("model_args") or {}
     sizes = [size for size, theirs in _ARCHITECTURES.items() if architecture.removesuffix("_qkvb") == theirs]
     if not sizes:
         raise Refused(f"architecture: got {architecture!r}, accepted: {', '.join(_ARCHITECTURES.values())}")
@@ -149,7 +149,7 @@ def load_timm(name: str | os.PathLike) -> Dinov3Model:
         tensors[f"{block}qkv.bias"] = torch.cat([query, nothing, value])
         tensors[f"{block}qkv.bias_mask"] = torch.cat([nothing + 1, nothing, nothing + 1])
     tensors["mask_token"] = torch.zeros_like(tensors["cls_token"][0])
-    input_size = arguments.get("img_size") or found["pretrained_cfg"]["input_size"][1:]
+    input_size = arguments.get("img_size") or stored["pretrained_cfg"]["input_size"][1:]
     fields = {
         "num_attention_heads": arguments.get("num_heads", SIZES[sizes[0]]["num_attention_heads"]),
         "rope_theta": arguments.get("rope_temperature", 100.0),
@@ -163,7 +163,7 @@ def load_timm(name: str | os.PathLike) -> Dinov3Model:
 def _architecture(config: Dinov3Config) -> str:
     same = ("hidden_size", "num_hidden_layers", "use_gated_mlp")
     keys = [getattr(config, name) for name in same]
-    # Any other size is a small one whose arguments are all overridden.
+    # Other sizes are written as the small architecture with all its arguments overridden.
     size = "vits16plus" if config.use_gated_mlp else "vits16"
     for name, fields in SIZES.items():
         if [fields.get(key, False) for key in same] == keys:

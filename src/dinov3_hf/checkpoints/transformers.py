@@ -1,6 +1,7 @@
-"""Directories of transformers' own DINOv3 classes, which plain `AutoModel` reads, and the heads next to them."""
+"""Directories of transformers' own DINOv3 classes, which `AutoModel` reads, with our heads in a file next to them."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,12 +18,12 @@ from .weights import PROJECTION_HEADS, build_model, head_fields, under
 
 logger = logging.get_logger(__name__)
 
-# What stock has no place for lies here, next to model.safetensors.
+# Holds, next to model.safetensors, what transformers' DINOv3 classes do not have: projection heads and local norm.
 HEADS_FILE = "heads.safetensors"
 
 
 def load_pretraining(directory: str | os.PathLike) -> Dinov3ForPreTraining:
-    """Pretraining network of a directory that `export` wrote from one: backbone, heads and local norm."""
+    """Load a pretraining network (backbone, heads and local norm) from a directory that `export` wrote."""
     directory = Path(directory)
     if not (directory / HEADS_FILE).is_file():
         raise Refused(f"{directory} has no {HEADS_FILE}: export a Dinov3ForPreTraining to get one")
@@ -52,7 +53,7 @@ def write_vit(config: Dinov3Config, tensors: dict, extra: dict, directory: Path)
     fields = {k: v for k, v in config.to_dict().items() if k in reference & field_names(Dinov3Config)}
     fields.update(pos_embed_shift=None, pos_embed_jitter=None, pos_embed_rescale=None, drop_path_rate=0.0)
     if not config.layerscale_value:
-        # Stock always has layer scale: ones change nothing.
+        # transformers' model always has layer scale: ones change nothing.
         fields["layerscale_value"] = 1.0
         ones = torch.ones(config.hidden_size, dtype=tensors["norm.weight"].dtype)
         for index in range(config.num_hidden_layers):
@@ -71,7 +72,7 @@ def write_convnext(config: Dinov3ConvNextConfig, tensors: dict, extra: dict, dir
 
 
 def _write(config: PreTrainedConfig, tensors: dict, extra: dict, directory: Path) -> None:
-    """A directory of stock's with its image processor; what it has no place for goes to heads.safetensors next to it."""
+    """Write a model and its image processor as transformers does, and `extra` to heads.safetensors next to them."""
     directory.mkdir(parents=True, exist_ok=True)
     config.dtype = next(iter(tensors.values())).dtype
     config.save_pretrained(directory)
@@ -81,7 +82,18 @@ def _write(config: PreTrainedConfig, tensors: dict, extra: dict, directory: Path
     processor.save_pretrained(directory)
     if extra:
         save_file(extra, directory / HEADS_FILE, metadata={"format": "pt"})
-        parts = ", ".join(sorted({name.removeprefix("dinov3.").split(".")[0] for name in extra}))
-        logger.warning_once(f"A {config.model_type} directory has no place for {parts}: see {HEADS_FILE} next to it.")
+        logger.warning_once(
+            f"Saved {_describe(extra)} to {HEADS_FILE}, as a {config.model_type} directory cannot hold them."
+        )
     else:
         (directory / HEADS_FILE).unlink(missing_ok=True)
+
+
+def _describe(names: Iterable[str]) -> str:
+    """Return in words what these parameters belong to."""
+    modules = sorted({name.removeprefix("dinov3.").split(".")[0] for name in names})
+    kinds = dict.fromkeys(PROJECTION_HEADS, "projection heads") | {"local_cls_norm": "local norm weights"}
+    groups: dict[str, list[str]] = {}
+    for module in modules:
+        groups.setdefault(kinds.get(module, "other weights"), []).append(module)
+    return " and ".join(f"{kind} ({', '.join(members)})" for kind, members in groups.items())

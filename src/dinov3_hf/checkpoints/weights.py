@@ -1,4 +1,4 @@
-"""Weights as names and tensors: gathered from a model in training, read from a file, put into a model."""
+"""State dicts: gathered from a model in training, read from a file, loaded into a new model."""
 
 import os
 import re
@@ -18,7 +18,7 @@ PROJECTION_HEADS = ("dino_head", "ibot_head")
 
 
 def gather(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Whole tensors on the CPU; other processes than the first only help to gather them."""
+    """Return a model's unsharded tensors on the CPU; an empty dictionary on all processes but the first."""
     keep, result = not dist.is_initialized() or dist.get_rank() == 0, {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
@@ -28,7 +28,7 @@ def gather(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def read_state_dict(source: str | os.PathLike | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """State dict of a .safetensors or torch file, or of what such a file holds: `Refused` without one."""
+    """Return the state dict of a .safetensors or torch file, or of its loaded content; `Refused` if there is none."""
     if not isinstance(source, Mapping):
         path = Path(source)
         if not path.is_file():
@@ -46,9 +46,9 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, torch.Tensor]) -> M
 
 
 def build_model(model_class: type, tensors: dict, fields: dict, overrides: dict) -> nn.Module:
-    """Build a model of `fields`, which the checkpoint tells, and `overrides`, with these tensors for weights, in eval mode.
+    """Build a model with these tensors, in eval mode, from `fields` inferred from the checkpoint and `overrides`.
 
-    Raises `Refused` for an override that contradicts the checkpoint, and for tensors that are too few, too many or misshapen.
+    Raises `Refused` for an override that contradicts the checkpoint, and for missing, unexpected or misshapen tensors.
     """
     told = set(fields) - {"layerscale_value", "hidden_act"}
     for name, value in overrides.items():
@@ -64,12 +64,12 @@ def build_model(model_class: type, tensors: dict, fields: dict, overrides: dict)
 
 
 def under(source: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Return the tensors under a prefix, without it."""
+    """Return the tensors whose names have a prefix, under their names without it."""
     return {k.removeprefix(f"{prefix}."): v for k, v in source.items() if k.startswith(f"{prefix}.")}
 
 
 def head_fields(head: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Return the configuration's fields of a projection head, read off its weights."""
+    """Return the configuration fields of a projection head, inferred from its weights."""
     layers = [tensor for name, tensor in weights.items() if re.match(r"^mlp\.\d+\.weight$", name)]
     if not layers or "last_layer.weight" not in weights:
         raise Refused(f"training checkpoint has no {head}.mlp and {head}.last_layer")
@@ -83,12 +83,12 @@ def head_fields(head: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int
 
 
 def omitted(names: Iterable[str]) -> list[str]:
-    """Names of parameters that a layout for inference alone has no place for: mask token, local norm, heads."""
+    """Return the names of parameters that layouts for inference omit: mask token, local norm, heads."""
     kept = r"(dinov3\.)?(embeddings\.(?!mask_token)|(layer|norm|stages|layer_norm)\.)"
     return [name for name in names if not re.match(kept, name)]
 
 
 def summarise(names: Iterable[str]) -> str:
-    """Name each module once."""
+    """Return the names of the modules of these parameters as one text, each once."""
     short = (re.sub(r"^(dinov3\.)?(embeddings\.)?", "", name).split(".")[0] for name in names)
     return ", ".join(dict.fromkeys(short))

@@ -1,4 +1,4 @@
-"""Any `datasets` source as rows and pixels: what a folder, a file, a column and a stored value mean."""
+"""Read any `datasets` source as rows and pixels: folders, files, columns and the values they store."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Reading by threads, some batches ahead of the one that is worked on."""
+"""Read batches in threads, ahead of the one in use."""
 
 import os
 from collections import deque
@@ -13,9 +13,9 @@ Result = TypeVar("Result")
 def read_ahead(
     read: Callable[..., Result], batches: Iterable[Sequence[tuple]], ahead: int = 1
 ) -> Iterator[list[Result]]:
-    """Yield, for every batch of calls, what `read` gives for each; threads are already at work on the next `ahead` ones.
+    """Yield the results of `read` for each batch of calls, while threads already read the next `ahead` batches.
 
-    A call is a tuple of arguments. An error of a call is raised where its batch is yielded.
+    A call is a tuple of arguments. If a call raises an error, it is raised when its batch is due.
     """
     waiting = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -28,9 +28,10 @@ def read_ahead(
 
 
 class StepReader:
-    """From a step's number to what its calls of `read` give; the next step's are read meanwhile.
+    """Return the results of `read` for a step, and read those of the next step in threads meanwhile.
 
-    `calls_of(step)` lists a step's calls. Steps are mostly asked for in order, and may begin anywhere.
+    `calls_of(step)` lists a step's calls. The first step may have any number; reading ahead helps where steps follow
+    in order.
     """
 
     def __init__(self, read: Callable[..., Result], calls_of: Callable[[int], Sequence[tuple]], num_steps: int):

@@ -1,28 +1,32 @@
-"""Captions in a row of any data set: which columns hold them, and what they say."""
+"""Captions of a data set: which columns hold them, and how they are read."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import Refused
 from .pixels import BadImage
 
 
-# Columns that are taken for captions where none are named.
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+# Columns read as captions if the user names none.
 CAPTION_COLUMNS = ("caption", "captions")
 
 
-def find_caption_columns(rows, names: Sequence[str] = ()) -> list[str]:
-    """Return the columns that hold captions; raises `Refused`, listing the columns, where there is none."""
+def find_caption_columns(rows: "Dataset | IterableDataset", names: Sequence[str] = ()) -> list[str]:
+    """Return the columns that hold captions; raises `Refused`, listing the columns, if there is none."""
     have = list(rows.column_names or next(iter(rows)))
-    found = list(names) or [name for name in CAPTION_COLUMNS if name in have]
-    missing = [name for name in found if name not in have]
-    if missing or not found:
+    captions = list(names) or [name for name in CAPTION_COLUMNS if name in have]
+    missing = [name for name in captions if name not in have]
+    if missing or not captions:
         got = ", ".join(missing) or "none"
         raise Refused(f"caption_columns: got {got}, accepted: columns of the data set ({', '.join(have)})")
-    return found
+    return captions
 
 
 def read_captions(row: dict, columns: Sequence[str]) -> list[str]:
-    """Return the captions of a row whose columns hold one or a list; `BadImage` where there is none, or one no text."""
+    """Return a row's captions, one or a list in each column; `BadImage` if there is none, or one that is not text."""
     captions = []
     for column in columns:
         value = row[column]

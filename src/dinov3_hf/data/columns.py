@@ -1,17 +1,25 @@
 """Columns of a data set: which one holds what, and their values."""
 
+from typing import TYPE_CHECKING, TypeVar
+
 from ..errors import Refused
 from .folders import IMAGE_EXTENSIONS
 
 
-def check_column(rows, name: str, field: str) -> None:
-    """Raise `Refused`, listing the columns, where a data set has no column of this name."""
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+Rows = TypeVar("Rows", "Dataset", "IterableDataset")
+
+
+def check_column(rows: "Dataset", name: str, field: str) -> None:
+    """Raise `Refused`, listing the columns, if a data set has no column of this name."""
     if name not in rows.column_names:
         raise Refused(f"{field}: got {name!r}, accepted: a column of the data set ({', '.join(rows.column_names)})")
 
 
-def undecoded(rows):
-    """Return a data set whose image columns give their bytes or paths."""
+def undecoded(rows: Rows) -> Rows:
+    """Return the data set with image columns that give bytes or paths, not decoded images."""
     from datasets import Image
 
     for column, feature in rows.features.items():
@@ -20,8 +28,8 @@ def undecoded(rows):
     return rows
 
 
-def find_image_column(rows, image_column: str | None) -> str:
-    """Return the column that holds the images; raises `Refused`, listing the columns, if it is not plain which."""
+def find_image_column(rows: "Dataset | IterableDataset", image_column: str | None) -> str:
+    """Return the column that holds the images; raises `Refused`, listing the columns, if there is none or several."""
     from datasets import Image
 
     names = list(rows.column_names or next(iter(rows)))
@@ -31,20 +39,20 @@ def find_image_column(rows, image_column: str | None) -> str:
             raise Refused(f"image_column: got {image_column!r}, accepted: a column of the data set ({listed})")
         return image_column
     features = rows.features or {}
-    found = [name for name in names if isinstance(features.get(name), Image)]
-    found = found if len(found) == 1 else [name for name in found if name == "image"] or found
-    found = found or [name for name in names if name.lower() in IMAGE_EXTENSIONS]
-    if len(found) != 1:
-        have = "no image column" if not found else f"several image columns ({', '.join(found)})"
+    images = [name for name in names if isinstance(features.get(name), Image)]
+    images = images if len(images) == 1 else [name for name in images if name == "image"] or images
+    images = images or [name for name in names if name.lower() in IMAGE_EXTENSIONS]
+    if len(images) != 1:
+        have = "no image column" if not images else f"several image columns ({', '.join(images)})"
         raise Refused(f"image_column: the data set has {have}, accepted: one of its columns ({listed})")
-    return found[0]
+    return images[0]
 
 
-def named_values(rows, column: str, field: str, accepted: str) -> list[str | int | None]:
-    """Return a column's value in every row: the name of a declared class, a number, a text, None where it is missing.
+def named_values(rows: "Dataset", column: str, field: str, accepted: str) -> list[str | int | None]:
+    """Return a column's value in every row: the name of a declared class, a number, a text, or None if it is missing.
 
-    `datasets` writes -1 where a declared class is missing. Raises `Refused`, saying what is `accepted`, for anything else
-    and for a column without a value.
+    `datasets` writes -1 for a missing value of a declared class. Raises `Refused`, saying what is `accepted`, for
+    anything else and for a column without a single value.
     """
     from datasets import ClassLabel, Value
 
@@ -59,12 +67,14 @@ def named_values(rows, column: str, field: str, accepted: str) -> list[str | int
     return values
 
 
-def read_vocabulary(train, test, column: str) -> tuple[list[str], dict, dict]:
+def read_vocabulary(
+    train: "Dataset", test: "Dataset", column: str
+) -> tuple[list[str], dict[int | str, int], dict[int | str, int]]:
     """Return the class names of a label column and, for each data set, the mapping from its values to class indices.
 
-    ClassLabel columns are matched by name (two folders may number their classes differently); of any other column the
-    sorted values of both data sets are taken. Raises `Refused` for a column that is missing, holds no single values,
-    or marks rows as unlabelled.
+    ClassLabel columns are matched by name, as two folders may number their classes differently; for any other column
+    the classes are the sorted values of both data sets. Raises `Refused` for a column that is missing, does not hold
+    one value a row, or marks rows as unlabelled.
     """
     from datasets import ClassLabel, Value
 

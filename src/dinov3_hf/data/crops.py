@@ -11,10 +11,10 @@ ASPECT = (3 / 4, 4 / 3)
 def fitting_crop(
     height: int, width: int, scale: tuple[float, float] | list[float], tries: Iterable[tuple[float, float]]
 ) -> tuple[int, int] | None:
-    """Return the height and width of the first of `tries` that fits into an image, None where none does.
+    """Return the height and width of the first of `tries` that fits into an image, None if none does.
 
-    A try is two numbers in 0..1: where the crop's share of the area lies within `scale`, and its aspect within `ASPECT`,
-    whose logarithm is uniform. As torchvision's random resized crop.
+    A try is two numbers in 0..1: the first gives the crop's share of the image's area, from `scale[0]` to `scale[1]`;
+    the second its aspect ratio within `ASPECT`, on a logarithmic scale. As in torchvision's random resized crop.
     """
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
     for first, second in tries:
@@ -27,6 +27,6 @@ def fitting_crop(
 
 
 def central_crop(height: int, width: int) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of the largest crop at an image's centre whose aspect is within `ASPECT`."""
+    """Return top, left, height and width of the largest centred crop with an aspect ratio within `ASPECT`."""
     h, w = min(height, round(width / ASPECT[0])), min(width, round(height * ASPECT[1]))
     return (height - h) // 2, (width - w) // 2, h, w

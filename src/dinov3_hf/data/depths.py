@@ -1,6 +1,7 @@
 """Depth maps: how stored values become metres."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -9,11 +10,14 @@ from ..errors import Refused
 from .columns import check_column, undecoded
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 DEPTH_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
 
 
-def check_depth_column(rows, column: str) -> None:
-    """Raise `Refused` where a data set has no such column of depth maps."""
+def check_depth_column(rows: "Dataset", column: str) -> None:
+    """Raise `Refused` if a data set has no such column, or if it does not hold depth maps."""
     check_column(rows, column, "depth_column")
     if type(rows.features[column]).__name__ != "Image":
         raise Refused(f"depth_column: got {column!r}, accepted: a column of images with depths as pixels")
@@ -26,7 +30,7 @@ def check_depth_column(rows, column: str) -> None:
 
 
 def read_stored(value: dict) -> np.ndarray:
-    """Read a depth column's undecoded value (`bytes` or `path`) as stored [H,W]; `Refused` for pictures."""
+    """Read an undecoded depth map (`bytes` or `path`) in stored units [H,W]; `Refused` for other images."""
     with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as picture:
         if picture.mode not in DEPTH_MODES:
             raise Refused(
@@ -38,7 +42,7 @@ def read_stored(value: dict) -> np.ndarray:
 
 
 def read_depth(value: dict, depth_unit: float, min_depth: float, max_depth: float) -> np.ndarray:
-    """Read a depth map [H,W] in stored units, 0 where it is unknown or outside the range (metres)."""
+    """Read a depth map [H,W] in stored units, with 0 for depths that are unknown or outside the range (metres)."""
     stored = read_stored(value)
     metres = in_metres(stored, depth_unit)
     return np.where((metres >= min_depth) & (metres <= max_depth), stored, 0).astype(stored.dtype)

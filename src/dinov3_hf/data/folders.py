@@ -2,9 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 # Names of image members in WebDataset tars, which carry no declared types.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm")
@@ -20,16 +24,18 @@ def builder_of(files: list[str], source: str) -> str:
 
 
 def count_up(pattern: str) -> list[str]:
-    """Write out every `{000..031}` of a pattern, as file servers cannot be asked for what they hold."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not found:
+    """Expand every `{000..031}` of a pattern to file names, because a file server cannot list its files."""
+    span = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not span:
         return [pattern]
-    first, last = found.groups()
+    first, last = span.groups()
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-    return [file for number in numbers for file in count_up(pattern.replace(found.group(), number, 1))]
+    return [file for number in numbers for file in count_up(pattern.replace(span.group(), number, 1))]
 
 
-def load_files(builder: str, files: list[str], source: str, split: str, streaming: bool, **options):
+def load_files(
+    builder: str, files: list[str], source: str, split: str, streaming: bool, **options: Any
+) -> "Dataset | IterableDataset":
     """Load files of one kind; files whose names start with a split's name belong to that split."""
     from datasets import load_dataset
 
@@ -47,11 +53,11 @@ def load_files(builder: str, files: list[str], source: str, split: str, streamin
     return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming, **options)
 
 
-def load_image_folder(path: Path, split: str):
-    """Load a folder of images; a sub-folder of the split's name is that split, sub-folders inside it are classes.
+def load_image_folder(path: Path, split: str) -> "Dataset":
+    """Load a folder of images: sub-folders named like splits hold the splits, and sub-folders inside are classes.
 
-    Never as a stream: folders are sorted by class, which shuffling block by block would not undo, and as one shard each
-    reader would read every file.
+    Never as a stream: folders are sorted by class, which shuffling block by block would not undo, and a folder is a
+    single shard, of which each reader would have to read every file.
     """
     from datasets import load_dataset
 
@@ -60,10 +66,10 @@ def load_image_folder(path: Path, split: str):
     if splits and split not in splits:
         raise Refused(f"split: got {split!r}, accepted: {', '.join(sorted(splits))} (folders of {path})")
     root = path / split if splits else path
-    found = [file for file in root.rglob("*") if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
-    if not found:
+    images = [file for file in root.rglob("*") if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
+    if not images:
         raise Refused(f"data: no images under {root}, accepted: files named {', '.join(IMAGE_EXTENSIONS)}")
-    labelled = all(len(file.relative_to(root).parts) > 1 for file in found)
+    labelled = all(len(file.relative_to(root).parts) > 1 for file in images)
     # All files by name: left to itself, `datasets` takes only those whose paths hold "train", if any do.
     files = {"train": ["**"]}
     return load_dataset("imagefolder", data_dir=str(root), data_files=files, split="train", drop_labels=not labelled)

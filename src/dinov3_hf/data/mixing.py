@@ -1,27 +1,32 @@
 """Several data sets mixed by weight, each step's choice a pure function of the seed."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..errors import Refused
 from .streams import RowStream, StreamError
 
 
-# The stream of random numbers of this choice, apart from others under the same seed.
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+# Separates the random numbers of this choice from others drawn with the same seed.
 MIXING = 0x317C
 
 
 class MixedRows:
     """Rows of several data sets, for one of several readers that share them without overlap.
 
-    Which source fills a place of the global batch depends on (seed, step, place) alone: every process and worker agrees
-    without talking. With probability `homogeneous_share` a whole step is drawn from one source (DINOv3, section 3.1).
-    Sources go through their epochs at their own pace and each holds a block of its own in memory; one that is never
-    drawn is never opened. Raises `Refused` in one line for weights or a share that make no sense.
+    Which source fills a place of the global batch depends on (seed, step, place) alone: all processes and workers
+    agree without communication. With probability `homogeneous_share` a whole step is drawn from one source (DINOv3,
+    section 3.1). Sources go through their epochs at their own pace and each holds a block of its own in memory; one
+    that is never drawn is never opened. Raises `Refused` for invalid weights or an invalid share.
     """
 
     def __init__(
         self,
-        sources: list,
+        sources: "list[Dataset | IterableDataset]",
         weights: list[float],
         block: int,
         seed: int,
@@ -39,7 +44,7 @@ class MixedRows:
         self.iterators = [iter(stream) for stream in self.streams]
 
     def source_of(self, step: int, places: range) -> np.ndarray:
-        """Return the number of the source of each of `places` in the global batch of `step`, int64 [len(places)]."""
+        """Return which source fills each of `places` in the global batch of `step`, int64 [len(places)]."""
         draws = np.random.default_rng([self.seed, MIXING, step]).random(2 + places.stop)
         if draws[0] < self.homogeneous_share:
             chosen = np.full(len(places), draws[1])
@@ -59,7 +64,7 @@ class MixedRows:
         return {"sources": [stream.state_dict() for stream in self.streams]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go to the place of `state`; raises ValueError for another number of sources or readers."""
+        """Continue from `state`; raises ValueError if it was saved with another number of sources or readers."""
         if len(state["sources"]) != len(self.streams):
             raise ValueError(f"data: got a state of {len(state['sources'])} sources, accepted: {len(self.streams)}")
         for stream, place in zip(self.streams, state["sources"], strict=True):
@@ -68,6 +73,6 @@ class MixedRows:
 
     @staticmethod
     def restart_state(states: list[dict], num_readers: int) -> dict:
-        """Return the state with which each of `num_readers` readers goes on from `states`, as of a `RowStream`."""
+        """Return the state from which each of `num_readers` readers continues; see `RowStream.restart_state`."""
         sources = zip(*(state["sources"] for state in states), strict=True)
         return {"sources": [RowStream.restart_state(list(places), num_readers) for places in sources]}

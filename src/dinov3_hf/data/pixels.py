@@ -1,4 +1,4 @@
-"""Decode any image that a data set may hold into RGB, or say in one line why it cannot be."""
+"""Decode any image that a data set may hold to RGB, or say in one line why it cannot be decoded."""
 
 import io
 import warnings
@@ -11,17 +11,19 @@ from PIL import ExifTags, Image, ImageOps
 
 # Pillow itself refuses more: a file of a few kilobytes could fill the memory.
 MAX_PIXELS = 178_956_970
+# An image as a row holds it: encoded, as a path, as `datasets` stores either, or decoded; None if it is missing.
+StoredImage = dict[str, bytes | str | None] | bytes | bytearray | memoryview | str | Image.Image | None
 
 
 class BadImage(ValueError):
     """An image that cannot be decoded."""
 
 
-def decode_image(value, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """Decode bytes, a `{"bytes", "path"}` dictionary or a PIL image into RGB uint8 [3, H, W].
+def decode_image(value: StoredImage, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Decode bytes, a `{"bytes", "path"}` dictionary or a PIL image to RGB uint8 [3, H, W].
 
-    Grey becomes RGB, transparency is laid on white, CMYK and palettes are converted, 16-bit images are scaled to 8,
-    EXIF rotation is applied. Raises `BadImage` for anything that is no whole image of at most `max_pixels`.
+    Transparent images are put on white; grey, CMYK and palettes are converted; 16-bit images are scaled to 8 bits;
+    EXIF rotation is applied. Raises `BadImage` for anything but a complete image of at most `max_pixels`.
     """
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
@@ -39,7 +41,7 @@ def decode_image(value, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
-def read_size(value) -> tuple[int, int]:
+def read_size(value: StoredImage) -> tuple[int, int]:
     """Return the height and width that `decode_image` would give, from the file's header alone; raises `BadImage`."""
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
@@ -56,7 +58,7 @@ def read_size(value) -> tuple[int, int]:
     return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
-def _open(value, max_pixels: int) -> Image.Image:
+def _open(value: StoredImage, max_pixels: int) -> Image.Image:
     if isinstance(value, str):
         value = Path(value).read_bytes()
     if isinstance(value, bytes | bytearray | memoryview):
@@ -71,7 +73,7 @@ def _open(value, max_pixels: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF rotation; an image whose EXIF data are broken is taken as it is."""
+    """Apply the EXIF rotation; an image with broken EXIF data stays as it is."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)

@@ -1,4 +1,4 @@
-"""Network reads that fail for a moment are tried again; errors that will not go away are raised at once."""
+"""Retry network reads after temporary failures; raise permanent errors at once."""
 
 import contextlib
 import itertools
@@ -14,8 +14,8 @@ from ..errors import Failed
 Result = TypeVar("Result")
 # Seconds waited before each further try.
 DELAYS = (1, 2, 4, 8, 16, 32)
-# Left alone, `datasets` tries one read 20 times, 5 to 60 s apart. A few quick tries of its own are kept: they fetch the
-# failed range of bytes again, while ours go back to the start of a shard.
+# Left alone, `datasets` tries one read 20 times, 5 to 60 s apart. A few quick tries of its own are kept: they fetch
+# the failed range of bytes again, while ours go back to the start of a shard.
 DATASETS_RETRIES = {
     "STREAMING_OPEN_MAX_RETRIES": 3,
     "STREAMING_OPEN_RETRY_INTERVAL": 1,
@@ -30,9 +30,9 @@ HTTP_LIBRARIES = {"aiohttp", "botocore", "http", "httpcore", "httpcore2", "httpx
 
 
 class StreamError(Failed):
-    """A stream that cannot go on, said in one line.
+    """A stream of rows that cannot continue; the message is one line.
 
-    A loader passes on its worker's whole traceback as the message; only the last line of it is meant for the reader.
+    A data loader passes on its worker's whole traceback as the message; only its last line is kept.
     """
 
     def __init__(self, message: str):
@@ -40,10 +40,10 @@ class StreamError(Failed):
 
 
 def with_retries(read: Callable[[], Result], what: str) -> Result:
-    """Return `read()`, called again after each of `DELAYS` while it fails by an error that may pass.
+    """Return `read()`, called again after each of `DELAYS` while it fails with a temporary error.
 
-    Prints a line at each further try. Raises `StreamError`, beginning with `what`, when the last try failed too or a
-    server refuses or has no such file; other errors that will not go away are raised as they are.
+    Prints a line before each further try. Raises `StreamError`, with a message that starts with `what`, if the last
+    try fails too, or if a server refuses or has no such file; other permanent errors are raised as they are.
     """
     from tqdm import tqdm
 
@@ -68,7 +68,7 @@ def with_retries(read: Callable[[], Result], what: str) -> Result:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell an error that may pass (connections, server errors, cut files) from one that will not (missing, forbidden)."""
+    """Say whether an error may be temporary (connection, server, cut file), not permanent (missing, forbidden)."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, (*LASTING, OfflineModeIsEnabled)):
@@ -88,7 +88,7 @@ def is_transient(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def _own_retries_of_datasets() -> Iterator[None]:
-    """Keep the tries that `datasets` makes by itself few and quick."""
+    """Limit the retries that `datasets` makes by itself to a few quick ones."""
     from datasets import config
 
     before = {name: getattr(config, name) for name in DATASETS_RETRIES}

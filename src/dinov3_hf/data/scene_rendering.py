@@ -1,9 +1,10 @@
-"""Draw and render scenes with exact labels, captions, masks, depth and keypoints.
+"""Sample and render scenes with exact labels, captions, masks, depth and keypoints.
 
-Ten classes of objects (`scene_shapes.py`) under free position, scale, rotation, light and background. Most objects have
-the material of their class and half have its colour, so that both say something about the class; the shape says all. A
-scene is a function of (seed, split, subset, index) and has the same content at every size in pixels. Some combinations
-of class with colour and with material never occur in train; the split "compositional" holds nothing else.
+Ten classes of objects (`scene_shapes.py`) with random position, scale, rotation, light and background. Most objects
+have the usual material of their class and half have its usual colour: both are correlated with the class, and only the
+shape determines it. A scene is a function of (seed, split, subset, index) and has the same content at every size in
+pixels. Some combinations of class with colour and with material never occur in train; the split "compositional" has
+only these.
 """
 
 import colorsys
@@ -35,8 +36,8 @@ COLOURS = {
 MATERIALS = ("plain", "striped", "dotted", "checkered", "wavy", "ringed", "gridded", "woven", "spotted", "scaly")
 BACKGROUNDS = ("ground", "wall", "haze")
 SIZES = ("small", "large")
-USUAL_MATERIAL, USUAL_COLOUR = 0.8, 0.5  # how often an object takes after its class
-BACKGROUND_DEPTH, UNIT_RADIUS_DEPTH = 8.0, 0.9  # metres; the second: of an object whose radius is the image's side
+USUAL_MATERIAL, USUAL_COLOUR = 0.8, 0.5  # how often an object has those of its class
+BACKGROUND_DEPTH, UNIT_RADIUS_DEPTH = 8.0, 0.9  # metres; the second for an object whose radius is the image's side
 LEAST = {"num_images": 1, "image_size": 8, "seed": 0, "index": 0}
 
 
@@ -80,7 +81,7 @@ class Scene:
 
 
 def held_out(label: int, colour: int, material: int) -> bool:
-    """Say whether a combination is kept out of train (and makes up the compositional split)."""
+    """Say whether a combination never occurs in train, but only in the compositional split."""
     return colour == (3 * label + 1) % len(COLOURS) or material == (usual_material(label) + 1 + label % 3) % len(
         MATERIALS
     )
@@ -92,12 +93,12 @@ def usual_material(label: int) -> int:
 
 
 def usual_colour(label: int) -> int:
-    """Return the colour that more objects of a class have than any other."""
+    """Return the most frequent colour of a class."""
     return 7 * label % len(COLOURS)
 
 
 def sample_object(label: int, instance_id: int, split: str, rng: np.random.Generator) -> SceneObject:
-    """Draw what an object is; its pose comes later."""
+    """Sample an object's colour, material and proportions; `place` samples its pose."""
     while True:
         colour = usual_colour(label) if rng.random() < USUAL_COLOUR else int(rng.integers(len(COLOURS)))
         material = usual_material(label) if rng.random() < USUAL_MATERIAL else int(rng.integers(len(MATERIALS)))
@@ -121,17 +122,17 @@ def sample_object(label: int, instance_id: int, split: str, rng: np.random.Gener
 
 
 def place(item: SceneObject, radius: tuple[float, float], spread: float, rng: np.random.Generator) -> None:
-    """Draw an object's pose: mostly inside the image, turned by up to 30 degrees, mirrored half the time."""
+    """Sample an object's pose: mostly inside the image, turned by up to 30 degrees, mirrored half the time."""
     item.radius = float(rng.uniform(*radius))
     item.x, item.y = (float(value) for value in rng.uniform(0.5 - spread, 0.5 + spread, 2))
     item.angle = float(rng.uniform(-0.5, 0.5))
     item.flip = bool(rng.random() < 0.5)
-    # Things of one size look smaller the farther they are: depth can be read off an image.
+    # Farther objects look smaller, so that an image tells their depth.
     item.depth = float(rng.uniform(0.9, 1.1)) * UNIT_RADIUS_DEPTH / item.radius
 
 
 def check_arguments(split: str, subset: str, **numbers: int) -> None:
-    """Raise `Refused`, in one line, for a split, subset or number that no scene can have."""
+    """Raise `Refused` for a split, subset or number that no scene can have."""
     if split not in SPLITS:
         raise Refused(f"split: got {split!r}, accepted: {', '.join(SPLITS)}")
     if subset not in SUBSETS:
@@ -147,7 +148,7 @@ def generator(seed: int, split: str, subset: str, *index: int) -> np.random.Gene
 
 
 def sample_objects(index: int, split: str, subset: str, seed: int) -> list[SceneObject]:
-    """Draw the objects of row `index`, far ones first; rows of a pair or clip share them and differ in pose."""
+    """Sample the objects of row `index`, farthest first; rows of a pair or clip share objects and differ in pose."""
     group, frame = divmod(index, FRAMES[subset])
     rng = generator(seed, split, subset, group)
     # Labels take turns within each ten rows, so that every split is balanced.
@@ -179,7 +180,7 @@ def sample_objects(index: int, split: str, subset: str, seed: int) -> list[Scene
 def render_scene(
     index: int, split: str = "train", subset: str = "single", image_size: int = 64, seed: int = 0
 ) -> Scene:
-    """Render one row of a subset as arrays; a function of its arguments alone.
+    """Render one row of a subset as arrays; the same arguments always give the same scene.
 
     Raises `Refused` for an unknown split or subset, a negative index or seed, or an image of less than 8 pixels.
     """
@@ -244,8 +245,17 @@ def render_background(kind: str, centres: np.ndarray, rng: np.random.Generator) 
     return image, depth
 
 
-def render_object(item: SceneObject, number: int, centres, direction, image, depth, instances, mask) -> np.ndarray:
-    """Draw one object over what is there, in place; returns its keypoints [6, 2] in units of the image's side."""
+def render_object(
+    item: SceneObject,
+    number: int,
+    centres: np.ndarray,
+    direction: tuple[np.float32, np.float32],
+    image: np.ndarray,
+    depth: np.ndarray,
+    instances: np.ndarray,
+    mask: np.ndarray,
+) -> np.ndarray:
+    """Draw one object over the arrays, in place; return its keypoints [6, 2] in units of the image's side."""
     size = len(centres)
     reach = 1.35 * item.radius
     top, bottom = np.searchsorted(centres, (item.y - reach, item.y + reach))
@@ -281,7 +291,7 @@ def render_object(item: SceneObject, number: int, centres, direction, image, dep
 
 
 def texture(item: SceneObject, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the share of the second colour at each point of an object's own frame, 0..1."""
+    """Return the share of the second colour, 0..1, at points in an object's own coordinates."""
     material = MATERIALS[item.material]
     frequency, angle, phase = (np.float32(value) for value in item.shade[3:])
     if material == "plain":
@@ -319,7 +329,7 @@ def name_of(item: SceneObject) -> str:
 
 
 def describe(objects: list[SceneObject], areas: np.ndarray, background: str, rng: np.random.Generator) -> str:
-    """Write a true sentence about the largest objects that are seen."""
+    """Return a caption that is true of the largest visible objects."""
     seen = [objects[index] for index in np.argsort(-areas, kind="stable") if areas[index] > 0]
     place_words = {"ground": "on the ground", "wall": "in front of a wall", "haze": "in the haze"}[background]
     if not seen:

@@ -1,28 +1,33 @@
 """The ten families of shapes in the rendered scenes: silhouettes and keypoints from a few free proportions.
 
-A shape lives in its own frame, roughly in [-1, 1], x to the right and y down. It is a signed distance, negative
-inside, joined from simple parts; four proportions in [0, 1] make each instance its own.
+A shape is defined in coordinates of its own, roughly in [-1, 1], x to the right and y down. A function of a shape
+takes coordinates `x` and `y` and four proportions `u` in [0, 1], which vary between instances; it returns the signed
+distance to the outline, negative inside, and the keypoints.
 """
 
 import numpy as np
 
 
-def circle(x, y, cx, cy, radius):
+Point = tuple[float, float]
+Shape = tuple[np.ndarray, list[Point]]
+
+
+def circle(x: np.ndarray, y: np.ndarray, cx: float, cy: float, radius: float) -> np.ndarray:
     return np.hypot(x - cx, y - cy) - radius
 
 
-def ellipse(x, y, cx, cy, a, b):
-    """Scaled circle: exact at the outline, which is all that rendering needs."""
+def ellipse(x: np.ndarray, y: np.ndarray, cx: float, cy: float, a: float, b: float) -> np.ndarray:
+    """Return a scaled circle's distance: exact only at the outline, which is enough for rendering."""
     return (np.hypot((x - cx) / a, (y - cy) / b) - 1) * min(a, b)
 
 
-def box(x, y, cx, cy, half_width, half_height):
+def box(x: np.ndarray, y: np.ndarray, cx: float, cy: float, half_width: float, half_height: float) -> np.ndarray:
     dx, dy = np.abs(x - cx) - half_width, np.abs(y - cy) - half_height
     return np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0)
 
 
-def polygon(x, y, *corners):
-    """Convex polygon, corners clockwise as seen (y down): the farthest of its edges' half-planes."""
+def polygon(x: np.ndarray, y: np.ndarray, *corners: Point) -> np.ndarray:
+    """Return a convex polygon's distance, the largest of its edges' half-planes; corners clockwise (y down)."""
     distance = None
     for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
         length = np.hypot(bx - ax, by - ay)
@@ -31,14 +36,14 @@ def polygon(x, y, *corners):
     return distance
 
 
-def union(*parts):
+def union(*parts: np.ndarray) -> np.ndarray:
     result = parts[0]
     for part in parts[1:]:
         result = np.minimum(result, part)
     return result
 
 
-def fish(x, y, u):
+def fish(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     tall, tail, fin = 0.3 + 0.2 * u[0], 0.25 + 0.2 * u[1], 0.2 + 0.25 * u[2]
     shape = union(
         ellipse(x, y, 0.15, 0, 0.75, tall),
@@ -55,7 +60,7 @@ def fish(x, y, u):
     ]
 
 
-def tree(x, y, u):
+def tree(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     wide, trunk, top = 0.45 + 0.2 * u[0], 0.08 + 0.08 * u[1], 0.1 + 0.2 * u[2]
     shape = union(
         box(x, y, 0, 0.6, trunk, 0.4),
@@ -66,7 +71,7 @@ def tree(x, y, u):
     return shape, [(0, 0.9), (0, 0.5), (0, -0.65 - top), (-wide / 1.6, -0.1), (wide / 1.6, -0.1), (0, -0.3)]
 
 
-def house(x, y, u):
+def house(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     wide, wall, roof = 0.55 + 0.25 * u[0], 0.3 + 0.2 * u[1], 0.4 + 0.35 * u[2]
     side, eave = 1 if u[3] < 0.5 else -1, 0.85 - 2 * wall
     shape = union(
@@ -78,7 +83,7 @@ def house(x, y, u):
     return shape, [*corners, (0, eave - 0.85 * roof), (-wide, eave - 0.05), (wide, eave - 0.05), (0, 0.85 - wall)]
 
 
-def car(x, y, u):
+def car(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     low, cabin, wheel = 0.2 + 0.1 * u[0], 0.3 + 0.25 * u[1], 0.17 + 0.08 * u[2]
     back = -0.6 + 0.25 * u[3]
     shape = union(
@@ -91,13 +96,13 @@ def car(x, y, u):
     return shape, [*wheels, (-0.85, 0.2), (0.85, 0.2), (back + 0.25, 0.08 - cabin), (0.32, 0.08 - cabin)]
 
 
-def star(x, y, u):
+def star(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     points, inner = 5, 0.35 + 0.2 * u[0]
     angle = np.arctan2(x, -y) % (2 * np.pi / points)
     angle = np.minimum(angle, 2 * np.pi / points - angle)
     radius = np.hypot(x, y)
     px, py = radius * np.sin(angle), radius * np.cos(angle)
-    # One edge, from the tip (0, .95) to the valley beside it.
+    # One edge, from the tip (0, .95) to the valley next to it.
     vx, vy = 0.95 * inner * np.sin(np.pi / points), 0.95 * inner * np.cos(np.pi / points)
     length = np.hypot(vx, 0.95 - vy)
     shape = ((0.95 - vy) * px + vx * (py - 0.95)) / length
@@ -105,7 +110,7 @@ def star(x, y, u):
     return shape, [*((0.8 * np.sin(t), -0.8 * np.cos(t)) for t in turns), (0.0, 0.0)]
 
 
-def key(x, y, u):
+def key(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     ring, bit, gap = 0.34 + 0.1 * u[0], 0.18 + 0.16 * u[1], 0.2 + 0.12 * u[2]
     hole = circle(x, y, -0.55, 0, ring - 0.19)
     shape = union(
@@ -119,7 +124,7 @@ def key(x, y, u):
     return shape, points
 
 
-def mushroom(x, y, u):
+def mushroom(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     wide, tall, stem = 0.65 + 0.25 * u[0], 0.55 + 0.3 * u[1], 0.14 + 0.14 * u[2]
     cap = np.maximum(ellipse(x, y, 0, 0.05, wide, tall), y - 0.05)
     shape = union(cap, box(x, y, 0, 0.42, stem, 0.42) - 0.03, ellipse(x, y, 0, 0.82, stem + 0.1, 0.12))
@@ -127,7 +132,7 @@ def mushroom(x, y, u):
     return shape, [(0, 0.1 - tall), (-side, 0), (side, 0), (0, 0.82), (0, 0.4), (0, -0.1)]
 
 
-def cup(x, y, u):
+def cup(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     top, bottom, tall = 0.5 + 0.15 * u[0], 0.3 + 0.2 * u[1], 0.5 + 0.3 * u[2]
     handle = np.abs(circle(x, y, (top + bottom) / 2, 0, 0.3)) - 0.08
     shape = union(polygon(x, y, (-top, -tall), (top, -tall), (bottom, tall), (-bottom, tall)), handle)
@@ -136,7 +141,7 @@ def cup(x, y, u):
     return shape, [*points, (grip, 0), (0, 0)]
 
 
-def boat(x, y, u):
+def boat(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     keel, mast, sail = 0.35 + 0.25 * u[0], 0.7 + 0.25 * u[1], 0.4 + 0.3 * u[2]
     shape = union(
         polygon(x, y, (-0.9, 0.3), (0.9, 0.3), (keel, 0.8), (-keel, 0.8)),
@@ -154,7 +159,7 @@ def boat(x, y, u):
     ]
 
 
-def chair(x, y, u):
+def chair(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> Shape:
     back, wide, leg = 0.55 + 0.35 * u[0], 0.38 + 0.2 * u[1], 0.4 + 0.25 * u[2]
     thick = 0.07 + 0.05 * u[3]
     shape = union(

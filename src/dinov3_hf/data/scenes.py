@@ -2,11 +2,16 @@
 
 import hashlib
 import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .scene_rendering import FRAMES, SCENE_CLASSES, SPLITS, SUBSETS, Scene, check_arguments, render_scene
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features, IterableDataset
 
 SCENES_VERSION = "2"
 DEPTH_UNIT = 1000  # stored units a metre
@@ -59,8 +64,8 @@ def scene_row(index: int, split: str, subset: str, image_size: int, seed: int) -
     }
 
 
-def scene_features():
-    """Return the `datasets` features of the scenes."""
+def scene_features() -> "Features":
+    """Return the columns of the scenes as `datasets` declares them."""
     from datasets import ClassLabel, Features, Image, List, Value
 
     return Features(
@@ -79,22 +84,22 @@ def scene_features():
     )
 
 
-def generate(indices: range, split: str, subset: str, image_size: int, seed: int):
+def generate(indices: range, split: str, subset: str, image_size: int, seed: int) -> Iterator[dict]:
     for index in indices:
         yield scene_row(index, split, subset, image_size, seed)
 
 
 def load_scenes(
     split: str, num_images: int, subset: str = "single", image_size: int = 64, seed: int = 0, streaming: bool = False
-):
+) -> "Dataset | IterableDataset":
     """Return rendered scenes as a `datasets.Dataset`, or as an `IterableDataset` of up to 64 shards.
 
-    Columns: image (BMP); label (class of the largest object); instance_id (that object's); caption; mask (0 background,
-    1 + class); instances (0 background, k for the object at keypoints[k - 1]); depth (16-bit PNG, millimetres);
-    keypoints (for each object, by id: instance_id and six points x, y, seen, in pixels); scene and frame (rows of a
-    pair, two, or clip, eight, share a scene and its objects, and come one after another in one shard). Ids name objects
-    within a seed, split and subset. The last pair or clip is cut short where num_images is no multiple of its rows.
-    Raises `Refused` for an unknown split or subset, or a count, size or seed out of range.
+    Columns: image (BMP); label (class of the largest object); instance_id (that object's); caption; mask (0
+    background, 1 + class); instances (0 background, k for the object at keypoints[k - 1]); depth (16-bit PNG,
+    millimetres); keypoints (for each object, by id: instance_id and six points x, y, seen, in pixels); scene and frame
+    (rows of a pair, two, or clip, eight, share a scene and its objects, and come one after another in one shard). Ids
+    name objects within a seed, split and subset. If num_images is not a multiple of 2 or 8, the last pair or clip has
+    fewer rows. Raises `Refused` for an unknown split or subset, or a count, size or seed out of range.
     """
     from datasets import Dataset, IterableDataset
 
@@ -115,13 +120,13 @@ def load_scenes(
     return Dataset.from_list(rows, features=features)
 
 
-def generate_shards(shards: list[range], **fixed):
+def generate_shards(shards: list[range], **fixed: str | int) -> Iterator[dict]:
     for indices in shards:
         yield from generate(indices, **fixed)
 
 
 def scenes_checksum(image_size: int = 64) -> str:
-    """Hash a few scenes of every subset and split: two machines with the same checksum see the same data."""
+    """Return a hash of some scenes of every subset and split: machines with the same checksum render the same data."""
     digest = hashlib.sha256(SCENES_VERSION.encode())
     for split in SPLITS:
         for subset in SUBSETS:

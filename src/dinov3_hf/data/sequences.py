@@ -1,10 +1,15 @@
-"""Videos among the rows of a data set, and which of their frames a clip shows."""
+"""Videos as groups of rows of a data set, and the frames of a clip from a video."""
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import Refused
 from .columns import check_column, named_values
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -15,11 +20,13 @@ class Video:
     rows: list[int]
 
 
-def read_videos(rows, sequence_column: str = "sequence", frame_column: str = "frame", least: int = 2) -> list[Video]:
-    """Group the rows of a `datasets.Dataset`, which may come in any order, into videos, by first appearance.
+def read_videos(
+    rows: "Dataset", sequence_column: str = "sequence", frame_column: str = "frame", least: int = 2
+) -> list[Video]:
+    """Group rows, in any order, into videos, which come in the order of their first rows.
 
-    Raises `Refused` for columns that are missing or do not name sequences and number frames, for a number that a
-    sequence has twice, and for a sequence of fewer than `least` frames.
+    Raises `Refused` for missing columns, for columns that do not name sequences or number frames, for a frame number
+    that occurs twice in a sequence, and for a sequence of fewer than `least` frames.
     """
     accepted = "a column that names each row's sequence (ClassLabel, int or text)"
     names = named_values(rows, sequence_column, "sequence_column", accepted)
@@ -49,12 +56,12 @@ def read_videos(rows, sequence_column: str = "sequence", frame_column: str = "fr
 
 
 def count_starts(length: int, num_frames: int, stride: int) -> int:
-    """Return at how many frames of a video of `length` a clip of `num_frames`, every `stride`-th, can start."""
+    """Return the number of frames of a video at which a clip of `num_frames` frames, every `stride`-th, can start."""
     return max(1, length - (num_frames - 1) * stride)
 
 
 def even_starts(num_starts: int, num_clips: int) -> list[int]:
-    """Return the starts of clips evenly spaced from the first possible to the last; of one clip the middle."""
+    """Return evenly spaced starts of clips from the first possible to the last; for one clip, the middle."""
     if num_clips == 1:
         return [(num_starts - 1) // 2]
     return [_rounded(clip * (num_starts - 1), num_clips - 1) for clip in range(num_clips)]
@@ -63,7 +70,8 @@ def even_starts(num_starts: int, num_clips: int) -> list[int]:
 def clip_frames(length: int, num_frames: int, stride: int, start: int) -> list[int]:
     """Return the frames of the clip that starts at `start`.
 
-    A video shorter than the clip is shown whole, its frames evenly spaced, repeated where they are too few.
+    A video shorter than the clip gives evenly spaced frames from its first to its last, with repetitions if they are
+    too few.
     """
     if length > (num_frames - 1) * stride:
         return [start + frame * stride for frame in range(num_frames)]

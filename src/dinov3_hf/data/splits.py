@@ -1,14 +1,22 @@
-"""Splits of a data set: a part held out, rows drawn by seed."""
+"""Splits of a data set: a held-out part, and random rows."""
+
+from typing import TYPE_CHECKING
 
 
-def split_off_test(train, test, seed: int, title: str, test_split: str) -> tuple:
-    """Return train and test rows; of a source without splits, which reads the same for both, a fifth becomes the test rows."""
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def split_off_test(
+    train: "Dataset", test: "Dataset", seed: int, title: str, test_split: str
+) -> tuple["Dataset", "Dataset"]:
+    """Return train and test rows; if both are the same rows (a source without splits), hold out a random fifth."""
     if train._fingerprint != test._fingerprint:
         return train, test
     print(f"{title} has no splits: a fifth of it is held out as {test_split}")
     return tuple(train.train_test_split(test_size=0.2, seed=seed).values())
 
 
-def draw_rows(rows, count: int | None, seed: int):
-    """Return `count` rows (all where None or there are no more), drawn by seed because many sources are sorted by class."""
+def draw_rows(rows: "Dataset", count: int | None, seed: int) -> "Dataset":
+    """Return `count` random rows, or all; random because many sources are sorted by class."""
     return rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +17,14 @@ from .folders import builder_of, count_up, load_files, load_image_folder
 from .retries import StreamError, with_retries
 
 
-# A connection that gives nothing for so many seconds is given up.
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+# A connection that gives no data for this many seconds is closed.
 SILENT_SECONDS = 60
-# Images fetched at a time where each is a file of its own on a network.
+# Images fetched at the same time if each is a remote file of its own.
 FETCH_THREADS = 16
-# Epochs that a reader may find empty, one after the other, before the data set is too small for it.
+# Epochs in a row without a row for a reader, after which the data set counts as too small.
 EMPTY_EPOCHS = 16
 
 
@@ -32,14 +36,14 @@ def load_source(
     image_column: str | None = None,
     num_images: int = 50000,
     columns: list[str] | None = None,
-):
-    """Open a data set with its images undecoded.
+) -> "Dataset | IterableDataset":
+    """Open a data set, without decoding its images.
 
     `source` is "scenes" or "scenes:SUBSET" (of `num_images` rendered images), a folder of images or Parquet files, a
-    pattern of Parquet files or WebDataset tars, such files at a URL (`{000..031}` counts), or a hub id `owner/name` or
-    `owner/name:config`. Keeps the image column and `columns`; None keeps all. Returns a `datasets.IterableDataset`, or
-    a `Dataset` without streaming, and always for a local folder of images, whose rows hold paths only.
-    Raises `Refused` in one line that names the field.
+    pattern of Parquet files or WebDataset tars, such files at a URL (`{000..031}` stands for 32 of them), or a hub id
+    `owner/name` or `owner/name:config`. Keeps the image column and `columns`; None keeps all. Returns a
+    `datasets.IterableDataset`; without streaming, and for a local folder of images, whose rows hold only paths, a
+    `Dataset`. Raises `Refused`, naming the field.
     """
     from datasets import Image, IterableDataset
 
@@ -48,10 +52,10 @@ def load_source(
     columns = None if columns is None else list(dict.fromkeys([name, *columns]))
     builder = rows.info.builder_name if streaming else None
     if builder == "parquet" and columns is not None:
-        # Columns left out here are not read at all; those left out below are read and dropped.
+        # Only these columns are read; `select_columns` below would read all and drop the others.
         rows = _open(source, split, streaming, num_images, columns=columns)
     elif builder == "imagefolder" and isinstance(rows, IterableDataset):
-        # Folders on the hub are decoded by threads of `datasets`, which cannot be told off once they are there.
+        # `datasets` decodes folders on the hub in threads, which cannot be turned off once the data set is open.
         rows = _open(source, split, streaming, num_images, decode_num_threads=0)
     if columns is not None:
         rows = rows.select_columns(columns)
@@ -62,12 +66,12 @@ def load_source(
     return rows
 
 
-def load_table(source: str, split: str):
-    """Open a split without images, such as pairs of rows of another, as a `datasets.Dataset`; errors as `load_source`."""
+def load_table(source: str, split: str) -> "Dataset":
+    """Open a split without images, such as pairs of row numbers of another split; raises what `load_source` raises."""
     return _open(source, split, False, 0)
 
 
-def _open(source: str, split: str, streaming: bool, num_images: int, **options):
+def _open(source: str, split: str, streaming: bool, num_images: int, **options: Any) -> "Dataset | IterableDataset":
     """Open any source; `options` are those of its `datasets` builder."""
     from datasets import load_dataset
 
@@ -101,7 +105,7 @@ def _open(source: str, split: str, streaming: bool, num_images: int, **options):
 
 @contextlib.contextmanager
 def _openable(source: str, what: str = "cannot be read") -> Iterator[None]:
-    """Say of whatever `datasets` raises on a wrong or broken source, in one line, that it comes from there."""
+    """Turn any error of `datasets` about a wrong or broken source into a one-line `Refused` that names the source."""
     from datasets.utils import logging
 
     # It would log the same error with its traceback.
@@ -115,14 +119,15 @@ def _openable(source: str, what: str = "cannot be read") -> Iterator[None]:
         error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise Refused(
-            f"data: {source!r} {what}: {reason}, accepted: scenes, images, Parquet files, WebDataset tars, a hub data set"
+            f"data: {source!r} {what}: {reason}, accepted: scenes, images, Parquet files, WebDataset tars, a hub "
+            "data set"
         ) from error
     finally:
         logging.set_verbosity(before)
 
 
-def _open_urls(source: str, split: str, streaming: bool, **options):
-    """Open files at an address of any kind that fsspec knows."""
+def _open_urls(source: str, split: str, streaming: bool, **options: Any) -> "Dataset | IterableDataset":
+    """Open files at a URL of any kind that fsspec supports."""
     urls = count_up(source)
     builder = builder_of(urls, source)
     if source.startswith(("http://", "https://")):
@@ -147,11 +152,13 @@ class RowStream:
     block); a `Dataset` that is not streamed gets a whole permutation instead. With at least as many shards as readers,
     each opens its own and goes through its epochs at its own pace; with fewer, all read everything and keep every n-th
     row. After a network error a reader goes back to the start of its block: nothing is lost and nothing comes twice.
-    `state_dict` names a place in the stream exactly: resuming reads again at most one block. Raises `StreamError` where
+    `state_dict` holds the exact place in the stream: resuming reads at most one block again. Raises `StreamError` if
     there is nothing to read.
     """
 
-    def __init__(self, rows, block: int, seed: int, reader: int = 0, num_readers: int = 1):
+    def __init__(
+        self, rows: "Dataset | IterableDataset", block: int, seed: int, reader: int = 0, num_readers: int = 1
+    ):
         from datasets import IterableDataset
 
         self.rows, self.block, self.seed = rows, block, seed
@@ -161,12 +168,12 @@ class RowStream:
         self.epoch, self.block_number, self.place, self.source = 0, 0, 0, None
 
     def state_dict(self) -> dict:
-        """Return the place of the next row: epoch, block, place in the block, and the data set's state at its start."""
+        """Return the next row's place: epoch, block, place in it, and the data set's state at the block's start."""
         names = ("epoch", "block_number", "place", "source", "num_readers")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go to the place of `state`, before iteration begins; raises ValueError if other readers shared the rows."""
+        """Continue from `state`, before iteration; raises ValueError if it was saved with another `num_readers`."""
         if state["num_readers"] != self.num_readers:
             raise ValueError(f"num_readers: got {self.num_readers}, accepted: {state['num_readers']}, as when saved")
         for name, value in state.items():
@@ -174,10 +181,11 @@ class RowStream:
 
     @staticmethod
     def restart_state(states: list[dict], num_readers: int) -> dict:
-        """Return the state with which each of `num_readers` readers goes on from `states`, those of all readers before.
+        """Return the state from which each of `num_readers` readers continues a run whose readers had `states`.
 
-        Another number of readers divides an epoch differently, so an epoch begun cannot be finished exactly. All start
-        at the epoch after the last one that any reader had begun: some rows of it are left out, none comes twice.
+        Another number of readers divides an epoch differently, so that an epoch in progress cannot be finished
+        exactly. All start at the epoch after the last one that any reader had begun: some rows are skipped, none is
+        read twice.
         """
         epoch = max(state["epoch"] for state in states) + 1
         return {"epoch": epoch, "block_number": 0, "place": 0, "source": None, "num_readers": num_readers}
@@ -192,17 +200,17 @@ class RowStream:
                     yield block[int(index)]
                 self.place, self.block_number = 0, self.block_number + 1
                 self.source = self._stream.state_dict() if self.streaming else None
-            # A reader may be dealt an empty shard; the next epoch deals anew.
+            # A reader may get only empty shards; the next epoch distributes them anew.
             empty_epochs = 0 if self.block_number else empty_epochs + 1
             if empty_epochs == EMPTY_EPOCHS:
                 raise StreamError(
-                    f"data: reader {self.reader} of {self.num_readers} gets no rows, accepted: a data set with at least "
-                    "one row for each worker of each process (num_workers)"
+                    f"data: reader {self.reader} of {self.num_readers} gets no rows, accepted: a data set with at "
+                    "least one row for each worker of each process (num_workers)"
                 )
             self.epoch, self.block_number, self.place, self.source = self.epoch + 1, 0, 0, None
 
     def _blocks(self) -> Iterator:
-        """Yield the blocks of this reader's share of an epoch, from the current one on."""
+        """Yield the blocks of this reader's share of the epoch, from the current block on."""
         if not self.streaming:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.rows))
             mine = order[self.reader :: self.num_readers]
@@ -218,7 +226,8 @@ class RowStream:
                 rows = rows or self._open()
                 return _fetch_images(list(itertools.islice(rows, self.block)))
             except Exception:
-                # A generator that raised is finished: the next try opens the data set again, at the start of the block.
+                # A generator that raised is finished: the next try opens the data set again, at the start of the
+                # block.
                 rows = None
                 raise
 
@@ -231,7 +240,8 @@ class RowStream:
 
         strategy = "shards" if self.rows.num_shards >= self.num_readers else "examples"
         stream = split_dataset_by_node(self.rows, self.reader, self.num_readers, strategy)
-        # An epoch above 0 is a seed for the order of the shards. `shuffle` would add a buffer, which cannot be resumed.
+        # An epoch above 0 is a seed for the order of the shards. `shuffle` would add a buffer, which cannot be
+        # resumed.
         stream.set_epoch(int(np.random.default_rng([self.seed, self.epoch]).integers(1, 2**31)))
         if self.source is not None:
             stream.load_state_dict(self.source)
@@ -241,7 +251,7 @@ class RowStream:
 
 
 def _fetch_images(rows: list[dict]) -> list[dict]:
-    """Fetch the images of which rows give only an address: read later, a failing network would make bad images."""
+    """Fetch images of which the rows hold only a URL; fetched later, a network error would count as a bad image."""
     remote = [
         image
         for row in rows
@@ -261,9 +271,9 @@ def _fetch_images(rows: list[dict]) -> list[dict]:
 
 
 class _Selection:
-    """Rows of a map-style data set in a given order, read when asked for."""
+    """Rows of a map-style data set in a given order, read on access."""
 
-    def __init__(self, rows, order: np.ndarray):
+    def __init__(self, rows: "Dataset", order: np.ndarray):
         self.rows, self.order = rows, order
 
     def __len__(self) -> int:

@@ -1,6 +1,7 @@
-"""How an image reaches a network: resized and cropped, or whole, then standardised."""
+"""Preprocessing of images for a network: resized and cropped, or resized whole, then standardised."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torchvision.transforms import InterpolationMode
@@ -11,11 +12,15 @@ from .columns import undecoded
 from .pixels import BadImage, read_size
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an image before the network: shorter side to `resize_size`, centre crop, normalise.
+    """Resize the shorter side to `resize_size`, crop the centre to `image_size`, normalise.
 
-    Sizes in pixels, statistics on the 0..1 scale; the paper's protocol is 256 then 224. Raises `Refused` for a crop
+    Sizes in pixels, statistics on the 0..1 scale; the paper's protocol is 256, then 224. Raises `Refused` for a crop
     larger than the resized image.
     """
 
@@ -24,7 +29,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.resize_size:
             raise Refused(f"resize_size: got {self.resize_size}, accepted: at least image_size ({self.image_size})")
 
@@ -34,7 +39,7 @@ class Preprocessing:
         return F.center_crop(image, [self.image_size, self.image_size])
 
     def mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """Resize (nearest pixel) and crop one integer mask [H,W] to [S,S], as `image` does."""
+        """Resize (nearest pixel) and crop one integer mask [H,W] to [S,S], aligned with `image`."""
         # Nearest "exact" keeps pixel centres, as the image's resize does; float because integers have no kernel.
         mask = F.resize(mask[None].double(), [self.resize_size], interpolation=InterpolationMode.NEAREST_EXACT)
         return F.center_crop(mask, [self.image_size, self.image_size])[0].long()
@@ -43,14 +48,14 @@ class Preprocessing:
         """Scale uint8 images [B,3,S,S] to 0..1 and standardise each channel."""
         return standardize(images, self.mean, self.std)
 
-    def sizes(self, rows, image_column: str) -> list[tuple[int, int]]:
-        """Return the height and width at which the network sees each row's image: all the same."""
+    def sizes(self, rows: "Dataset", image_column: str) -> list[tuple[int, int]]:
+        """Return the height and width of the network's input for each row: all the same."""
         return [(self.image_size, self.image_size)] * len(rows)
 
 
 @dataclass(frozen=True)
 class WholeImage:
-    """What happens to an image of which nothing is cropped: shorter side to `image_size`, both to whole patches, normalise.
+    """Resize the whole image, the shorter side to `image_size` and both sides to multiples of `patch_size`; normalise.
 
     Sizes in pixels, statistics on the 0..1 scale.
     """
@@ -61,7 +66,7 @@ class WholeImage:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width at which the network sees an image: multiples of the patch size."""
+        """Return the height and width of the network's input for an image: multiples of the patch size."""
         scale = self.image_size / min(height, width)
         return tuple(max(1, round(side * scale / self.patch_size)) * self.patch_size for side in (height, width))
 
@@ -74,13 +79,13 @@ class WholeImage:
         """Scale uint8 images [B,3,H,W] to 0..1 and standardise each channel."""
         return standardize(images, self.mean, self.std)
 
-    def sizes(self, rows, image_column: str) -> list[tuple[int, int] | None]:
-        """Return the height and width at which the network sees each row's image, None for files without a header."""
+    def sizes(self, rows: "Dataset", image_column: str) -> list[tuple[int, int] | None]:
+        """Return the height and width of the network's input for each row, None for files with unreadable headers."""
         return [size and self.size(*size) for size in image_sizes(rows, image_column)]
 
 
-def image_sizes(rows, image_column: str) -> list[tuple[int, int] | None]:
-    """Return height and width of every image of a `datasets.Dataset`, from the files' headers; None without one."""
+def image_sizes(rows: "Dataset", image_column: str) -> list[tuple[int, int] | None]:
+    """Return the height and width of every image from the files' headers, None for a header that cannot be read."""
     sizes = []
     for batch in undecoded(rows.select_columns([image_column])).iter(1024):
         for value in batch[image_column]:
@@ -98,6 +103,6 @@ def standardize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float,
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:
-    """Raise `Refused` where patches would not cover the image."""
+    """Raise `Refused` if the patches would not cover the image exactly."""
     if image_size < patch_size or image_size % patch_size:
         raise Refused(f"image_size: got {image_size}, accepted: a multiple of the model's patch size ({patch_size})")

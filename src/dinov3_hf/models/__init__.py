@@ -1,1 +1,1 @@
-"""The networks, their configurations and processors, flat: the Hub's remote code ships these files side by side."""
+"""Networks, configurations and processors, in a flat folder because saved models carry these files as remote code."""

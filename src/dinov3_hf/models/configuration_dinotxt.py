@@ -35,7 +35,7 @@ class DinoTxtTextConfig(PreTrainedConfig):
     eos_token_id: int | None = 49407
     pad_token_id: int | None = 0
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"
@@ -45,7 +45,7 @@ class DinoTxtTextConfig(PreTrainedConfig):
 
 
 def vision_head_fields(vision: Dinov3Config) -> dict[str, Any]:
-    """Return the fields of the trainable blocks on a backbone: two, SwiGLU, no RoPE, no query, key and value bias."""
+    """Return the fields of the trainable blocks on a backbone: two, SwiGLU, without query, key and value biases."""
     return {
         "hidden_size": vision.hidden_size,
         "num_attention_heads": vision.num_attention_heads,
@@ -70,14 +70,14 @@ class DinoTxtConfig(PreTrainedConfig):
     """A backbone, the trainable blocks on it, and a text tower.
 
     Args:
-        vision_config: the backbone: a `Dinov3Config`, its dictionary, or a stock `dinov3_vit` configuration.
-        vision_head_config: the blocks between backbone and image feature, fields of `Dinov3Config`; what is left out
-            follows the backbone.
+        vision_config: the backbone: a `Dinov3Config`, its dictionary, or a `dinov3_vit` configuration of transformers.
+        vision_head_config: the blocks between backbone and image feature, fields of `Dinov3Config`; omitted fields
+            follow the backbone.
         text_config: the text tower, fields of `DinoTxtTextConfig`.
-        projection_dim: width E of image and text features, even: half is compared with the class token, half with
-            patches. `None`: twice the backbone's width, without a projection.
+        projection_dim: width E of image and text features, even: the first half is of the class token, the second of
+            the patches. `None`: twice the backbone's width, without a projection.
         logit_scale_init_value: log of the first logit scale.
-        backbone: folder or hub id that holds the backbone, where its weights are not saved inside.
+        backbone: folder or hub id of the backbone, if its weights are not saved with this model.
         backbone_revision: revision of that hub id.
 
     Raises:
@@ -99,12 +99,12 @@ class DinoTxtConfig(PreTrainedConfig):
     backbone: str | None = None
     backbone_revision: str | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         vision = self.vision_config or {}
         vision = vision.to_dict() if isinstance(vision, PreTrainedConfig) else dict(vision)
         if vision.get("model_type") == DINOv3ViTConfig.model_type:
             vision = Dinov3Config._translate_transformers_fields(vision)
-        # Where the backbone was read from is a path of one machine; `backbone` names it where that is wanted.
+        # A path of one machine; to refer to the backbone by name, there is the field `backbone`.
         vision.pop("_name_or_path", None)
         self.vision_config = Dinov3Config.from_dict(vision)
         head = self.vision_head_config or {}
@@ -119,7 +119,7 @@ class DinoTxtConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check(self) -> None:
-        """Called in `__post_init__`, where an error is one line."""
+        """Raise ValueError; called in `__post_init__`, where `strict` does not wrap the error."""
         head, vision = self.vision_head_config.hidden_size, self.vision_config.hidden_size
         if head != vision:
             raise ValueError(f"vision_head_config.hidden_size={head} must be the backbone's width ({vision})")

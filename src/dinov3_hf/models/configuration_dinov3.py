@@ -1,6 +1,7 @@
 """Configuration of the DINOv3 vision transformer."""
 
 import difflib
+import os
 from dataclasses import fields
 from typing import Any
 
@@ -45,7 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 
-# What transformers itself reads or writes besides dataclass fields.
+# Keys that transformers itself reads or writes, in addition to dataclass fields.
 _TRANSFORMERS_KEYS = {
     "_attn_implementation",
     "_attn_implementation_internal",
@@ -88,14 +89,15 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
         rope_min_period: with `rope_max_period`, bounds of log-spaced periods that replace `rope_theta`.
         pos_embed_shift: see `pos_embed_rescale`.
         pos_embed_jitter: see `pos_embed_rescale`.
-        pos_embed_rescale: RoPE augmentation a recipe asks for. The model never applies it by itself: a training
-            objective does, through `model.rope_augmentation`.
-        drop_path_rate: share of a batch whose residual branches are skipped in training, the same in every block.
-        untie_global_and_local_cls_norm: in training, class and register tokens of local crops have their own final norm.
+        pos_embed_rescale: RoPE augmentation of a training recipe. The model does not apply it by itself: a training
+            objective sets `model.rope_augmentation`.
+        drop_path_rate: share of a batch that skips a residual branch in training, the same in every block.
+        untie_global_and_local_cls_norm: in training, class and register tokens of local crops have their own final
+            norm.
         apply_layernorm: as a backbone, normalise every selected feature map (the last one always is).
         reshape_hidden_states: as a backbone, return maps [B,D,H,W] rather than tokens [B,1+P,D], class token first.
-        return_class_token: as a backbone, return the class tokens besides.
-        dino_head_num_prototypes: prototypes of the image head, read by `Dinov3ForPreTraining` only, as are all
+        return_class_token: as a backbone, also return the class tokens.
+        dino_head_num_prototypes: prototypes of the image head. Only `Dinov3ForPreTraining` reads this and the other
             `dino_head_*`, `ibot_head_*` (patch head) and `head_initializer_range`.
 
     Raises:
@@ -147,7 +149,7 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
     ibot_head_num_layers: int = 3
     head_initializer_range: float | int = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(type(self), kwargs)
         rope_parameters = kwargs.pop("rope_parameters", None) or {}
         if rope_parameters.get("rope_type", "default") != "default":
@@ -160,12 +162,12 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         super().validate_architecture()
         self._check()
 
     def _check(self) -> None:
-        """Called first in `__post_init__`, where an error is one line; `strict` would wrap it in its own."""
+        """Raise ValueError; called in `__post_init__` too, where `strict` does not wrap the error in its own."""
         for name in ("patch_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -195,14 +197,16 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"rope_theta={self.rope_theta} must be above 0")
 
     @classmethod
-    def from_size(cls, name: str, **overrides) -> "Dinov3Config":
-        """Configuration of a published size: vits16, vits16plus, vitb16, vitl16, vith16plus or vit7b16."""
+    def from_size(cls, name: str, **overrides: Any) -> "Dinov3Config":
+        """Return the configuration of a published size: vits16, vits16plus, vitb16, vitl16, vith16plus or vit7b16."""
         if name not in SIZES:
             raise ValueError(f"size {name!r} must be one of {', '.join(SIZES)}")
         return cls(**{**SIZES[name], **overrides})
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config.get("model_type") == DINOv3ViTConfig.model_type:
             config = cls._translate_transformers_fields(config)
@@ -210,14 +214,15 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def _translate_transformers_fields(cls, config: dict[str, Any]) -> dict[str, Any]:
-        # A field absent from the file means the stock default, not ours.
+        # A field absent from the file means transformers' default, not ours.
         reference = DINOv3ViTConfig.from_dict(dict(config)).to_dict()
         if isinstance(reference["patch_size"], (list, tuple)) and len(set(reference["patch_size"])) == 1:
             reference["patch_size"] = reference["patch_size"][0]
         nulled = [f"{name}={reference[name]}" for name in _ROPE_AUGMENTATION if reference.get(name) is not None]
         if nulled:
             logger.warning_once(
-                f"RoPE augmentation belongs to a training recipe, not to a checkpoint: {', '.join(nulled)} set to null."
+                "RoPE augmentation belongs to a training recipe, not to a checkpoint: "
+                f"{', '.join(nulled)} set to null."
             )
         reference.update(dict.fromkeys(_ROPE_AUGMENTATION), model_type=cls.model_type)
         for name in ("architectures", "auto_map", "transformers_version"):
@@ -225,17 +230,17 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
         return reference
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "Dinov3Config":
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "Dinov3Config":
         return super().from_dict(known_fields(cls, config_dict), **kwargs)
 
 
 def field_names(cls: type) -> set[str]:
-    """Names of a configuration's own fields."""
+    """Return the names of a configuration's own fields."""
     return {field.name for field in fields(cls) if not field.name.startswith("_")}
 
 
 def refuse_unknown_fields(cls: type, given: dict[str, Any]) -> None:
-    """Raise TypeError, with the nearest name, for a field that neither the class nor transformers has."""
+    """Raise TypeError, naming the nearest field, for a field that neither the class nor transformers has."""
     for name in given:
         if name not in _TRANSFORMERS_KEYS:
             nearest = difflib.get_close_matches(name, field_names(cls), n=1, cutoff=0.0)[0]
@@ -243,7 +248,7 @@ def refuse_unknown_fields(cls: type, given: dict[str, Any]) -> None:
 
 
 def known_fields(cls: type, stored: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a stored configuration is known; one warning names the rest."""
+    """Return the known fields of a stored configuration; one warning names the others."""
     known = field_names(cls) | _TRANSFORMERS_KEYS
     if unknown := sorted(set(stored) - known):
         logger.warning_once(f"{cls.__name__} ignores unknown fields of the stored configuration: {', '.join(unknown)}")

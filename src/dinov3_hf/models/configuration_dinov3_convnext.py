@@ -1,5 +1,6 @@
 """Configuration of the DINOv3 ConvNeXt."""
 
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -25,11 +26,11 @@ class Dinov3ConvNextConfig(DINOv3ConvNextConfig):
     `from_pretrained` also reads a `dinov3_convnext` directory and ignores what it does not know with one warning.
 
     Args:
-        hidden_sizes: width of each stage; the last one's is that of the tokens.
+        hidden_sizes: width of each stage; tokens have the width of the last one.
         depths: blocks of each stage.
         layer_scale_init_value: initial layer scale.
-        drop_path_rate: probability, for each image, that the last block is skipped in training; ramps up linearly
-            from 0 in the first.
+        drop_path_rate: probability that an image skips the last block in training; it rises linearly from 0 at the
+            first block.
 
     Raises:
         ValueError: a value, or a combination of values, that no model can be built from.
@@ -38,12 +39,12 @@ class Dinov3ConvNextConfig(DINOv3ConvNextConfig):
 
     model_type = "dinov3_hf_convnext"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(type(self), kwargs)
         super().__post_init__(**kwargs)
         self._check()
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         super().validate_architecture()
         self._check()
 
@@ -75,14 +76,16 @@ class Dinov3ConvNextConfig(DINOv3ConvNextConfig):
         return 0
 
     @classmethod
-    def from_size(cls, name: str, **overrides) -> "Dinov3ConvNextConfig":
+    def from_size(cls, name: str, **overrides: Any) -> "Dinov3ConvNextConfig":
         """Configuration of a published size: convnext_tiny, convnext_small, convnext_base or convnext_large."""
         if name not in CONVNEXT_SIZES:
             raise ValueError(f"size {name!r} must be one of {', '.join(CONVNEXT_SIZES)}")
         return cls(**{**CONVNEXT_SIZES[name], **overrides})
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config.get("model_type") == DINOv3ConvNextConfig.model_type:
             config = {k: v for k, v in config.items() if k not in ("architectures", "auto_map")}
@@ -90,7 +93,7 @@ class Dinov3ConvNextConfig(DINOv3ConvNextConfig):
         return config, kwargs
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "Dinov3ConvNextConfig":
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "Dinov3ConvNextConfig":
         return super().from_dict(known_fields(cls, config_dict), **kwargs)
 
 

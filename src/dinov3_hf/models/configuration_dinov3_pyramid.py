@@ -1,4 +1,6 @@
-"""Configuration of the pyramid of feature maps around a DINOv3 vision transformer."""
+"""Configuration of a pyramid of feature maps on a DINOv3 vision transformer."""
+
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -12,14 +14,15 @@ from .configuration_dinov3 import Dinov3Config, refuse_unknown_fields
 
 @strict
 class Dinov3PyramidConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Strides of the maps a `Dinov3PyramidBackbone` makes, and the vision transformer it makes them from.
+    """Strides of the feature maps of a `Dinov3PyramidBackbone`, and the vision transformer that they are made from.
 
     Args:
-        vit_config: its `out_indices` name one stage, of which every map is made, or one for each stride, finest first.
-        strides: pixels between neighbours in each map, ascending; the patch size times or over a power of two.
+        vit_config: its `out_indices` name one stage, from which every map is made, or one for each stride, finest
+            first.
+        strides: stride in pixels of each map, ascending; the patch size times or divided by a power of two.
 
     Raises:
-        ValueError: strides or stages that give no such maps.
+        ValueError: strides or stages from which no such maps can be made.
         TypeError: an unknown field.
     """
 
@@ -32,7 +35,7 @@ class Dinov3PyramidConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(type(self), kwargs)
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)

@@ -8,7 +8,7 @@ class Dinov3ProjectionHead(nn.Module):
     """MLP to a bottleneck, L2 normalisation, then a bias-free linear layer to K prototypes (DINOv3, section 3.1).
 
     Args:
-        num_layers: linear layers of the MLP, GELU between them; at least 1.
+        num_layers: number of linear layers of the MLP, with GELU between them; at least 1.
     """
 
     def __init__(

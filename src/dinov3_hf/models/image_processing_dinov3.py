@@ -1,6 +1,9 @@
 """Image processor of DINOv3."""
 
+from typing import Any
+
 import torch
+from torchvision.transforms import InterpolationMode
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
@@ -14,8 +17,8 @@ logger = logging.get_logger(__name__)
 class Dinov3ImageProcessor(TorchvisionBackend):
     """Images to `pixel_values` [B,3,H,W]: rescale to [0,1], resize, centre crop, normalise.
 
-    The defaults are those of the published checkpoints' processor (224x224, bilinear, antialiased, ImageNet statistics),
-    with the same output bit for bit. The evaluation protocols resize the shorter side instead:
+    The defaults are those of the published checkpoints' processor (224x224, bilinear, antialiased, ImageNet
+    statistics), with the same output bit for bit. The evaluation protocols resize the shorter side instead:
     `Dinov3ImageProcessor(size={"shortest_edge": 256}, resample=3, do_center_crop=True, crop_size=224)`.
     """
 
@@ -35,7 +38,7 @@ class Dinov3ImageProcessor(TorchvisionBackend):
         images: list[torch.Tensor],
         do_resize: bool,
         size: SizeDict,
-        resample,
+        resample: PILImageResampling | InterpolationMode | int | None,
         do_center_crop: bool,
         crop_size: SizeDict,
         do_rescale: bool,
@@ -45,11 +48,12 @@ class Dinov3ImageProcessor(TorchvisionBackend):
         image_std: float | list[float] | None,
         disable_grouping: bool | None,
         return_tensors: str | None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         if do_rescale and all(image.is_floating_point() and image.max() <= 1 for image in images):
             logger.warning_once(
-                "Images already lie in [0, 1] and do_rescale=True divides them again: pass do_rescale=False for such input."
+                "Images already lie in [0, 1] and do_rescale=True divides them again: "
+                "pass do_rescale=False for such input."
             )
         groups, order = group_images_by_shape(images, disable_grouping=disable_grouping)
         for shape, stacked in groups.items():

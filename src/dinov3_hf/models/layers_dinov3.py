@@ -1,12 +1,13 @@
 """Building blocks of the DINOv3 vision transformer.
 
-Blocks run on one crop group as hidden states [B,N,D], or on several at once, packed as [1,sum(B*N),D]: linear layers
-and norms see all tokens together, attention, RoPE and drop path each group by itself. `crop_shapes` holds (B, N) of
-each group.
+Blocks run on one group of crops of the same size as hidden states [B,N,D], or on several groups at once, packed as
+[1,sum(B*N),D]: linear layers and norms run on all tokens together; attention, RoPE and drop path on each group alone.
+`crop_shapes` holds (B, N) of each group.
 """
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,31 +20,33 @@ from .rope_dinov3 import RotaryTable, apply_rotary
 
 
 CropShapes = tuple[tuple[int, int], ...]
+# A residual branch: from hidden states and the shapes of their crops to the update.
+Branch = Callable[[torch.Tensor, CropShapes], torch.Tensor]
 
 _MAX_PLAIN_TOKENS = 1100
 
 
 def split_crops(packed: torch.Tensor, crop_shapes: CropShapes) -> list[torch.Tensor]:
-    """Views [B,N,*] of the crop groups in `packed` [1,sum(B*N),*] or [B,N,*]."""
+    """Return views [B,N,*] of the crop groups in `packed` [1,sum(B*N),*] or [B,N,*]."""
     sizes = [batch * length for batch, length in crop_shapes]
     parts = packed.flatten(0, 1).split(sizes)
     return [part.unflatten(0, shape) for part, shape in zip(parts, crop_shapes, strict=True)]
 
 
 def pack_crops(groups: list[torch.Tensor]) -> torch.Tensor:
-    """Joins groups [B,N,*] to [1,sum(B*N),*]; a single group stays as it is."""
+    """Join groups [B,N,*] to [1,sum(B*N),*]; a single group stays as it is."""
     if len(groups) == 1:
         return groups[0]
     return torch.cat([group.flatten(0, 1) for group in groups])[None]
 
 
 def layer_number(name: str, num_layers: int) -> int:
-    """Return the place of a backbone's parameter for layer-wise decay (BEiT, appendix).
+    """Return the depth of a backbone's parameter for layer-wise learning rate decay (BEiT, appendix).
 
     0 for the embeddings, i + 1 for block i, `num_layers` + 1 for what comes after the blocks.
     """
-    if found := re.search(r"(?:^|\.)layer\.(\d+)\.", name):
-        return int(found[1]) + 1
+    if block := re.search(r"(?:^|\.)layer\.(\d+)\.", name):
+        return int(block[1]) + 1
     return 0 if re.search(r"(?:^|\.)embeddings\.", name) else num_layers + 1
 
 
@@ -73,7 +76,7 @@ class Dinov3Embeddings(nn.Module):
                 )
             patches = torch.where(bool_masked_pos.bool()[..., None], self.mask_token.to(patches.dtype), patches)
         elif self.training:
-            # Keeps a zero gradient, which optimizer state, DDP and FSDP count on.
+            # Gives the mask token a zero gradient, which optimizer state, DDP and FSDP need.
             cls_token = cls_token + 0 * self.mask_token
         prefix = torch.cat([cls_token, self.register_tokens], dim=1).to(patches.dtype)
         return torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
@@ -87,7 +90,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
@@ -97,7 +100,7 @@ def eager_attention_forward(
 
 
 def select_attention(implementation: str, query: torch.Tensor) -> Callable:
-    """Attention function for query [B,heads,N,d]."""
+    """Return the attention function for a query [B,heads,N,d]."""
     # On CPU in bf16, PyTorch's fused kernel takes 2 (inference) to 5 times (training) as long as plain matrix products
     # up to about a thousand tokens; benchmarks/forward.py shows it.
     if (
@@ -129,9 +132,9 @@ class Dinov3Attention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[RotaryTable | None, ...],
         crop_shapes: CropShapes,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Each group of crops attends within itself; without a table its tokens have no positions."""
+        """Tokens attend within their own crop; a group whose table is `None` gets no rotary positions."""
         heads = (-1, self.head_dim)
         queries = split_crops(self.q_proj(hidden_states).unflatten(-1, heads), crop_shapes)
         keys = split_crops(self.k_proj(hidden_states).unflatten(-1, heads), crop_shapes)
@@ -190,10 +193,10 @@ class Dinov3GatedMLP(nn.Module):
 
 
 class Dinov3Layer(GradientCheckpointingLayer):
-    """Pre-norm transformer block with subset drop path.
+    """Pre-norm transformer block with drop path by subsets of images.
 
-    Drop path runs a residual branch on a random subset of each crop group's images only, which saves its FLOPs, and
-    scales the result by B / kept (stochastic depth as in DINOv2, section 5). Attention and MLP draw independently.
+    Drop path runs a residual branch only on a random subset of each crop group's images, which saves the FLOPs of the
+    others, and scales the result by B / kept (DINOv2, section 5). Attention and MLP draw their subsets independently.
     """
 
     def __init__(self, config: Dinov3Config):
@@ -209,9 +212,9 @@ class Dinov3Layer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[RotaryTable, ...],
+        position_embeddings: tuple[RotaryTable | None, ...],
         crop_shapes: CropShapes,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         def attention(states: torch.Tensor, crop_shapes: CropShapes) -> torch.Tensor:
             return self.attention(self.norm1(states), position_embeddings, crop_shapes, **kwargs)[0]
@@ -223,11 +226,23 @@ class Dinov3Layer(GradientCheckpointingLayer):
         hidden_states = residual(attention, self.layer_scale1, hidden_states, crop_shapes)
         return residual(mlp, self.layer_scale2, hidden_states, crop_shapes)
 
-    def _residual(self, branch, layer_scale, hidden_states: torch.Tensor, crop_shapes: CropShapes) -> torch.Tensor:
+    def _residual(
+        self,
+        branch: Branch,
+        layer_scale: Dinov3LayerScale | None,
+        hidden_states: torch.Tensor,
+        crop_shapes: CropShapes,
+    ) -> torch.Tensor:
         update = branch(hidden_states, crop_shapes)
         return hidden_states + update if layer_scale is None else layer_scale(update, hidden_states)
 
-    def _drop_path(self, branch, layer_scale, hidden_states: torch.Tensor, crop_shapes: CropShapes) -> torch.Tensor:
+    def _drop_path(
+        self,
+        branch: Branch,
+        layer_scale: Dinov3LayerScale | None,
+        hidden_states: torch.Tensor,
+        crop_shapes: CropShapes,
+    ) -> torch.Tensor:
         groups = split_crops(hidden_states, crop_shapes)
         rows = [
             torch.randperm(batch, device=hidden_states.device)[: max(int(batch * (1 - self.drop_path_rate)), 1)]

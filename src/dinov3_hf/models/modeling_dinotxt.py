@@ -1,7 +1,9 @@
 """dino.txt: a text tower aligned to a frozen DINOv3 backbone (Jose et al. 2024; DINOv3, section 5.3)."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -29,13 +31,13 @@ class DinoTxtOutput(ModelOutput):
 
     Args:
         loss: contrastive loss over this batch, with `return_loss=True`.
-        logits_per_image: [B,T], scaled cosines of B images with T texts.
-        logits_per_text: [T,B].
+        logits_per_image: scaled cosine similarities of B images with T texts [B,T].
+        logits_per_text: the same, transposed [T,B].
         image_embeds: normalised image features [B,E].
         text_embeds: normalised text features [T,E].
         patch_embeds: patch features [B,P,E/2], before normalisation.
         backbone_patch_tokens: patch tokens of the backbone [B,P,D], normalised by its final norm.
-        logit_scale: what the cosines were multiplied by [1].
+        logit_scale: the factor of the cosine similarities [1].
     """
 
     loss: torch.Tensor | None = None
@@ -49,7 +51,7 @@ class DinoTxtOutput(ModelOutput):
 
 
 def _with_std(layer: nn.Module, std: float) -> nn.Module:
-    """Note with which deviation a layer's weights begin: CLIP's, by width and depth of the tower."""
+    """Set the standard deviation of a layer's initialisation: CLIP's, by the tower's width and depth."""
     layer.init_std = std
     return layer
 
@@ -114,7 +116,7 @@ class DinoTxtPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Leaf by leaf: transformers passes over modules without parameters of their own.
+        # Leaf by leaf: transformers skips modules without parameters of their own.
         if isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, std=getattr(module, "init_std", 0.02))
             if getattr(module, "bias", None) is not None:
@@ -129,7 +131,7 @@ class DinoTxtPreTrainedModel(PreTrainedModel):
 
 
 class DinoTxtTextModel(DinoTxtPreTrainedModel):
-    """Token ids [T,N] to the normalised state at each text's first end token [T,W]; what follows it is never seen."""
+    """Token ids [T,N] to the normalised state at each text's first end token [T,W]; later tokens have no influence."""
 
     config: DinoTxtTextConfig
     main_input_name = "input_ids"
@@ -146,7 +148,8 @@ class DinoTxtTextModel(DinoTxtPreTrainedModel):
         texts, length = input_ids.shape
         if length > self.config.max_position_embeddings:
             raise ValueError(
-                f"input_ids of {length} tokens, accepted: at most {self.config.max_position_embeddings}; truncate texts"
+                f"input_ids of {length} tokens, accepted: at most {self.config.max_position_embeddings}; "
+                "truncate texts"
             )
         positions = torch.arange(length, device=input_ids.device)
         states = self.token_embedding(input_ids) + self.position_embedding(positions)
@@ -185,9 +188,9 @@ class DinoTxtVisionHead(DinoTxtPreTrainedModel):
 
 
 class DinoTxtModel(DinoTxtPreTrainedModel):
-    """Images and texts in one space: features [B,E] whose first half stands for the class token, second for patches."""
+    """Images and texts in one space: the first half of features [B,E] is of the class token, the second of patches."""
 
-    # A backbone by reference is not among the saved weights; `from_pretrained` loads it from where it is.
+    # A backbone that the configuration names is not among the saved weights; `from_pretrained` loads it.
     _keys_to_ignore_on_load_missing = [r"^vision_model\."]
 
     def __init__(self, config: DinoTxtConfig):
@@ -202,18 +205,20 @@ class DinoTxtModel(DinoTxtPreTrainedModel):
 
     @classmethod
     def from_backbone(
-        cls, backbone: Dinov3Model, text_config: DinoTxtTextConfig | dict | None = None, **overrides
+        cls, backbone: Dinov3Model, text_config: DinoTxtTextConfig | dict | None = None, **overrides: Any
     ) -> "DinoTxtModel":
-        """Put new blocks and a new text tower beside a pretrained backbone, whose weights are taken as they are."""
+        """Build new blocks and a new text tower for a pretrained backbone, whose weights are copied."""
         model = cls(DinoTxtConfig(vision_config=backbone.config, text_config=text_config, **overrides))
         model.vision_model.load_state_dict(backbone.state_dict())
         return model
 
     def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images [B,3,H,W] to the backbone's normalised tokens [B,1+R+P,D]; `vision_tokens` elsewhere takes them."""
+        """Images [B,3,H,W] to the backbone's normalised tokens [B,1+R+P,D], for the argument `vision_tokens`."""
         return self.vision_model(pixel_values).last_hidden_state
 
-    def _vision(self, pixel_values, vision_tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _vision(
+        self, pixel_values: torch.Tensor | None, vision_tokens: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return image features [B,E], patch features [B,P,E/2] and the backbone's patch tokens [B,P,D]."""
         if (pixel_values is None) == (vision_tokens is None):
             raise ValueError("give either pixel_values or vision_tokens")
@@ -246,11 +251,11 @@ class DinoTxtModel(DinoTxtPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         vision_tokens: torch.Tensor | None = None,
         return_loss: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> DinoTxtOutput:
-        """Token ids [T,N] and images [B,3,H,W] (or the backbone's `vision_tokens`) to their similarities."""
+        """Token ids [T,N] and images [B,3,H,W], or `vision_tokens` of the backbone, to their similarities."""
         image, patches, backbone_patches = self._vision(pixel_values, vision_tokens)
-        # Half precision would round the cosines that the softmax is about to sharpen.
+        # Half precision would round the cosines, and the logit scale would multiply the errors.
         with torch.autocast(image.device.type, enabled=False):
             image_embeds = normalize(image.float(), dim=-1)
         text = self.get_text_features(input_ids)
@@ -274,8 +279,8 @@ class DinoTxtModel(DinoTxtPreTrainedModel):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As transformers', from safetensors only; a backbone by reference is loaded from where the config says."""
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
+        """As in transformers, from safetensors only; also loads the backbone if the configuration names one."""
         kwargs.setdefault("use_safetensors", True)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -287,9 +292,14 @@ class DinoTxtModel(DinoTxtPreTrainedModel):
         return loaded
 
     def save_pretrained(
-        self, save_directory, *args, backbone: str | None = None, revision: str | None = None, **kwargs
-    ):
-        """As transformers'; with `backbone` (a folder or hub id) the backbone is named instead of saved inside."""
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        backbone: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As in transformers; `backbone` (a folder or hub id) is referred to, and its weights are not saved."""
         before = self.config.backbone, self.config.backbone_revision
         self.config.backbone, self.config.backbone_revision = backbone, revision
         if backbone is not None:
@@ -301,11 +311,11 @@ class DinoTxtModel(DinoTxtPreTrainedModel):
             self.config.backbone, self.config.backbone_revision = before
 
 
-def _check_width(found: Dinov3Config, expected: Dinov3Config, name: str) -> None:
+def _check_width(loaded: Dinov3Config, expected: Dinov3Config, name: str) -> None:
     for field in ("hidden_size", "num_hidden_layers", "patch_size", "num_register_tokens"):
-        if getattr(found, field) != getattr(expected, field):
+        if getattr(loaded, field) != getattr(expected, field):
             raise ValueError(
-                f"backbone: {name!r} has {field} {getattr(found, field)}, accepted: {getattr(expected, field)}, with "
+                f"backbone: {name!r} has {field} {getattr(loaded, field)}, accepted: {getattr(expected, field)}, with "
                 "which this text tower was aligned"
             )
 

@@ -1,13 +1,14 @@
 """DINOv3 vision transformer: model, backbone, classifier and pretraining network."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-# Internals of transformers 5: backbones of its heads and recorded hidden states need them, and no public name exists.
+# Internals of transformers 5 without public names: its heads' backbones and recorded hidden states need them.
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -34,12 +35,12 @@ class Dinov3ModelOutput(BaseModelOutputWithPooling):
     """Outputs of `Dinov3Model`, all after the final norm.
 
     Args:
-        last_hidden_state: class token, R registers, P patches [B,1+R+P,D].
+        last_hidden_state: class token, R register tokens, P patch tokens [B,1+R+P,D].
         pooler_output: class token [B,D].
         hidden_states: input of the first block, then the output of every block, before the norm.
         attentions: attention weights [B,heads,N,N] of every block (attn_implementation "eager").
-        register_tokens: [B,R,D].
-        patch_tokens: [B,P,D], row by row.
+        register_tokens: register tokens [B,R,D].
+        patch_tokens: patch tokens [B,P,D], row by row.
     """
 
     register_tokens: torch.Tensor | None = None
@@ -51,8 +52,8 @@ class Dinov3BackboneOutput(BackboneOutput):
     """Outputs of `Dinov3Backbone`.
 
     Args:
-        feature_maps: one [B,D,H,W], or [B,1+P,D] with `reshape_hidden_states=False`, a selected stage.
-        cls_tokens: one [B,D] a selected stage with `return_class_token=True`.
+        feature_maps: for each selected stage [B,D,H,W], or [B,1+P,D] with `reshape_hidden_states=False`.
+        cls_tokens: for each selected stage [B,D], with `return_class_token=True`.
         last_hidden_state: normalised tokens [B,1+R+P,D].
     """
 
@@ -65,9 +66,10 @@ class Dinov3ForPreTrainingOutput(ModelOutput):
     """Outputs of `Dinov3ForPreTraining`.
 
     Args:
-        dino_logits_global: [G,B,K].
-        dino_logits_local: [L,B,K], `None` without local crops.
-        ibot_logits: [M,K] at the masked positions, crop by crop and row by row, `None` without masks.
+        dino_logits_global: image head's logits of global crops [G,B,K].
+        dino_logits_local: image head's logits of local crops [L,B,K], `None` without local crops.
+        ibot_logits: patch head's logits [M,K] at the masked positions, crop by crop and row by row, `None` without
+            masks.
         cls_tokens: normalised class tokens of the global crops [G,B,D], before the head.
         patch_tokens: normalised patch tokens of the global crops [G,B,P,D], before the head.
     """
@@ -130,8 +132,8 @@ class Dinov3Model(Dinov3PreTrainedModel):
     """Vision transformer (DINOv3, section 3.2): images to normalised class, register and patch tokens.
 
     Attributes:
-        rope_augmentation: set by a training objective on its student; applied in train mode, with a new draw for
-            every block and crop group. `None` by default and never saved: `model.train()` alone stays deterministic.
+        rope_augmentation: set by a training objective on its student; applied in train mode, drawn anew for every
+            block and crop group. `None` by default and never saved: with `model.train()` alone, positions stay fixed.
     """
 
     rope_augmentation: RopeAugmentation | None = None
@@ -152,23 +154,23 @@ class Dinov3Model(Dinov3PreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None, **kwargs: Any
     ) -> Dinov3ModelOutput:
-        """Images [B,C,H,W], masked positions [B,P] bool (their patches become the mask token)."""
+        """Images [B,C,H,W]; the mask token replaces the patches at `bool_masked_pos` [B,P] bool."""
         return self._encode([pixel_values], [bool_masked_pos], **kwargs)[0]
 
     def forward_crops(
         self, crops: list[torch.Tensor], masks: list[torch.Tensor | None] | None = None
     ) -> list[Dinov3ModelOutput]:
-        """One packed pass over crop groups [B,C,H,W] of different sizes, each with its mask [B,P] or `None`.
+        """Encode crop groups [B,C,H,W] of different sizes, each with its mask [B,P] or `None`, in one packed pass.
 
-        Equal to one call a group, except that in training, where the configuration unties it, groups after the first
-        (local crops) use `local_cls_norm` for their class and register tokens.
+        The same as one call for each group, except in training with `untie_global_and_local_cls_norm`: then groups
+        after the first (local crops) use `local_cls_norm` for their class and register tokens.
         """
         return self._encode(crops, masks or [None] * len(crops))
 
     def _encode(
-        self, crops: list[torch.Tensor], masks: list[torch.Tensor | None], **kwargs
+        self, crops: list[torch.Tensor], masks: list[torch.Tensor | None], **kwargs: Any
     ) -> list[Dinov3ModelOutput]:
         grids = [self._grid(pixel_values) for pixel_values in crops]
         groups = [self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)]
@@ -196,11 +198,12 @@ class Dinov3Model(Dinov3PreTrainedModel):
         ]
 
     def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """Patches along height and width; a remainder is cut off, with a warning the first time."""
+        """Return the patches along height and width; a remainder is cut off, with a warning the first time."""
         size, channels = self.config.patch_size, self.config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or min(pixel_values.shape[2:]) < size:
             raise ValueError(
-                f"pixel_values of shape {tuple(pixel_values.shape)} must be [B,{channels},H,W] with H and W at least {size}"
+                f"pixel_values of shape {tuple(pixel_values.shape)} must be [B,{channels},H,W] with H and W at least "
+                f"{size}"
             )
         height, width = pixel_values.shape[2:]
         if (height % size or width % size) and not torch.compiler.is_compiling():
@@ -219,10 +222,10 @@ class Dinov3Backbone(BackboneMixin, Dinov3Model):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> Dinov3BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> Dinov3BackboneOutput:
         """Images [B,C,H,W] to the feature maps of `config.out_features`."""
         kwargs["output_hidden_states"] = True
-        # Not super(): BackboneMixin comes first, with a forward that only raises.
+        # Not super(): that is BackboneMixin, whose forward only raises.
         output = Dinov3Model.forward(self, pixel_values, **kwargs)
         height, width = self._grid(pixel_values)
         prefix = self.rope_embeddings.num_prefix_tokens
@@ -239,7 +242,7 @@ class Dinov3Backbone(BackboneMixin, Dinov3Model):
             if self.config.reshape_hidden_states:
                 feature_maps.append(patches.transpose(1, 2).unflatten(2, (height, width)).contiguous())
             else:
-                # Heads that take tokens (DPT and its kin) expect the class token first and no registers.
+                # Heads that take tokens (such as DPT) expect the class token first and no register tokens.
                 feature_maps.append(torch.cat([tokens[:, :1], patches], dim=1))
         return Dinov3BackboneOutput(
             feature_maps=tuple(feature_maps),
@@ -251,7 +254,7 @@ class Dinov3Backbone(BackboneMixin, Dinov3Model):
 
 
 class Dinov3ForImageClassification(Dinov3PreTrainedModel):
-    """Linear classifier on the class token joined with the mean patch token, as in DINOv3's linear probe."""
+    """Linear classifier on the concatenated class token and mean patch token, as in DINOv3's linear probe."""
 
     def __init__(self, config: Dinov3Config):
         super().__init__(config)
@@ -262,7 +265,7 @@ class Dinov3ForImageClassification(Dinov3PreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
         """Images [B,C,H,W] and labels [B] to the loss and logits [B,num_labels]."""
         outputs = self.dinov3(pixel_values, **kwargs)
@@ -275,7 +278,7 @@ class Dinov3ForImageClassification(Dinov3PreTrainedModel):
 
 
 class Dinov3ForPreTraining(Dinov3PreTrainedModel):
-    """Backbone with the image head and the patch head of self-distillation, entered through one `forward`."""
+    """Backbone with the image (DINO) head and the patch (iBOT) head of self-distillation, called in one `forward`."""
 
     def __init__(self, config: Dinov3Config):
         super().__init__(config)
@@ -298,7 +301,7 @@ class Dinov3ForPreTraining(Dinov3PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The backbone initialises itself: the linear layers met here are those of the heads.
+        # The backbone initialises itself: the linear layers here are those of the heads.
         if isinstance(module, nn.Linear):
             _init_linear(module, self.config.head_initializer_range)
 
@@ -309,10 +312,10 @@ class Dinov3ForPreTraining(Dinov3PreTrainedModel):
         masks: torch.Tensor | None = None,
         mask_inputs: bool = True,
     ) -> Dinov3ForPreTrainingOutput:
-        """Global crops [G,B,3,H,W], local crops [L,B,3,h,w] and masks [G,B,P] bool in one packed pass.
+        """Encode global crops [G,B,3,H,W] with masks [G,B,P] bool and local crops [L,B,3,h,w] in one packed pass.
 
-        The patch head runs on the masked positions only. With `mask_inputs=False` the backbone sees the global crops
-        unmasked and the patch head still runs where `masks` says: the teacher's way.
+        The patch head runs only on the masked positions. With `mask_inputs=False`, as for a teacher, it does so too,
+        but the backbone's input is not masked.
         """
         crops = [global_crops] if local_crops is None else [global_crops, local_crops]
         input_masks = [masks.flatten(0, 1) if masks is not None and mask_inputs else None, None]

@@ -1,12 +1,13 @@
-"""DINOv3 ConvNeXt: model, backbone and classifier, of transformers' own blocks."""
+"""DINOv3 ConvNeXt: model, backbone and classifier, made of transformers' own blocks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-# Internals of transformers 5: backbones of its heads and recorded hidden states need them, and no public name exists.
+# Internals of transformers 5 without public names: its heads' backbones and recorded hidden states need them.
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -31,11 +32,11 @@ class Dinov3ConvNextModelOutput(BaseModelOutputWithPoolingAndNoAttention):
     """Outputs of `Dinov3ConvNextModel`, named as those of `Dinov3Model`, all after the final norm.
 
     Args:
-        last_hidden_state: class token and P patches [B,1+P,D].
+        last_hidden_state: class token and P patch tokens [B,1+P,D].
         pooler_output: class token [B,D], the mean of the last map.
         hidden_states: the images, then the map [B,D_i,h,w] of every stage, before the norm.
-        register_tokens: none, [B,0,D].
-        patch_tokens: [B,P,D], row by row.
+        register_tokens: empty, [B,0,D].
+        patch_tokens: patch tokens [B,P,D], row by row.
     """
 
     register_tokens: torch.Tensor | None = None
@@ -43,11 +44,11 @@ class Dinov3ConvNextModelOutput(BaseModelOutputWithPoolingAndNoAttention):
 
 
 class Dinov3ConvNextLayer(GradientCheckpointingLayer, DINOv3ConvNextLayer):
-    """Block of transformers whose activations can be recomputed in the backward pass."""
+    """transformers' block, with gradient checkpointing."""
 
 
 class Dinov3ConvNextStage(DINOv3ConvNextStage):
-    """Downsampling, then blocks; their drop path rates are this stage's part of one ramp over all blocks."""
+    """Downsampling, then blocks, whose drop path rates are this stage's part of a linear ramp over all blocks."""
 
     def __init__(self, config: Dinov3ConvNextConfig, index: int):
         super().__init__(config, index)
@@ -73,7 +74,7 @@ class Dinov3ConvNextPreTrainedModel(Dinov3SavingMixin, DINOv3ConvNextPreTrainedM
     }
 
     def _stage_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """The images [B,C,H,W], then the map of every stage: [B,D_1,H//4,W//4], [B,D_2,H//8,W//8], ..."""
+        """Return the images [B,C,H,W], then the map of every stage: [B,D_1,H//4,W//4], [B,D_2,H//8,W//8], ..."""
         stride, channels = self.config.patch_size, self.config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or min(pixel_values.shape[2:]) < stride:
             raise ValueError(
@@ -100,8 +101,8 @@ class Dinov3ConvNextModel(Dinov3ConvNextPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> Dinov3ConvNextModelOutput:
-        """Images [B,C,H,W]; a remainder of H or W by the stride is not covered by a patch."""
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> Dinov3ConvNextModelOutput:
+        """Images [B,C,H,W] to tokens; a remainder of H or W by the stride of 32 is ignored."""
         patches = self._stage_maps(pixel_values)[-1].flatten(2).transpose(1, 2)
         tokens = self.layer_norm(torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1))
         return Dinov3ConvNextModelOutput(
@@ -114,8 +115,8 @@ class Dinov3ConvNextModel(Dinov3ConvNextPreTrainedModel):
     def intermediate_maps(self, pixel_values: torch.Tensor, patch_size: int = 16) -> tuple[torch.Tensor, ...]:
         """Images [B,C,H,W] to the maps [B,D_i,H//patch_size,W//patch_size] of all stages, the last one normalised.
 
-        Bilinear, antialiased, before the norm: one grid for all stages, that of a vision transformer of this patch size.
-        The tokens of `forward` stay at the model's own stride.
+        Maps are resized (bilinear, antialiased) before the norm, all to the grid of a vision transformer with this
+        patch size. The tokens of `forward` keep the model's own stride.
 
         Raises:
             ValueError: images smaller than a patch.
@@ -123,7 +124,8 @@ class Dinov3ConvNextModel(Dinov3ConvNextPreTrainedModel):
         size = [side // patch_size for side in pixel_values.shape[2:]]
         if min(size) < 1:
             raise ValueError(
-                f"patch_size: got {patch_size}, accepted: at most the sides of the images ({min(pixel_values.shape[2:])})"
+                f"patch_size: got {patch_size}, accepted: at most the sides of the images "
+                f"({min(pixel_values.shape[2:])})"
             )
         # In fp32: antialiasing has no bf16 kernel on every device.
         maps = [
@@ -135,10 +137,10 @@ class Dinov3ConvNextModel(Dinov3ConvNextPreTrainedModel):
 
 
 class Dinov3ConvNextBackbone(BackboneMixin, Dinov3ConvNextPreTrainedModel):
-    """Maps of the stages, as they come, for transformers' detection, segmentation and depth heads."""
+    """Maps of the stages, without resizing or norm, for transformers' detection, segmentation and depth heads."""
 
     has_attentions = False
-    # It has no final norm: a parameter without a gradient would stop distributed training.
+    # It has no final norm, as a parameter without a gradient would break distributed training.
     _keys_to_ignore_on_load_unexpected = [r"^(dinov3\.)?layer_norm\."]
 
     def __init__(self, config: Dinov3ConvNextConfig):
@@ -152,15 +154,15 @@ class Dinov3ConvNextBackbone(BackboneMixin, Dinov3ConvNextPreTrainedModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
-        """Images [B,C,H,W] to the feature maps of `config.out_features`; "stem" is the images."""
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
+        """Images [B,C,H,W] to the feature maps of `config.out_features`; "stem" stands for the images themselves."""
         maps = self._stage_maps(pixel_values)
         feature_maps = tuple(maps[index] for index in self.out_indices)
         return BackboneOutput(feature_maps=feature_maps, hidden_states=tuple(maps))
 
 
 class Dinov3ConvNextForImageClassification(Dinov3ConvNextPreTrainedModel):
-    """Linear classifier on the class token joined with the mean patch token, as in DINOv3's linear probe."""
+    """Linear classifier on the concatenated class token and mean patch token, as in DINOv3's linear probe."""
 
     def __init__(self, config: Dinov3ConvNextConfig):
         super().__init__(config)
@@ -171,7 +173,7 @@ class Dinov3ConvNextForImageClassification(Dinov3ConvNextPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutputWithNoAttention:
         """Images [B,C,H,W] and labels [B] to the loss and logits [B,num_labels]."""
         outputs = self.dinov3(pixel_values, **kwargs)

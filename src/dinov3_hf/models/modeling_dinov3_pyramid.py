@@ -1,4 +1,6 @@
-"""Feature maps of several strides from the one stride of a DINOv3 vision transformer, for heads that need them."""
+"""Feature maps of several strides from a DINOv3 vision transformer, for heads that need them."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +33,7 @@ class Dinov3PyramidBackbone(BackboneMixin, PreTrainedModel):
         self.vit = Dinov3Backbone(config.vit_config)
         self.levels = nn.ModuleList(_level(width, patch_size, stride) for stride in config.strides)
         self.num_features = [width] * len(config.strides)
-        # The backbone has its hooks: transformers would install them again from here, and record every block twice.
+        # The ViT has its hooks already: transformers would install them again here, and record every block twice.
         self._output_capturing_hooks_installed = True
         self.post_init()
 
@@ -39,11 +41,11 @@ class Dinov3PyramidBackbone(BackboneMixin, PreTrainedModel):
         return self.vit.get_input_embeddings()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
         """Images [B,C,H,W] to a map [B,D,H/stride,W/stride] for each of `config.out_features`.
 
         Raises:
-            ValueError: H or W is no multiple of the largest stride, so that the maps would not lie over each other.
+            ValueError: H or W is no multiple of the largest stride, so that the maps would not be aligned.
         """
         largest, (height, width) = max(self.config.strides), pixel_values.shape[2:]
         if height % largest or width % largest:
@@ -58,7 +60,7 @@ class Dinov3PyramidBackbone(BackboneMixin, PreTrainedModel):
 
 
 def _level(width: int, patch_size: int, stride: int) -> nn.Sequential:
-    """Patch map [B,D,h,w] to a map of `stride`; without layers where it has that stride."""
+    """Return layers from a patch map [B,D,h,w] to a map of `stride`; none if the patch map has this stride."""
     if stride > patch_size:
         return nn.Sequential(nn.MaxPool2d(stride // patch_size))
     layers = []

@@ -1,4 +1,4 @@
-"""Axial rotary position embedding of DINOv3 (DINOv3, section 3.2), in fp32 whatever the activations are."""
+"""Axial rotary position embedding (DINOv3, section 3.2), always in fp32."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .configuration_dinov3 import Dinov3Config
 
 @dataclass(frozen=True)
 class RopeAugmentation:
-    """Random change of the patch coordinates in training; `None` leaves a step out.
+    """Random change of the patch coordinates in training; `None` skips a step.
 
     Args:
         shift: adds U(-shift, shift) to each axis.
@@ -24,7 +24,7 @@ class RopeAugmentation:
     jitter: float | None = None
     rescale: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.shift is not None and self.shift < 0:
             raise ValueError(f"shift={self.shift} must be at least 0")
         for name in ("jitter", "rescale"):
@@ -32,7 +32,7 @@ class RopeAugmentation:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
     def __call__(self, coords: torch.Tensor) -> torch.Tensor:
-        """One draw for all patches; coords [P,2] to [P,2]."""
+        """Change coords [P,2] by one random draw for all patches."""
         if self.shift is not None:
             coords = coords + _uniform(coords, 2, self.shift)
         if self.jitter is not None:
@@ -60,7 +60,7 @@ class RotaryTable:
 
 
 def patch_coordinates(height: int, width: int, normalize: str, device: torch.device | None = None) -> torch.Tensor:
-    """Patch centres (row, column) in [-1, 1], [P,2] fp32, row by row."""
+    """Return the patch centres (row, column) in [-1, 1], [P,2] fp32, row by row."""
     side = {"separate": (height, width), "min": (min(height, width),) * 2, "max": (max(height, width),) * 2}[normalize]
     rows = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / side[0]
     columns = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / side[1]
@@ -74,7 +74,7 @@ def rope_periods(
     max_period: float | None = None,
     device: torch.device | None = None,
 ) -> torch.Tensor:
-    """Periods [d/4] fp32: theta^(4k/d), or log-spaced from `min_period` to `max_period`."""
+    """Return periods [d/4] fp32: theta^(4k/d), or log-spaced from `min_period` to `max_period`."""
     if min_period is not None:
         exponent = torch.linspace(0, 1, head_dim // 4, device=device, dtype=torch.float32)
         return max_period * (max_period / min_period) ** (exponent - 1)
@@ -82,12 +82,12 @@ def rope_periods(
 
 
 def rope_angles(coords: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
-    """Angles [P,d] of coordinates [P,2]: d/4 of the rows, d/4 of the columns, tiled twice."""
+    """Return angles [P,d] for coordinates [P,2]: d/4 for the row, d/4 for the column, tiled twice."""
     return (2 * math.pi * coords[:, :, None] / periods).flatten(1).tile(2)
 
 
 def rotary_table(angles: torch.Tensor, num_prefix_tokens: int) -> RotaryTable:
-    """Table for `num_prefix_tokens` tokens without a position, then the patches of `angles` [P,d]."""
+    """Return the table for `num_prefix_tokens` tokens without a position, then the patches of `angles` [P,d]."""
     # Prefix tokens turn by an angle of zero: rotating them too costs less than splitting and joining q and k.
     angles = torch.cat([angles.new_zeros(num_prefix_tokens, angles.shape[1]), angles])[:, None]
     first, second = angles.sin().chunk(2, dim=-1)
@@ -95,15 +95,17 @@ def rotary_table(angles: torch.Tensor, num_prefix_tokens: int) -> RotaryTable:
 
 
 def apply_rotary(states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
-    """Rotates pairs (i, i + d/2) of states [B,N,heads,d] in fp32 and returns their dtype."""
+    """Rotate pairs (i, i + d/2) of states [B,N,heads,d] in fp32, and return the result in the dtype of `states`."""
     rotated = states.to(torch.promote_types(states.dtype, torch.float32))
     half = rotated.shape[-1] // 2
     return torch.addcmul(rotated * table.cos, rotated.roll(half, dims=-1), table.sin).to(states.dtype)
 
 
 @lru_cache(maxsize=16)
-def _cached_table(height: int, width: int, device: torch.device, num_prefix_tokens: int, *options) -> RotaryTable:
-    # A table first met in inference mode may later be met in training.
+def _cached_table(
+    height: int, width: int, device: torch.device, num_prefix_tokens: int, *options: str | int | float | None
+) -> RotaryTable:
+    # A table first built in inference mode may later be used in training.
     with torch.inference_mode(False), torch.no_grad():
         return _build_table(height, width, device, num_prefix_tokens, *options)
 
@@ -129,7 +131,7 @@ def _build_table(
 
 
 class Dinov3RotaryEmbedding(nn.Module):
-    """Rotary tables of a model's grids, computed from the configuration: no buffer that a cast could round."""
+    """Rotary tables for grids of patches, computed from the configuration: a buffer would be rounded by casts."""
 
     def __init__(self, config: Dinov3Config):
         super().__init__()
@@ -145,7 +147,7 @@ class Dinov3RotaryEmbedding(nn.Module):
     def forward(
         self, height: int, width: int, device: torch.device, augmentation: RopeAugmentation | None = None
     ) -> RotaryTable:
-        """Table for a grid of `height` x `width` patches; each call with an augmentation is a new draw."""
+        """Return the table for a grid of `height` x `width` patches; each call with an augmentation is a new draw."""
         arguments = (height, width, device, self.num_prefix_tokens, *self.options)
         if augmentation is not None:
             return _build_table(*arguments, augmentation)

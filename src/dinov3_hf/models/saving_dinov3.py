@@ -1,20 +1,22 @@
-"""How models are read and written: either generation of the hub's keys in, safetensors with their own code out."""
+"""Load both generations of the hub's parameter names; save weights as safetensors, together with the model's code."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any, Self
 
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 
 class Dinov3SavingMixin:
-    """What every `PreTrainedModel` of this package does when it is built, loaded and saved.
+    """Building, loading and saving, for every `PreTrainedModel` of this package.
 
     Attributes:
-        key_mapping: names of the hub's newer key generation, as regular expressions, to ours.
-        auto_classes: transformers' Auto classes that a saved folder serves, each with the file and class that it finds
-            there where this package is absent.
+        key_mapping: from the hub's newer parameter names, as regular expressions, to ours.
+        auto_classes: transformers' Auto classes that can load a saved folder without this package, each with the file
+            and class to use.
     """
 
     key_mapping: dict[str, str] = {}
@@ -22,25 +24,25 @@ class Dinov3SavingMixin:
 
     def post_init(self) -> None:
         super().post_init()
-        # A model inside has its hooks already, and a second set would record every block twice.
+        # A model inside this one has its hooks already, and a second set would record every block twice.
         if any(getattr(inner, "_output_capturing_hooks_installed", False) for inner in self.modules()):
             self._output_capturing_hooks_installed = True
-        # Installed at the first request otherwise, under a lock that torch.compile cannot enter.
+        # Otherwise transformers installs them on first use, under a lock that torch.compile cannot trace.
         maybe_install_capturing_hooks(self)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As transformers', from safetensors only; also reads a stock directory of either key generation."""
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        """As in transformers, from safetensors only; also reads directories of transformers' own DINOv3 classes."""
         kwargs.setdefault("use_safetensors", True)
         kwargs.setdefault("key_mapping", cls.key_mapping)
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Otherwise a later save would write the key generation that was read.
+        # Otherwise a later save would write the parameter names that were read.
         model._weight_conversions = None
         return loaded
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As transformers', with the code beside the weights, so that `trust_remote_code=True` can load them."""
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with the code next to the weights, so that `trust_remote_code=True` can load them."""
         self.config.auto_map = dict(self.auto_classes)
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
@@ -49,7 +51,7 @@ class Dinov3SavingMixin:
 
 
 def code_files(model_class: type) -> list[Path]:
-    """Return the file that defines a class and, of its siblings, those that it needs: it imports them with one dot."""
+    """Return the file that defines a class, and the sibling files that it imports (with one dot)."""
     own = sys.modules[model_class.__module__].__file__
     return [Path(own), *sorted({Path(file) for file in get_relative_import_files(own)})]
 

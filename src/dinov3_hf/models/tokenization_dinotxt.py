@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import BatchEncoding
-from transformers.utils import logging
+from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
+from transformers.utils import PaddingStrategy, logging
 
 
 logger = logging.get_logger(__name__)
@@ -21,8 +22,8 @@ MAX_KNOWN_WORDS = 20_000
 # The special tokens and the 256 bytes: with these every text has a spelling.
 MIN_VOCAB_SIZE = 3 + 256
 
-# open_clip ignores case here, which changes two lower-case characters: the long s is an s, and the Greek iota subscript
-# (U+0345) falls between the classes and is dropped: no letter, but the lower case of one.
+# open_clip ignores case here, which changes two lower-case characters: the long s is an s, and the Greek iota
+# subscript (U+0345) falls between the classes and is dropped: no letter, but the lower case of one.
 _CLIP_PIECES = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
 # Vowel signs and accents written apart (\p{M}) stay in their word, in which CLIP breaks it.
 _CONTRACTIONS = r"['’](?:s|t|re|ve|m|ll|d)(?![\p{L}\p{M}])"
@@ -36,22 +37,22 @@ _BASIC_CLEANING = normalizers.Sequence(
 class DinoTxtTokenizer(PreTrainedTokenizerFast):
     """Texts to `input_ids` and `attention_mask` [T,N]: start token, byte-pair tokens, end token, then padding of id 0.
 
-    Texts are cut to `model_max_length` tokens unless `truncation=False` is said; what is cut still ends in the end
-    token. Captions hold no control tokens: `"<end_of_text>"` inside one is spelled out as the text it is.
+    Texts are truncated to `model_max_length` tokens, end token included, unless `truncation=False` is passed. Special
+    tokens inside a text are not recognised: `"<end_of_text>"` is tokenised as the characters it consists of.
 
     Args:
-        clean: what is done to a text first. "clip": open_clip's cleaning (broken encodings mended by ftfy, HTML
-            entities, white space, lower case); "basic": NFC, white space, lower case.
-        known_words: the words of the captions this tokenizer was trained on, sorted; `None` where they are not known.
+        clean: cleaning before tokenisation. "clip": open_clip's (broken encodings repaired by ftfy, HTML entities,
+            white space, lower case); "basic": Unicode NFC, white space, lower case.
+        known_words: the words of the captions that this tokenizer was trained on, sorted; `None` if unknown.
 
     Raises:
         ValueError: texts that are not strings, pairs of texts, pre-split texts, a context below 3 tokens.
-        ImportError: a text to be cleaned with "clip" where ftfy is missing.
+        ImportError: a text to be cleaned with "clip" without ftfy installed.
     """
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         clean: str = "basic",
         known_words: list[str] | None = None,
         bos_token: str = START,
@@ -59,7 +60,7 @@ class DinoTxtTokenizer(PreTrainedTokenizerFast):
         pad_token: str = PAD,
         model_max_length: int = 77,
         split_special_tokens: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
         if clean not in ("clip", "basic"):
             raise ValueError(f"clean: got {clean!r}, accepted: 'clip' or 'basic'")
@@ -72,7 +73,7 @@ class DinoTxtTokenizer(PreTrainedTokenizerFast):
             eos_token=eos_token,
             pad_token=pad_token,
             model_max_length=model_max_length,
-            # CLIP pads with "!": matched as a special token, it would be torn out of every text that has one.
+            # CLIP pads with "!": matched as a special token, it would be cut out of every text that has one.
             split_special_tokens=split_special_tokens,
             **kwargs,
         )
@@ -85,14 +86,14 @@ class DinoTxtTokenizer(PreTrainedTokenizerFast):
         )
 
     @classmethod
-    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs) -> dict:
-        # A class with an `__init__` is otherwise given vocabulary and merges, to build the tokenizer itself.
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        # Otherwise transformers passes vocabulary and merges to `__init__`, which would have to build the tokenizer.
         return kwargs
 
     def unknown_words(self, texts: str | list[str]) -> list[str]:
-        """Return the words of `texts` that no training caption had, in order, each once; [] without `known_words`.
+        """Return the words of `texts` that are in no training caption, in order, each once; [] without `known_words`.
 
-        Of the captions' words the 20,000 most frequent are remembered: a rarer one counts as unknown.
+        Only the 20,000 most frequent words of the captions are kept: a rarer one counts as unknown.
         """
         if self.known_words is None:
             return []
@@ -100,29 +101,39 @@ class DinoTxtTokenizer(PreTrainedTokenizerFast):
         words = (word for text in _check_texts(texts) for word in _words(text))
         return [word for word in dict.fromkeys(words) if word not in known]
 
-    def _get_padding_truncation_strategies(self, padding=False, truncation=None, max_length=None, **kwargs):
-        # Pipelines ask for padding alone, and a longer text has no positions in the model.
+    def _get_padding_truncation_strategies(
+        self,
+        padding: bool | str | PaddingStrategy = False,
+        truncation: bool | str | TruncationStrategy | None = None,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[PaddingStrategy, TruncationStrategy, int | None, dict[str, Any]]:
+        # Pipelines ask only for padding, and the model has no positions for a longer text.
         truncation = True if truncation is None else truncation
         if max_length is not None and truncation is not False:
             _check_context("max_length", max_length)
         return super()._get_padding_truncation_strategies(padding, truncation, max_length, **kwargs)
 
-    def _encode_plus(self, text, text_pair=None, is_split_into_words: bool = False, **kwargs) -> BatchEncoding:
+    def _encode_plus(
+        self,
+        text: str | list[str],
+        text_pair: str | list[str] | None = None,
+        is_split_into_words: bool = False,
+        **kwargs: Any,
+    ) -> BatchEncoding:
         if text_pair is not None or is_split_into_words:
             raise ValueError("text: got a pair or a pre-split text, accepted: a str or a list of str")
         cleaned = [_clip_clean(x) if self.clean == "clip" else _whole(x) for x in _check_texts(text)]
         encoded = super()._encode_plus(cleaned[0] if isinstance(text, str) else cleaned, **kwargs)
         if any(encoding.overflowing for encoding in encoded.encodings):
             length = kwargs["max_length"]
-            logger.warning_once(
-                f"Texts longer than {length} tokens are cut to {length}, of which the last is the end."
-            )
+            logger.warning_once(f"Texts longer than {length} tokens are truncated to {length}, end token included.")
         return encoded
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs) -> str:
+    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         if skip_special_tokens:
-            # The first end token ends the text. Id 0 is left out only as padding after it: in CLIP it is also "!".
+            # The first end token ends the text. Id 0 is padding only after it: in CLIP it is also "!".
             ids = [x for x in takewhile(lambda x: x != self.eos_token_id, ids) if x != self.bos_token_id]
         return super()._decode(ids, **kwargs).strip()
 
@@ -130,9 +141,9 @@ class DinoTxtTokenizer(PreTrainedTokenizerFast):
 def clip_tokenizer(context_length: int = 77) -> DinoTxtTokenizer:
     """Return CLIP's tokenizer: 49,408 tokens, start 49406, end 49407, padding 0, cut to `context_length` tokens.
 
-    The ids are those of open_clip's `SimpleTokenizer`, token for token, with two exceptions: its names of the start
-    and end token inside a text, which open_clip takes for these tokens and this one for text; and characters newer
-    than Unicode 16, which the `tokenizers` library does not know for letters or digits.
+    The ids are those of open_clip's `SimpleTokenizer`, token for token, with two exceptions: the names of the start
+    and end token inside a text, which open_clip reads as these tokens and this one as text; and letters and digits
+    newer than Unicode 16, which the `tokenizers` library does not recognise as such.
 
     Raises:
         ImportError: the vocabulary, a file of open_clip_torch, is not installed.
@@ -162,7 +173,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, context_len
     Padding, start and end have ids 0, 1 and 2, every byte has a token, and the same captions give the same tokenizer.
 
     Raises:
-        ValueError: captions that are no strings or hold no text, `vocab_size` below 259, a context below 3 tokens.
+        ValueError: captions that are not strings or contain no words, `vocab_size` below 259, a context below 3
+            tokens.
     """
     if not isinstance(vocab_size, int) or vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(f"vocab_size: got {vocab_size!r}, accepted: at least {MIN_VOCAB_SIZE} (256 bytes, 3 special)")
@@ -189,7 +201,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, context_len
     tokenizer.train_from_iterator(checked(), trainer)
     if not words:
         raise ValueError("captions: got no words, accepted: at least one caption with a word")
-    # Equally frequent words in the order of the alphabet, so that the captions' order does not matter.
+    # Equally frequent words in alphabetical order, so that the captions' order does not matter.
     frequent = sorted(words, key=lambda word: (-words[word], word))[:MAX_KNOWN_WORDS]
     return DinoTxtTokenizer(
         tokenizer_object=tokenizer, clean="basic", known_words=sorted(frequent), model_max_length=context_length
@@ -212,12 +224,12 @@ def _check_texts(texts: str | list[str]) -> list[str]:
 
 
 def _whole(text: str) -> str:
-    """Replace halves of surrogate pairs, which have no bytes in UTF-8, by question marks."""
+    """Replace unpaired surrogates, which UTF-8 cannot encode, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _clip_clean(text: str) -> str:
-    """Clean a text as open_clip does by default; the entities are unescaped twice, as it does."""
+    """Clean a text as open_clip does by default, which unescapes HTML entities twice."""
     try:
         from ftfy import fix_text
     except ImportError as error:
@@ -231,13 +243,13 @@ def _words(text: str) -> list[str]:
 
 
 def _split(pieces: str, prefix: bool) -> pre_tokenizers.PreTokenizer:
-    """Cut a text into pieces and write their bytes as letters; `prefix` marks where a piece begins by a space."""
+    """Return a pre-tokenizer that splits a text and maps bytes to letters; `prefix` puts a space before each piece."""
     split = pre_tokenizers.Split(Regex(pieces), behavior="removed", invert=True)
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)])
 
 
 def _byte_letters() -> list[str]:
-    """Return the 256 letters of the byte-level alphabet in CLIP's order: printable bytes as they are, then the rest."""
+    """Return the 256 letters of the byte-level alphabet in CLIP's order: printable bytes first, then the others."""
     printable = [chr(x) for x in (*range(33, 127), *range(161, 173), *range(174, 256))]
     return printable + [chr(256 + x) for x in range(256 - len(printable))]
 
