@@ -1,6 +1,6 @@
 """DINOv3 on the Hugging Face stack: models, checkpoints and training.
 
-Importing this takes milliseconds: torch and transformers are imported when a name is first used.
+Importing it takes milliseconds: torch and transformers are only imported when a name is first used.
 """
 
 from typing import TYPE_CHECKING
@@ -69,7 +69,7 @@ else:
         ],
     )
 
-# Last, because it may import what is named above: where transformers' pipelines are imported already, ours is, too.
+# Last, because it needs the names above: if transformers' pipelines are imported already, it imports ours.
 _auto_classes.register()
 
 

@@ -1,21 +1,21 @@
-"""Our classes in transformers' Auto classes and pipelines, without importing transformers.
+"""Register our classes with transformers' Auto classes and pipelines, without importing transformers.
 
-What transformers' `register` functions take are classes, and those of networks take seconds to import. So the dictionaries
-that they write to are replaced, as each of transformers' auto modules is imported, by one that imports a class of ours when
-it is asked for. Importing our classes right then would not do either: transformers' own model files import the auto
-modules half-way, and ours import those files.
+transformers' `register` functions take classes, and importing those of networks takes seconds. Therefore, when one of
+transformers' auto modules is imported, its dictionaries of registered classes are replaced by ones that import a class
+of ours on access. Importing our classes at that moment would fail: transformers' model files import the auto modules
+before they are complete themselves, and our files import those model files.
 """
 
 import importlib
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 
-# For each of transformers' auto modules, its mappings, and what each of them gets: classes of this package by name.
+# transformers' auto modules, their mappings, and what to register in each: classes of this package, by name.
 MAPPINGS: dict[str, dict[str, dict[str, Any]]] = {
     "transformers.models.auto.configuration_auto": {
         "CONFIG_MAPPING": {
@@ -57,17 +57,17 @@ OWN_PIPELINE = "dinov3_hf.pipelines.zero_shot_segmentation"
 
 
 def load(value: str | dict[str, str]) -> Any:
-    """Import the class of this package that a name, or each name of a dictionary, stands for."""
+    """Import the class of this package with this name; of a dictionary, the classes of its values."""
     if isinstance(value, dict):
         return {key: load(name) for key, name in value.items()}
     return getattr(sys.modules[__package__], value)
 
 
 class LazyEntries(MutableMapping):
-    """What is registered in one of transformers' mappings: ours, imported when it is asked for, and what others add.
+    """The registered classes of one of transformers' mappings: ours, imported on access, and those of others.
 
-    Keys are model types or classes of configurations; ours stand in `own` as model types or names of those classes. What
-    is registered under one of our keys takes its place.
+    Keys are model types or configuration classes; `own` holds ours under model types or names of these classes. What
+    others register under one of our keys replaces ours.
     """
 
     def __init__(self, registered: MutableMapping, own: dict[str, Any]):
@@ -75,7 +75,7 @@ class LazyEntries(MutableMapping):
         self.has_types = "dinov3_hf" in own
 
     def _name(self, key: Any) -> str | None:
-        """Return the name of a key of ours, without importing it: who asks with a class has imported that."""
+        """Return the key in `own` for a model type or a configuration class; None for classes of others."""
         if self.has_types:
             return key
         is_own = isinstance(key, type) and key.__module__.startswith("dinov3_hf.models.")
@@ -109,25 +109,27 @@ class LazyEntries(MutableMapping):
 
 
 def enter(module: ModuleType) -> None:
-    """Enter our classes into one of transformers' modules, which has just been imported; a second time changes nothing."""
+    """Register our classes in one of transformers' modules, just imported; repeated calls change nothing."""
     if module.__name__ == PIPELINES:
-        # It enters itself. Where it is what imports transformers' pipelines, it is not there yet, and does so at its end.
+        # Our pipeline registers itself. If its own import got us here, it is incomplete, and does so at its end.
         getattr(importlib.import_module(OWN_PIPELINE), "register", bool)()
         return
     for name, own in MAPPINGS[module.__name__].items():
         mapping = getattr(module, name)
-        # Not public, but it is all that `register` writes to and all that transformers reads of it.
+        # Not public, but the only place that `register` writes to and transformers reads.
         if not isinstance(mapping._extra_content, LazyEntries):
             mapping._extra_content = LazyEntries(mapping._extra_content, own)
 
 
 class AutoModuleFinder(MetaPathFinder):
-    """Finds transformers' auto modules as Python does, and enters our classes once such a module has been executed.
+    """Finds transformers' auto modules as Python does, and registers our classes once such a module has been executed.
 
-    It stays: a module that is loaded again has new mappings.
+    It stays installed, because a reloaded module has new mappings.
     """
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in MAPPINGS and name != PIPELINES:
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -136,7 +138,7 @@ class AutoModuleFinder(MetaPathFinder):
         loader = spec.loader
 
         def execute(module: ModuleType) -> None:
-            # The loader is this module's own; from here on it is as it was.
+            # The loader belongs to this module alone; this restores it.
             del loader.exec_module
             loader.exec_module(module)
             enter(module)
@@ -146,7 +148,7 @@ class AutoModuleFinder(MetaPathFinder):
 
 
 def register() -> None:
-    """Enter our classes into transformers' modules: those imported already at once, others when they are imported."""
+    """Register our classes in transformers' modules: in imported ones now, in the others when they are imported."""
     if not any(isinstance(finder, AutoModuleFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, AutoModuleFinder())
     for name in (*MAPPINGS, PIPELINES):

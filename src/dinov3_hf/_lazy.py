@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, because what they need takes seconds to import."""
+"""Names of a package that are imported on first use, because their dependencies take seconds to import."""
 
 import importlib
 import sys
@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Mapping
 def lazy_names(
     package: str, names: Mapping[str, Collection[str]], modules: Collection[str] = ()
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Return `__getattr__` and `__dir__` of a package (PEP 562) whose names come from its files.
+    """Return `__getattr__` and `__dir__` (PEP 562) of a package that imports names from its files on first use.
 
     Args:
         package: the package's `__name__`.
-        names: for each file, relative to the package (".loading"), the names taken from it. None may be that of a file:
-            Python sets the file itself under its name as soon as anybody imports it.
-        modules: files and packages inside that are found by their own names, without being imported first.
+        names: for each file, relative to the package (".loading"), the names to import from it. None may equal the
+            name of a file: once a file is imported, Python sets the module under that name.
+        modules: files and packages inside that are attributes without an explicit import.
 
     The function returned raises AttributeError, naming the package, for every other name.
     """
@@ -26,7 +26,7 @@ def lazy_names(
         if name not in sources:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(sources[name], package), name)
-        # From now on the name is found without asking here.
+        # From now on Python finds the name without calling this function.
         setattr(sys.modules[package], name, value)
         return value
 

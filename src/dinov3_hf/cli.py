@@ -1,4 +1,4 @@
-"""The command `dinov3 <verb>`: one module of `dinov3_hf.commands` a verb."""
+"""The command `dinov3 <verb>`; each verb is a module of `dinov3_hf.commands`."""
 
 import argparse
 import difflib
@@ -8,25 +8,26 @@ import logging
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from ._version import __version__
 from .errors import Failed, Refused
 
 
 VERBS = {
-    "quickstart": "train a tiny ViT on rendered scenes, teach it words, measure and report, in minutes on a CPU",
-    "pretrain": "train a DINOv3 on your images",
-    "distill": "train small students from one fixed teacher",
-    "align": "train a text tower beside a frozen backbone, for zero-shot use",
-    "evaluate": "measure a checkpoint: frozen features beside their controls, zero-shot tasks beside chance",
-    "finetune": "adapt a checkpoint to your labels: head alone, LoRA, DoRA or all of it",
-    "export": "write a checkpoint in another layout: transformers, Meta, timm or ONNX",
-    "compare": "lay the figures of several evaluations side by side",
-    "demo": "look at a model in the browser: its features, words, matches, tracks, search",
+    "quickstart": "train and evaluate a tiny ViT and text tower on rendered scenes, in minutes on a CPU, and report",
+    "pretrain": "pretrain a DINOv3 model on your images, without labels",
+    "distill": "distill one frozen teacher into one or several smaller students",
+    "align": "train a text tower for a frozen backbone (dino.txt), for zero-shot tasks",
+    "evaluate": "evaluate a checkpoint: frozen features against baselines, zero-shot tasks against chance",
+    "finetune": "fine-tune a checkpoint on your labels: the head alone, LoRA, DoRA or all weights",
+    "export": "convert a checkpoint to another layout: transformers, Meta, timm or ONNX",
+    "compare": "compare the metrics of several evaluations in one table",
+    "demo": "explore a model in the browser: dense features, segmentation by words, matching, tracking, search",
 }
 
 
-# Modules of extras: a verb that misses one says which extra brings it.
+# Optional modules and the extra that installs each; the error for a missing one names the extra.
 EXTRAS = {
     "accelerate": "train",
     "av": "spaces",
@@ -45,18 +46,18 @@ EXTRAS = {
     "tqdm": "train",
     "yaml": "train",
 }
-# A full, broken or locked disk: no bug of ours.
+# Errors of a full, broken or read-only disk: not bugs of this package.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, without the list of every flag."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
 
-def one_line(message) -> str:
+def one_line(message: object) -> str:
     """Return a message as one line that any terminal can show."""
     return " ".join(str(message).split()).encode("utf-8", "backslashreplace").decode()
 
@@ -78,10 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 2 refused, 3 failed, 128 + n stopped by signal n.
 
-    Whatever else is raised is a bug of ours: it passes through, and Python prints its traceback and exits 1.
+    Any other exception is a bug of this package: it passes through, and Python prints its traceback and exits with 1.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    # With torchao installed, torch warns of its classes at every import.
+    # With torchao installed, torch logs warnings about its classes at every import.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     parser = build_parser()
     if not argv or argv[0].startswith("-"):
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command.run(arguments) or 0
     except (Refused, Failed, OSError, ModuleNotFoundError) as error:
-        # DINOV3_TRACEBACK=1 shows where a refusal came from; users need the sentence, developers the place.
+        # Users need only the message; DINOV3_TRACEBACK=1 shows developers where the error was raised.
         code, message = ending(error)
         if code is None or os.environ.get("DINOV3_TRACEBACK"):
             raise
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def ending(error: Exception) -> tuple[int | None, str]:
-    """Return the exit code of an error and what is said of it; no code for a bug of ours."""
+    """Return the exit code and the message of an error; no code if it is a bug of this package."""
     if isinstance(error, Refused):
         return 2, str(error)
     if isinstance(error, Failed):

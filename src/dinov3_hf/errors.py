@@ -1,9 +1,9 @@
-"""How a command ends that does not get to its end: refused, failed, or by a bug of ours."""
+"""Errors that users see as one line: refused input, and failed work. Any other error is a bug of this package."""
 
 
 class Refused(ValueError):
-    """The user's input cannot be: one line that names the field, its value and what is accepted. Nothing was written."""
+    """Invalid input of the user. The message names the field, its value and what is accepted; nothing was written."""
 
 
 class Failed(RuntimeError):
-    """The work broke off (a disk, a worker, a lost process, numbers that are not finite): one line, what is still usable."""
+    """Work that broke off (disk, worker, lost process, non-finite loss). The message says what is still usable."""

@@ -1,4 +1,4 @@
-"""Where weights, data and results come from: names, digests, revisions, versions, the state of git."""
+"""Where weights, data and results come from: names, digests, revisions, library versions, the git commit."""
 
 import hashlib
 import json
@@ -9,27 +9,31 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 
-# Libraries that decide the numbers.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Libraries whose versions can change results.
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets")
-# Endings of files, which hub ids do not have.
+# File suffixes, which hub ids do not have.
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".parquet", ".tar")
 
 
 def is_local(name: str) -> bool:
-    """Say whether a name is a path of this machine, there or not, rather than `owner/name` on the hub."""
+    """Say whether a name is a local path, existing or not, rather than `owner/name` on the hub."""
     return os.path.exists(os.path.expanduser(name)) or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def is_hub_id(name: str) -> bool:
-    """Say whether a source of weights or data is `owner/name`, or `owner/name:config`, and not a path of this machine."""
+    """Say whether a source of weights or data is `owner/name` or `owner/name:config` rather than a local path."""
     is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name) and not name.endswith(FILE_SUFFIXES)
     return bool(is_id) and not os.path.exists(name)
 
 
-def public(value):
-    """Return a recipe's value as a card may show it: absolute paths, which tell of the machine and its user, are cut."""
+def public(value: object) -> object:
+    """Return a recipe's value for a model card: of absolute paths, which may be private, only the last part."""
     if isinstance(value, list):
         return [public(item) for item in value]
     if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
@@ -37,7 +41,7 @@ def public(value):
     return value
 
 
-def weights_digest(model) -> str:
+def weights_digest(model: "PreTrainedModel") -> str:
     """Return a digest of a network's class, configuration and weights."""
     import torch
 
@@ -50,8 +54,8 @@ def weights_digest(model) -> str:
     return digest.hexdigest()[:20]
 
 
-def describe_weights(name: str, model) -> dict:
-    """Return where a model came from: digests of its files, or its revision on the hub."""
+def describe_weights(name: str, model: "PreTrainedModel") -> dict:
+    """Return where a model came from: the digests of its files, or its revision on the hub."""
     path = Path(name)
     if path.is_file():
         return {"path": name, "sha256": file_digest(path)}
@@ -71,18 +75,18 @@ def file_digest(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, this package and what decides the numbers, the git commit if there is one, the command."""
-    found = {}
+    """Return the versions of Python, this package and `LIBRARIES`, the git commit if any, and the command line."""
+    installed = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
         "python": platform.python_version(),
         "dinov3_hf": version("dinov3-hf"),
-        **found,
+        **installed,
         "git": git.stdout.strip(),
         "command": " ".join(sys.argv),
     }

@@ -152,7 +152,7 @@ def test_help_shows_what_is_common_and_help_all_everything(capsys):
     add_recipe_flags(parser, ThingRecipe)
     common = parser.format_help()
     assert "--rate" in common and "above 0, up to 1" in " ".join(common.split()) and "--rows" not in common
-    assert "show all 8 flags, 5 more than these" in " ".join(common.split())
+    assert "show all 8 flags, 5 more than listed here" in " ".join(common.split())
     with pytest.raises(SystemExit, match="0"):
         parser.parse_args(["--help-all"])
     shown = capsys.readouterr().out

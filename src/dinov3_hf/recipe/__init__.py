@@ -1,9 +1,9 @@
-"""The one recipe system: dataclass fields are YAML keys and flags, and one rule says which values they take.
+"""Recipes: dataclass fields that are also YAML keys and command-line flags, checked by the same rule.
 
-A field is declared with `described`: its help, its default, its bounds, and whether people commonly set it. `convert` (in
-`fields`) checks a value, wherever it comes from. No library does it for us: pydantic's errors are several lines and know neither flags nor
-nearest names, and parsers that make flags of dataclasses (jsonargparse, transformers' HfArgumentParser) nest keys, have no
-bounds, or leave YAML unchecked.
+A field is declared with `described`: its help, its default, its bounds, and whether `--help` shows it. `convert` (in
+`fields`) checks a value, whether it comes from Python, YAML or a flag. Existing libraries do not fit: the errors of
+pydantic take several lines and suggest no nearest name, and libraries that make flags of dataclasses (jsonargparse,
+transformers' HfArgumentParser) nest keys, have no bounds, or do not check YAML.
 """
 
 import argparse
@@ -14,12 +14,15 @@ import os
 import sys
 import tempfile
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Self, TypeVar
 
 from ..errors import Refused
 from .fields import (
     Bounds,
+    Hint,
+    Value,
     bounds_of,
     convert,
     describe_type,
@@ -54,24 +57,25 @@ __all__ = [
     "write_recipe",
 ]
 
-# The recipe of a run, resolved, in its folder.
+# The file in the folder of a run that holds its recipe, every field with its value.
 RECIPE_FILE = "recipe.yaml"
+RecipeT = TypeVar("RecipeT", bound="Recipe")
 
 
 class Recipe:
-    """A dataclass of groups of fields. A group's own `validate`, where it has one, refuses what contradicts itself."""
+    """A dataclass of groups of fields; a group may have a `validate` that refuses contradictory values."""
 
     def check_fields(self) -> None:
-        """Refuse a value that a field cannot take by itself; the others become of the field's type."""
+        """Refuse values that their fields do not accept; convert the others to the fields' types."""
         for name, item in fields_of(type(self)).items():
             group = next(group for group in vars(self).values() if hasattr(group, name))
             value = convert(name, getattr(group, name), hints_of(type(self))[name], bounds_of(item))
-            # A list that says by default what is done has to say it.
+            # A list may be empty only if it is so by default.
             require(value != [] or default_of(item) == [], name, value, "at least one")
             setattr(group, name, value)
 
-    def validate(self):
-        """Check every field by itself, then what the groups say; returns the recipe."""
+    def validate(self) -> Self:
+        """Check every field, then every group, and return the recipe."""
         self.check_fields()
         for group in vars(self).values():
             if hasattr(group, "validate"):
@@ -79,42 +83,42 @@ class Recipe:
         return self
 
     def check_given(self, values: Mapping[str, object]) -> None:
-        """Refuse a field that was set though nothing that was chosen reads it; by default every field is read."""
+        """Refuse fields that the user set but the chosen options do not use; by default every field is used."""
 
-    def as_flat_dict(self) -> dict:
+    def as_flat_dict(self) -> dict[str, Value]:
         """Return every field of every group in one dictionary, as a recipe file holds them."""
         return {key: value for group in dataclasses.asdict(self).values() for key, value in group.items()}
 
 
-def groups_of(recipe_class: type) -> dict[str, type]:
+def groups_of(recipe_class: type[Recipe]) -> dict[str, type]:
     """Return the groups of fields of a recipe, by name."""
     return {group.name: group.default_factory for group in dataclasses.fields(recipe_class)}
 
 
-def fields_of(recipe_class: type) -> dict[str, dataclasses.Field]:
+def fields_of(recipe_class: type[Recipe]) -> dict[str, dataclasses.Field]:
     """Return every field of every group of a recipe, by name."""
     return {item.name: item for group in groups_of(recipe_class).values() for item in dataclasses.fields(group)}
 
 
 @functools.cache
-def hints_of(recipe_class: type) -> dict:
+def hints_of(recipe_class: type[Recipe]) -> dict[str, Hint]:
     """Return the type of every field of a recipe, by name."""
     groups = groups_of(recipe_class).values()
     return {name: hint for group in groups for name, hint in typing.get_type_hints(group).items()}
 
 
-def default_of(item: dataclasses.Field):
+def default_of(item: dataclasses.Field) -> Value:
     """Return the default of a field."""
     return item.default if item.default is not dataclasses.MISSING else item.default_factory()
 
 
-def folder_of(recipe_class: type) -> Path:
-    """Return the folder of the recipes that come with the package: next to the module that defines the class."""
+def folder_of(recipe_class: type[Recipe]) -> Path:
+    """Return the folder of the package's own recipes: it is next to the module that defines the class."""
     return Path(sys.modules[recipe_class.__module__].__file__).parent / "recipes"
 
 
-def read_recipe(name_or_path: str, recipe_class: type) -> dict:
-    """Read a recipe by its name (a file of `folder_of`) or path, checking every key and value; raises `Refused`."""
+def read_recipe(name_or_path: str, recipe_class: type[Recipe]) -> dict[str, Value]:
+    """Read a recipe by its name (a file of `folder_of`) or path, and check keys and values; raises `Refused`."""
     from .yaml_text import read_mapping
 
     path, folder, known = Path(name_or_path), folder_of(recipe_class), fields_of(recipe_class)
@@ -132,8 +136,8 @@ def read_recipe(name_or_path: str, recipe_class: type) -> dict:
     return {key: convert(key, value, hints[key], bounds_of(known[key])) for key, value in values.items()}
 
 
-def build_recipe(recipe_class: type, config: str | None = None, **overrides):
-    """Build a validated recipe: defaults, then the recipe file `config`, then single fields."""
+def build_recipe(recipe_class: type[RecipeT], config: str | None = None, **overrides: object) -> RecipeT:
+    """Build a validated recipe from defaults, overridden by the recipe file `config`, then by single fields."""
     values, known = read_recipe(config, recipe_class) if config is not None else {}, fields_of(recipe_class)
     for key, value in overrides.items():
         if key not in known:
@@ -149,9 +153,15 @@ def build_recipe(recipe_class: type, config: str | None = None, **overrides):
 
 
 class _HelpAll(argparse.Action):
-    """Print the help with the flags that `--help` leaves out, group by group."""
+    """Print the help of all flags, group by group; `--help` shows only the common ones."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[str] | None,
+        option_string: str | None = None,
+    ) -> None:
         for part in (*parser._actions, *parser._action_groups):
             if full := getattr(part, "full_help", None):
                 part.help, part.description = full, full
@@ -159,14 +169,19 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser, recipe_class: type) -> None:
+def add_recipe_flags(parser: argparse.ArgumentParser, recipe_class: type[Recipe]) -> None:
     """Add `--config`, `--help-all` and one flag for each recipe field to a parser; `--help` shows the common ones."""
     known, hints = fields_of(recipe_class), hints_of(recipe_class)
     rare = sum(not item.metadata.get("common") for item in known.values())
     parser.add_argument(
-        "--help-all", action=_HelpAll, nargs=0, help=f"show all {len(known)} flags, {rare} more than these, and exit"
+        "--help-all",
+        action=_HelpAll,
+        nargs=0,
+        help=f"show all {len(known)} flags, {rare} more than listed here, and exit",
     )
-    parser.add_argument("--config", help="recipe: a name from the package or a YAML file; flags override its fields")
+    parser.add_argument(
+        "--config", help="recipe: the name of one of the package's recipes, or a YAML file; flags override its fields"
+    )
     for group, factory in groups_of(recipe_class).items():
         items = dataclasses.fields(factory)
         section = parser.add_argument_group(group)
@@ -176,14 +191,14 @@ def add_recipe_flags(parser: argparse.ArgumentParser, recipe_class: type) -> Non
         for item in items:
             _add_flag(section, item, hints[item.name])
             if item.metadata.get("positional"):
-                # Of another name than the field: argparse would let the absent one overwrite the other.
-                many, help_text = is_list(hints[item.name]), f"as --{item.name.replace('_', '-')}"
+                # Not named like the field: argparse would overwrite the flag's value if this argument is absent.
+                many, help_text = is_list(hints[item.name]), f"same as --{item.name.replace('_', '-')}"
                 parser.add_argument(
                     f"{item.name}_given", nargs="*" if many else "?", metavar=item.name.upper(), help=help_text
                 )
 
 
-def _add_flag(section, item: dataclasses.Field, hint) -> None:
+def _add_flag(section: argparse._ArgumentGroup, item: dataclasses.Field, hint: Hint) -> None:
     default, many = default_of(item), is_list(hint)
     if isinstance(default, list):
         default = " ".join(map(str, default)) or "empty"
@@ -203,7 +218,7 @@ def _add_flag(section, item: dataclasses.Field, hint) -> None:
         section.add_argument(no, dest=item.name, action="store_const", const="false", help=argparse.SUPPRESS)
 
 
-def recipe_from_flags(arguments, recipe_class: type):
+def recipe_from_flags(arguments: argparse.Namespace, recipe_class: type[RecipeT]) -> RecipeT:
     """Build the recipe from parsed flags; values are read as in a recipe file (`null`, `true`, numbers)."""
     given = {}
     for name, hint in hints_of(recipe_class).items():
@@ -216,14 +231,14 @@ def recipe_from_flags(arguments, recipe_class: type):
 
 
 def read_number(name: str, text: str, kind: type, **bounds: float) -> float:
-    """Return the number that was typed after a flag which is no field of a recipe; raises `Refused`."""
+    """Return the number that was typed after a flag that is not a recipe field; raises `Refused`."""
     return convert(name, read_flag(text, kind), kind, Bounds(**bounds))
 
 
-def read_flag(text: str | list[str], hint):
-    """Return the value that was typed after a flag: what YAML reads in it, and of a text field the text itself.
+def read_flag(text: str | list[str], hint: Hint) -> Value:
+    """Return the value that was typed after a flag: of a text field the text itself, else the text read as YAML.
 
-    Of a list it is the elements, or the whole list in brackets.
+    A list is typed as its elements, or as a whole in brackets.
     """
     if not isinstance(text, list):
         return _read_word(text, hint)
@@ -233,11 +248,11 @@ def read_flag(text: str | list[str], hint):
     return values
 
 
-def _depth(value) -> int:
+def _depth(value: Value) -> int:
     return 1 + _depth(value[0] if value else None) if isinstance(value, list) else 0
 
 
-def _read_word(text: str, hint):
+def _read_word(text: str, hint: Hint) -> Value:
     from .yaml_text import NotYaml, parse
 
     if text in ("null", "Null", "NULL", "~"):
@@ -245,7 +260,7 @@ def _read_word(text: str, hint):
     if takes_text(hint):
         return text
     try:
-        # An empty flag comes from a variable that is not set, and is no null.
+        # An empty text, as from a shell variable that is not set, does not count as null.
         value = parse(text)
     except NotYaml:
         return text
@@ -253,7 +268,7 @@ def _read_word(text: str, hint):
 
 
 def check_output(folder: str | os.PathLike, name: str = "output_dir") -> None:
-    """Raise `Refused`, which names the field, where a folder could not be made or written to. Leaves nothing."""
+    """Raise `Refused`, naming the field, if a folder could not be made or written to; leaves no file behind."""
     path = Path(folder)
     try:
         there = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
@@ -262,23 +277,23 @@ def check_output(folder: str | os.PathLike, name: str = "output_dir") -> None:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if not there.is_dir():
             raise OSError(errno.ENOTDIR, f"{there} is {'a broken link' if there.is_symlink() else 'a file'}")
-        # What a mount, a quota or a server forbids, the rights of the folder do not tell.
+        # The folder's permissions do not show what a mount, a quota or a server forbids.
         os.rmdir(tempfile.mkdtemp(dir=there, prefix=".dinov3-"))
     except OSError as error:
         raise _unwritable(name, folder, error) from None
 
 
-def _unwritable(name: str, folder, error: OSError) -> Refused:
+def _unwritable(name: str, folder: str | os.PathLike, error: OSError) -> Refused:
     return Refused(
         f"{name}: {shown(str(folder))}: {error.strerror}, accepted: a folder that can be made or written to"
     )
 
 
 def check_run_folder(folder: Path, recipe: Recipe, may_change: Collection[str] = ()) -> bool:
-    """Say whether the folder of a run holds one to go on with, by the recipe's `resume` and `overwrite`.
+    """Say whether a folder holds a run to resume, given the recipe's `resume` and `overwrite`.
 
-    Raises `Refused` where the folder cannot be written to, where a run is there and neither is asked for, and where the
-    run to resume had another recipe, in a field that may not change.
+    Raises `Refused` if the folder cannot be written to, if it holds a run and neither is set, and if the recipe of the
+    run to resume differs in a field that is not in `may_change`.
     """
     from .yaml_text import read_mapping
 
@@ -293,13 +308,14 @@ def check_run_folder(folder: Path, recipe: Recipe, may_change: Collection[str] =
     if changed:
         differences = ", ".join(f"{name} (was {before.get(name)}, now {now[name]})" for name in changed)
         raise Refused(
-            f"resume: the recipe differs from the run in {folder}: {differences}; accepted: the same recipe, or --overwrite"
+            f"resume: the recipe differs from the run in {folder}: {differences}; accepted: the same recipe, "
+            "or --overwrite"
         )
     return True
 
 
 def make_folder(folder: str | os.PathLike, name: str = "output_dir") -> Path:
-    """Make a folder to write to, with its parents; raises `Refused`, which names the field, where that cannot be."""
+    """Make a folder to write to, with its parents; raises `Refused`, naming the field, if that fails."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -308,7 +324,7 @@ def make_folder(folder: str | os.PathLike, name: str = "output_dir") -> Path:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write the resolved recipe of a run into its folder, which is made if need be."""
+    """Write a run's recipe, every field with its value, into its folder, which is made if missing."""
     from .yaml_text import dump
 
     (make_folder(folder) / RECIPE_FILE).write_text(dump(recipe.as_flat_dict()))

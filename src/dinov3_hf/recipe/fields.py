@@ -1,4 +1,4 @@
-"""What a recipe field takes: its type, its bounds, and one rule that checks a value wherever it comes from."""
+"""Recipe fields: their types and bounds, and the one rule that checks their values."""
 
 import dataclasses
 import difflib
@@ -7,21 +7,26 @@ import sys
 import types
 import typing
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from ..errors import Refused
 
 
-# Whole numbers are handed to libraries that count in 64 bits.
+# A field's type as in annotations: int, list[str], Literal["a", "b"], float | None. Python has no type for these.
+Hint: TypeAlias = object
+# A field's value, as YAML can hold it.
+Value: TypeAlias = bool | int | float | str | list["Value"] | None
+# Whole numbers are passed to libraries that use 64 bits.
 LARGEST_WHOLE = 2**63 - 1
-# Longer values are cut in messages.
+# Messages cut values that are longer.
 SHOWN_LENGTH = 200
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The range of a number, or of each number in a list; none where all are None."""
+    """The range of a number, or of each number in a list; without bounds if all are None."""
 
     at_least: float | None = None
     above: float | None = None
@@ -29,7 +34,7 @@ class Bounds:
     below: float | None = None
 
     def hold(self, number: float) -> bool:
-        """Say whether a number is within."""
+        """Say whether a number is within the bounds."""
         return (
             (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
@@ -38,7 +43,7 @@ class Bounds:
         )
 
     def words(self) -> str:
-        """Say the range in words that go after "a number"; nothing without bounds."""
+        """Return the range in words to follow "a number"; an empty text without bounds."""
         upper = f"up to {self.at_most}" if self.at_most is not None else f"below {self.below}"
         has_upper = self.at_most is not None or self.below is not None
         if self.above is not None:
@@ -52,7 +57,7 @@ class Bounds:
 
 def described(
     text: str,
-    default=dataclasses.MISSING,
+    default: object = dataclasses.MISSING,
     *,
     at_least: float | None = None,
     above: float | None = None,
@@ -60,11 +65,12 @@ def described(
     below: float | None = None,
     common: bool = False,
     positional: bool = False,
-    **metadata,
-):
-    """Return a dataclass field with its help and bounds; a list is copied for each instance.
+    **metadata: object,
+) -> Any:
+    """Return a dataclass field with its help text and bounds; a default list is copied for each instance.
 
-    `--help` shows common fields. The value of a positional one may also stand without its flag.
+    `--help` shows common fields. The value of a positional field may also be typed without its flag. Typed as
+    `dataclasses.field` is, so that the field may be annotated with any type.
     """
     bounds = Bounds(at_least, above, at_most, below)
     metadata = {"help": text, "bounds": bounds, "common": common or positional, "positional": positional, **metadata}
@@ -73,14 +79,14 @@ def described(
     return field(default=default, metadata=metadata)
 
 
-def require(condition: bool, name: str, value, accepted: str) -> None:
+def require(condition: bool, name: str, value: object, accepted: str) -> None:
     """Raise `Refused`, naming the field, its value and what is accepted, unless the condition holds."""
     if not condition:
         raise Refused(f"{name}: {'missing' if value is None else f'got {shown(value)}'}, accepted: {accepted}")
 
 
-def shown(value) -> str:
-    """Return a value as messages show it."""
+def shown(value: object) -> str:
+    """Return the text with which messages show a value."""
     text = repr(value)
     return text if len(text) <= SHOWN_LENGTH else text[:SHOWN_LENGTH] + " ..."
 
@@ -90,28 +96,28 @@ def bounds_of(item: dataclasses.Field) -> Bounds:
     return item.metadata.get("bounds", Bounds())
 
 
-def _alternatives(hint) -> tuple:
+def _alternatives(hint: Hint) -> tuple[Hint, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
-def is_list(hint) -> bool:
+def is_list(hint: Hint) -> bool:
     """Say whether a field takes a list."""
     return any(typing.get_origin(part) is list for part in _alternatives(hint))
 
 
-def takes_text(hint) -> bool:
+def takes_text(hint: Hint) -> bool:
     """Say whether a field takes any text, or a list of them."""
     return any(str in (part, *typing.get_args(part)) for part in _alternatives(hint))
 
 
-def choices_of(hint) -> list[str]:
-    """Return the words of which a field takes one."""
-    found = [part for part in _alternatives(hint) if typing.get_origin(part) is Literal]
-    return [choice for part in found for choice in typing.get_args(part) if isinstance(choice, str)]
+def choices_of(hint: Hint) -> list[str]:
+    """Return the words from which a field takes one."""
+    literals = [part for part in _alternatives(hint) if typing.get_origin(part) is Literal]
+    return [choice for part in literals for choice in typing.get_args(part) if isinstance(choice, str)]
 
 
-def describe_type(hint, bounds: Bounds = Bounds(), many: bool = False) -> str:
-    """Say in words which values a field takes; `many` for the elements of a list."""
+def describe_type(hint: Hint, bounds: Bounds = Bounds(), many: bool = False) -> str:
+    """Return in words which values a field takes; in the plural with `many`, for the elements of a list."""
     one, s = ("", "s") if many else ("a ", "")
     words = {
         int: f"{one}whole number{s}{bounds.words()}",
@@ -132,23 +138,25 @@ def describe_type(hint, bounds: Bounds = Bounds(), many: bool = False) -> str:
 
 
 def is_clean(text: str) -> bool:
-    """Say whether a text has something to read in it, can be written as UTF-8, and has no control characters."""
+    """Say whether a text is not blank, can be written as UTF-8, and has no control characters."""
     return bool(text.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
 class _OfAnotherType(Exception):
-    """A value that an alternative of a type does not take."""
+    """Raised for a value that does not fit one alternative of a field's type."""
 
 
-def _read(value, part, bounds: Bounds):
+def _read(value: object, part: Hint, bounds: Bounds) -> Value:
     """Return a value as one alternative of a field's type."""
     if part is type(None) and value is None:
         return None
-    if typing.get_origin(part) is Literal and any(type(value) is type(one) and value == one for one in part.__args__):
+    if typing.get_origin(part) is Literal and any(
+        type(value) is type(one) and value == one for one in typing.get_args(part)
+    ):
         return value
     if typing.get_origin(part) is list:
-        inner = part.__args__[0]
-        # One source needs no brackets.
+        inner = typing.get_args(part)[0]
+        # A single text needs no brackets.
         value = [value] if isinstance(value, str | os.PathLike) and _is_textual(inner) else value
         if isinstance(value, list | tuple):
             return [_read_any(item, inner, bounds) for item in value]
@@ -164,11 +172,11 @@ def _read(value, part, bounds: Bounds):
     raise _OfAnotherType
 
 
-def _is_textual(hint) -> bool:
+def _is_textual(hint: Hint) -> bool:
     return hint is str or typing.get_origin(hint) is Literal
 
 
-def _read_any(value, hint, bounds: Bounds):
+def _read_any(value: object, hint: Hint, bounds: Bounds) -> Value:
     for part in _alternatives(hint):
         try:
             return _read(value, part, bounds)
@@ -177,10 +185,10 @@ def _read_any(value, hint, bounds: Bounds):
     raise _OfAnotherType
 
 
-def convert(name: str, value, hint, bounds: Bounds = Bounds()):
+def convert(name: str, value: object, hint: Hint, bounds: Bounds = Bounds()) -> Value:
     """Return `value` as the type `hint` of the recipe field `name`; raises `Refused`, which says what is accepted.
 
-    Numbers are finite and within the bounds, texts are not empty, both in lists too. NaN fails every comparison.
+    Numbers, also in lists, must be finite and within the bounds, and texts must not be blank.
     """
     try:
         return _read_any(value, hint, bounds)
@@ -194,7 +202,7 @@ def convert(name: str, value, hint, bounds: Bounds = Bounds()):
         raise Refused(f"{name}: got {shown(value)}, accepted: {accepted}{hint_at}") from None
 
 
-def nearest(name: str, known) -> str:
-    """Return a hint with the known name nearest to a mistyped one, or nothing."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the known name nearest to a mistyped one, or an empty text."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

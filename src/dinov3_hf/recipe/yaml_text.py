@@ -1,20 +1,22 @@
-"""YAML read by the core schema of its version 1.2, without tags and aliases, each error in one line.
+"""Read YAML by the core schema of version 1.2, without tags and aliases, with errors in one line.
 
-PyYAML itself follows version 1.1, where `1e-3` is a text, `010` eight, `1:30` ninety and `no` false.
+PyYAML follows version 1.1, where `1e-3` is a text, `010` is eight, `1:30` is ninety and `no` is false.
 """
 
 import os
 import re
+from collections.abc import Hashable
 
 import yaml
 
 from ..errors import Refused
+from .fields import Value
 
 
-# A recipe has some hundred lines; whoever hands us more took another file.
+# A recipe has some hundred lines; a larger file is none.
 MAX_BYTES = 1_000_000
 TAG = "tag:yaml.org,2002:"
-# How scalars without quotes look (YAML 1.2.2, section 10.3.2), the first that fits; all others are texts.
+# Patterns of scalars without quotes (YAML 1.2.2, section 10.3.2); the first that matches counts, all others are texts.
 SCALARS = {
     "null": r"(?:null|Null|NULL|~|)",
     "bool": r"(?:true|True|TRUE|false|False|FALSE)",
@@ -25,23 +27,23 @@ RESOLVERS = [(TAG + kind, re.compile(rf"{pattern}\Z")) for kind, pattern in SCAL
 
 
 class NotYaml(ValueError):
-    """A text that is no YAML, said in one line."""
+    """Raised for a text that is not valid YAML; the message is one line."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's loader with the scalars of version 1.2, each key once, and neither aliases nor tags of other languages."""
+    """PyYAML's loader with the scalars of version 1.2; refuses repeated keys, aliases and other tags."""
 
     yaml_implicit_resolvers = {None: RESOLVERS}
     yaml_constructors = {TAG + kind: yaml.SafeLoader.yaml_constructors[TAG + kind] for kind in ("str", "seq", "map")}
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: yaml.Node | int | None) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
                 problem="aliases (*name) are not accepted", problem_mark=self.peek_event().start_mark
             )
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen if isinstance(key, yaml.ScalarNode) else True:
@@ -50,8 +52,8 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
-    def construct_scalar_of_core(self, node):
-        """Return null, true or false, or a number."""
+    def construct_scalar_of_core(self, node: yaml.ScalarNode) -> bool | int | float | None:
+        """Return the value of a null, boolean or number."""
         kind, value = node.tag.removeprefix(TAG), self.construct_scalar(node)
         if not re.fullmatch(SCALARS[kind], value):
             raise yaml.MarkedYAMLError(problem=f"{value!r} is no {kind}", problem_mark=node.start_mark)
@@ -70,13 +72,13 @@ _Loader.yaml_constructors[None] = yaml.SafeLoader.yaml_constructors[None]
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's dumper, which besides puts in quotes what version 1.2 would not read as the text it is."""
+    """PyYAML's dumper; it also quotes texts that version 1.2 would read as another type."""
 
     yaml_implicit_resolvers = yaml.SafeDumper.yaml_implicit_resolvers | {None: RESOLVERS}
 
 
-def parse(text: str):
-    """Return what a text of YAML says; raises `NotYaml`."""
+def parse(text: str) -> Value | dict:
+    """Return the value of a YAML text; raises `NotYaml`."""
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -86,14 +88,14 @@ def parse(text: str):
     except yaml.YAMLError as error:
         raise NotYaml(" ".join(str(error).split())) from None
     except RecursionError:
-        raise NotYaml("brackets within brackets without end") from None
+        raise NotYaml("it is nested too deeply") from None
     except ValueError as error:
-        # Python reads no numbers of more than some thousand digits.
+        # Python refuses numbers of more than some thousand digits.
         raise NotYaml(str(error)) from None
 
 
 def read_mapping(path: str | os.PathLike, field: str) -> dict:
-    """Return the keys and values of a YAML file, an empty one has none; raises `Refused`, which names `field`."""
+    """Return the keys and values of a YAML file, none for an empty one; raises `Refused`, naming `field`."""
     accepted = "accepted: a YAML file, one `field: value` a line"
     try:
         with open(path, "rb") as file:
@@ -106,12 +108,12 @@ def read_mapping(path: str | os.PathLike, field: str) -> dict:
     except UnicodeDecodeError:
         raise Refused(f"{field}: {path} is no text in UTF-8, {accepted}") from None
     except NotYaml as error:
-        raise Refused(f"{field}: {path} is no YAML of ours ({error}), {accepted}") from None
+        raise Refused(f"{field}: {path} cannot be read as YAML ({error}), {accepted}") from None
     if values is not None and not isinstance(values, dict):
         raise Refused(f"{field}: {path} holds a {type(values).__name__}, {accepted}")
     return values or {}
 
 
-def dump(values) -> str:
-    """Write values as `parse` reads them."""
+def dump(values: dict) -> str:
+    """Return YAML from which `parse` reads the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
