@@ -1,4 +1,4 @@
-"""What setup.cfg promises is what the tree holds, and what is imported with the package is light."""
+"""setup.cfg lists what the tree holds, and importing the package imports no heavy library."""
 
 import ast
 import configparser
@@ -18,7 +18,7 @@ ROOMS = {
 }
 MODELS = ROOMS["dinov3_hf"] / "models"
 LIGHT = {"torch", "torchvision", "transformers", "safetensors", "numpy", "PIL", "huggingface_hub"}
-# Of tokenisers alone; ftfy cleans as CLIP does, where it is installed.
+# Only tokenisers import these; ftfy, if installed, cleans texts as CLIP does.
 TOKENIZERS = {"tokenizers", "ftfy"}
 
 
@@ -55,6 +55,12 @@ def test_every_data_folder_is_listed():
             if file.is_file() and file.suffix not in {".py", ".pyc"}:
                 patterns = listed[name].split()
                 assert any(file.relative_to(folder).match(pattern) for pattern in patterns), f"{file} is not listed"
+
+
+def test_the_package_marks_itself_as_typed():
+    """One marker (PEP 561) in the top package counts for its sub-packages, wherever their folders are."""
+    assert (ROOMS["dinov3_hf"] / "py.typed").read_bytes() == b""
+    assert "py.typed" in setup_cfg()["options.package_data"]["dinov3_hf"].split()
 
 
 def test_what_the_library_names_stays_light():
