@@ -2,11 +2,9 @@
 
 import json
 import os
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 
 from dinov3_hf import DinoTxtModel, Dinov3Config, Dinov3Model
@@ -15,6 +13,8 @@ from dinov3_hf.text_alignment.arguments import AlignmentArguments
 from dinov3_hf.training.arguments import RunArguments
 from dinov3_hf.training.engine.loop import train
 from dinov3_hf.training.schedules import StepValues, warmup_cosine
+
+from ..processes import run_processes
 
 
 STEPS, GLOBAL_BATCH = 6, 8
@@ -86,10 +86,7 @@ def run(folder, name, accelerator):
     )
 
 
-def work(rank, world, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
-    os.environ.update(LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="true")
-    torch.set_num_threads(1)
+def work(rank, folder):
     accelerator = Accelerator()
     run(folder, "ddp", accelerator)
     os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_RESHARD_AFTER_FORWARD="true")
@@ -100,7 +97,6 @@ def work(rank, world, port, folder):
     gather = contrastive.gather_rows
     contrastive.gather_rows = lambda tensor, group: gather(tensor, group).detach()
     run(folder, "detached", accelerator)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +106,7 @@ def folder(tmp_path_factory):
     torch.set_num_threads(1)
     run(folder, "single", Accelerator())
     torch.set_num_threads(threads)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, args=(2, port, folder), nprocs=2)
+    run_processes(work, folder)
     return folder
 
 

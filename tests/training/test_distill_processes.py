@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -29,6 +27,8 @@ from dinov3_hf.training.objective import Objective
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.students import HeadedNetwork, new_student, student_config
+
+from ..processes import run_processes
 
 
 STEPS, GLOBAL_BATCH, SIDE = 6, 8, 16
@@ -125,10 +125,8 @@ def run(folder, name, accelerator, names, group_sizes=None, **fields):
     return {"weights": whole, "sharded": sum(isinstance(module, FSDPModule) for module in objective.modules())}
 
 
-def work(rank, world, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
-    os.environ.update(WORLD_SIZE=str(world), ACCELERATE_USE_CPU="true", FSDP_VERSION="2", OMP_NUM_THREADS="1")
-    torch.set_num_threads(1)
+def work(rank, folder):
+    os.environ["FSDP_VERSION"] = "2"
     accelerator, names, results = Accelerator(), list(STUDENTS), {}
     results["ddp"] = run(folder, "ddp", accelerator, names, GROUP_SIZES, save_every=3)
     results["everywhere"] = run(folder, "everywhere", accelerator, names)
@@ -141,7 +139,6 @@ def work(rank, world, port, folder):
     RowExchange.patches = lambda self, rows, masks, moved: rows
     results["apart"] = run(folder, "apart", accelerator, names, GROUP_SIZES)
     torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 def free_port():
@@ -162,7 +159,7 @@ def results(tmp_path_factory):
     for name in STUDENTS:
         source = folder / name / "checkpoints" / "step_00000003"
         shutil.copytree(source, folder / "exchanged" / "checkpoints" / source.name, dirs_exist_ok=True)
-    mp.spawn(work, args=(4, free_port(), folder), nprocs=4)
+    run_processes(work, folder, world=4)
     return folder, alone, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(4)]
 
 

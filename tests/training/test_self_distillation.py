@@ -1,13 +1,10 @@
 """One whole objective against a second implementation, and what a step changes and what it leaves."""
 
 import copy
-import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
 from dinov3_hf import Dinov3Config, Dinov3ForPreTraining
@@ -16,6 +13,8 @@ from dinov3_hf.training.arguments import ObjectiveArguments
 from dinov3_hf.training.engine.loop import build_optimizer, clip_gradients, set_rates
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.self_distillation import SelfDistillation
+
+from ..processes import run_processes
 
 
 VALUES = {
@@ -184,11 +183,9 @@ def test_bf16_stays_near_fp32():
     assert output.loss.dtype == torch.float32 and output.loss.item() == pytest.approx(exact, rel=2e-2)
 
 
-def share(rank, port, folder):
+def share(rank, folder):
     """One of two processes: its half of the images, then gradients averaged as data-parallel training does."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     batch = {name: value[:, 2 * rank : 2 * rank + 2] for name, value in make_uneven_batch().items()}
     results = {}
     for name, group in (("joint", dist.group.WORLD), ("apart", None)):
@@ -203,7 +200,6 @@ def share(rank, port, folder):
         dist.all_reduce(loss)
         results[name] = {"loss": loss / 2, **{key: p.grad for key, p in objective.student.named_parameters()}}
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def make_uneven_batch():
@@ -214,10 +210,7 @@ def make_uneven_batch():
 
 
 def test_two_processes_equal_one_and_do_not_without_communication(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(share, args=(port, str(tmp_path)), nprocs=2)
+    run_processes(share, str(tmp_path))
     objective = make(koleo_distributed=True)
     output = objective(make_uneven_batch(), VALUES)
     output.loss.backward()

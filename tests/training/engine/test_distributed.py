@@ -3,13 +3,10 @@
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -21,6 +18,8 @@ from dinov3_hf.training.engine.sharding import blocks
 from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.self_distillation import SelfDistillation
+
+from ...processes import run_processes
 
 
 STEPS, GLOBAL_BATCH, PATCHES = 10, 8, 9
@@ -123,10 +122,8 @@ def losses(folder, name):
     return torch.tensor([line["loss"] for line in lines], dtype=torch.float64), lines
 
 
-def work(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
-    os.environ.update(WORLD_SIZE="2", ACCELERATE_USE_CPU="true", FSDP_VERSION="2")
-    torch.set_num_threads(1)
+def work(rank, folder):
+    os.environ["FSDP_VERSION"] = "2"
     accelerator, results = Accelerator(), {}
     results["ddp"] = run(folder, "ddp", accelerator)
     results["ddp_accumulated"] = run(folder, "ddp_accumulated", accelerator, accumulation=2)
@@ -142,7 +139,6 @@ def work(rank, port, folder):
     koleo.gather_rows = lambda tensor, group: gather(tensor, group).detach()
     results["detached"] = run(folder, "detached", accelerator)
     torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +153,7 @@ def results(tmp_path_factory):
     # The run to resume: one process's checkpoint of step 6, read by two.
     source = folder / "single" / "checkpoints" / "step_00000006"
     shutil.copytree(source, folder / "fsdp2_resumed" / "checkpoints" / source.name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, args=(port, folder), nprocs=2)
+    run_processes(work, folder)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     return folder, reference, ranks
 

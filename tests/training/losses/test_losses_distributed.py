@@ -1,20 +1,16 @@
 """Two processes equal one at the same global batch, in value and gradient; a detached gather does not."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from dinov3_hf.training.losses import koleo_loss, sinkhorn_knopp
 
+from ...processes import run_processes
 
-def work(rank, world, port, folder, detach):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+
+def work(rank, folder, detach):
+    dist.init_process_group("gloo")
     group = dist.group.WORLD
     generator = torch.Generator().manual_seed(0)
     logits, features = torch.randn(10, 6, generator=generator), torch.randn(8, 5, generator=generator)
@@ -32,8 +28,8 @@ def work(rank, world, port, folder, detach):
         local = features[rank * 4 : rank * 4 + 4].clone().requires_grad_()
         loss = koleo_loss(local, topk=2, group_size=size, group=group)
         # Processes average their losses and gradients.
-        (loss / world).backward()
-        total = loss.detach() / world
+        (loss / 2).backward()
+        total = loss.detach() / 2
         dist.all_reduce(total)
         results[f"koleo_{size}"], results[f"koleo_{size}_grad"] = total, local.grad
     if not detach:
@@ -42,14 +38,10 @@ def work(rank, world, port, folder, detach):
         except ValueError as error:
             results["refused"] = torch.tensor("group_size: got 6" in str(error))
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def run(folder, detach=False):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, args=(2, port, str(folder), detach), nprocs=2)
+    run_processes(work, str(folder), detach)
     return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(2)]
 
 
