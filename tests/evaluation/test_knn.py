@@ -43,7 +43,7 @@ def coloured_images(num, seed, side=32, label=COLOURS, bad=()):
     return Dataset.from_dict({"image": images, "label": values}, features=Features({"image": Image(), "label": label}))
 
 
-def test_twin_is_untrained_and_repeats():
+def test_random_init_depends_on_the_seed_alone():
     model = tiny_model(seed=5)
     state = torch.get_rng_state()
     first, second, other = (

@@ -87,7 +87,7 @@ def test_choice_and_fit_are_those_of_scikit_learn(seed):
 def test_scale_of_the_features_means_nothing():
     features, labels = random_problem(0)
     features = features.astype(np.float64)
-    # As an untrained network's class tokens, which hardly vary.
+    # Like the class tokens of a randomly initialised network, which hardly vary.
     small = 1 + 1e-6 * features
     found, again = (
         accuracies_by_c(x[:200], labels[:200], x[200:], labels[200:], "", False) for x in (features, small)

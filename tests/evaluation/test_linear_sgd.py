@@ -269,7 +269,7 @@ def test_an_interrupted_training_goes_on_to_the_same_figures(monkeypatch, tmp_pa
     calls.clear()
     monkeypatch.setattr(linear_sgd, "grid_loss", stopping(math.inf))
     resumed = evaluate_linear_sgd(tiny_bench(tmp_path / "parts"), train, test, **settings)
-    # Three contestants, five of twelve steps saved.
+    # Three encoders, five of twelve steps saved.
     assert len(calls) == 3 * 7
     assert resumed.as_dict() == whole.as_dict()
     states = [torch.load(next((tmp_path / name / "heads").glob("*.pt"))) for name in ("whole", "parts")]

@@ -20,8 +20,8 @@ OTHER_JSON = (
     "3",
     '{"results": 3}',
     '{"results": [[1]]}',
-    '{"results": [{"task": "knn", "measures": [{"measure": 1}]}]}',
-    '{"results": [{"task": "knn", "measures": [{"measure": "top-1", "model": "high"}]}]}',
+    '{"results": [{"task": "knn", "metrics": [{"metric": 1}]}]}',
+    '{"results": [{"task": "knn", "metrics": [{"metric": "top-1", "model": "high"}]}]}',
     "{",
 )
 
@@ -99,13 +99,13 @@ def test_card_metadata_is_what_the_hub_reads(tmp_path):
 def test_comparison_sets_models_side_by_side_and_names_differences():
     records = {"a": written(record(0.5)), "b": written(record(0.6, image_size=96))}
     lines, remarks = compare_results(records)
-    assert lines[0] == ["", "a", "b", "random_init", "chance"]
+    assert lines[0] == ["", "a", "b", "random init", "chance"]
     assert lines[1:] == [["knn top-1, k=10 (birds)", "0.5000", "0.6000", "0.2000", "0.1000"]]
     assert remarks == ["knn (birds) differs in image_size: a: 48; b: 96"]
     records["b"]["results"][0]["metrics"][0]["random_init"] = 0.25
     records["c"] = written(record(0.1, task="linear"))
     lines, _ = compare_results(records)
-    assert lines[0] == ["", "a", "b", "c", "untrained, a", "untrained, b", "untrained, c", "chance"]
+    assert lines[0] == ["", "a", "b", "c", "random init, a", "random init, b", "random init, c", "chance"]
     assert lines[2] == ["linear top-1, k=10 (birds)", "-", "-", "0.1000", "-", "-", "0.2000", "0.1000"]
 
 
@@ -115,12 +115,12 @@ def test_compare_command(tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("x/first", "x/second")]
     assert main(["compare", *folders]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split() == ["first", "second", "random_init", "chance"]
+    assert shown[0].split() == ["first", "second", "random", "init", "chance"]
     assert shown[1].split() == ["knn", "top-1,", "k=10", "(birds)", "0.5000", "0.6000", "0.2000", "0.1000"]
     files = [*folders, str(tmp_path / "y" / "second" / "results.json")]
     assert main(["compare", *files, "--markdown", "--output-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "|  | x/first | x/second | y/second | untrained | chance |" in shown
+    assert "|  | x/first | x/second | y/second | random init | chance |" in shown
     assert "| knn top-1, k=10 (birds) | 0.5000 | 0.6000 | 0.7000 |" in (tmp_path / "compare.md").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Linear segmentation: crops, loss and figures against independent ones, and the evaluation end to end."""
+"""Linear segmentation: crops, loss and metrics against independent ones, and the evaluation end to end."""
 
 import io
 

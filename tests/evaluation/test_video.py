@@ -264,7 +264,7 @@ def test_two_runs_are_equal():
     assert first.as_dict() == second.as_dict() and pictures[0] == pictures[1]
     assert all(torch.equal(hits[0][name], hits[1][name]) for name in ("model", "random_init", "raw_pixels"))
     other = evaluate_video(tiny_bench(seed=1), train, test, **settings)
-    # After three steps the few answers may agree by chance for one contestant, not for all.
+    # After three steps the few answers may agree by chance for one encoder, not for all.
     assert any(not torch.equal(other.hits[name], hits[0][name]) for name in ("model", "random_init", "raw_pixels"))
 
 

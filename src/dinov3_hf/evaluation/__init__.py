@@ -1,1 +1,1 @@
-"""Evaluation protocols for frozen features: one file a protocol, each with an untrained twin and raw pixels beside."""
+"""Evaluation protocols for frozen features, one file each; baselines are random weights and raw pixels."""

@@ -1,4 +1,4 @@
-"""Measures in a model card: the Hub's metadata, and the table a reader sees, made from it."""
+"""Metrics in a model card: the Hub's metadata, and the table for readers that is made from it."""
 
 import math
 import re
@@ -16,20 +16,21 @@ DATE, IMAGES = "date", "images"
 
 
 def metadata(result: Result, date: str) -> list[EvalResult]:
-    """Return a result's measures as the Hub's metadata; a measure without a finite value has none.
+    """Return a result's metrics as the Hub's metadata, without those that have no finite value.
 
-    Each names its task as its metric's configuration; baselines, parameters, number of images and day are its arguments.
+    The task is stored as the metric's configuration; baselines, parameters, number of images and date as its
+    arguments.
     """
     source, test = result.data.get("source", ""), result.data.get("test", {})
     name = Path(source).name or "?"
-    found = []
+    items = []
     for metric in result.metrics:
         value = metric.get("model")
         if value is None or not math.isfinite(value):
             continue
         parameters = {key: given for key, given in metric.items() if key not in NOT_PARAMETERS}
         baselines = {key: metric[key] for key in MODEL_AND_BASELINES[1:] if metric.get(key) is not None}
-        found.append(
+        items.append(
             EvalResult(
                 task_type=result.hub_task,
                 dataset_type=source if is_hub_id(source) else re.sub(r"[^a-z0-9]+", "-", name.lower()),
@@ -42,11 +43,11 @@ def metadata(result: Result, date: str) -> list[EvalResult]:
                 metric_args={**parameters, **baselines, IMAGES: test.get(IMAGES), DATE: date[:10]},
             )
         )
-    return found
+    return items
 
 
 def update_model_card(path: Path, record: dict) -> None:
-    """Add a record's measures to a model card, in place of earlier ones of the same task, measure and data."""
+    """Add a record's metrics to a model card; they replace earlier values of the same task, metric and data."""
     text = path.read_text()
     # A card without metadata gets an empty block, for which the library need not warn.
     card = ModelCard(text if text.startswith("---\n") else f"---\n{{}}\n---\n\n{text}", ignore_metadata_errors=True)
@@ -65,17 +66,17 @@ def update_model_card(path: Path, record: dict) -> None:
 
 
 def identity(item: EvalResult) -> tuple:
-    """Return what a later measurement of the same has in common with this one."""
+    """Return the key that two measurements of the same metric on the same data share."""
     return item.metric_config, item.metric_name, item.dataset_name, item.dataset_split
 
 
 def is_ours(item: EvalResult) -> bool:
-    """Say whether `metadata` made it; cards may hold measures of others."""
+    """Say whether `metadata` made this item; a card may hold metrics from other sources."""
     return DATE in (item.metric_args or {})
 
 
 def table_line(item: EvalResult) -> tuple[str, ...]:
-    """Return a measure's line of the table."""
+    """Return the table row of a metric."""
     about = item.metric_args
     where = f"{item.dataset_name} {item.dataset_split or ''} ({about.get(IMAGES, '?')} images)"
     values = [item.metric_value, *(about.get(name) for name in MODEL_AND_BASELINES[1:])]

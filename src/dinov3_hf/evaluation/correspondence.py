@@ -1,8 +1,9 @@
-"""Semantic correspondence: keypoints of one image found again in another by their patch tokens (DINOv3, section 6.1.3)."""
+"""Semantic correspondence: match keypoints between two images by patch tokens (DINOv3, section 6.1.3)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
@@ -17,14 +18,18 @@ from .bench import Bench
 from .result import Result
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 NUM_DRAWN, DRAWN_THRESHOLD = 4, 0.1
 
 
 @dataclass
 class Pair:
-    """Keypoints [K,2] (x, y in pixels) seen in both images of a pair, and the length in pixels that distances are of.
+    """Keypoints [K,2] (x, y in pixels) visible in both images of a pair, and the reference length of distances.
 
-    `source` and `target` are rows of the data set, the sizes their images' (width, height) in pixels.
+    `source` and `target` are row numbers of the data set; the sizes are those of their images (width, height) in
+    pixels.
     """
 
     source: int
@@ -36,11 +41,12 @@ class Pair:
     length: float
 
 
-def read_keypoints(value, row: int) -> dict:
-    """Return the seen keypoints of a row, (x, y) in pixels by a name that is the same in both images of a pair.
+def read_keypoints(value: list | None, row: int) -> dict[Hashable, tuple[float, float]]:
+    """Return the visible keypoints of a row, (x, y) in pixels, by a name that is the same in both images of a pair.
 
-    Accepted: a list of [x, y] or [x, y, visible], named by their order, or of {instance_id, points}, whose points are named
-    by both. Visible is above 0; points that are no numbers are not seen. Raises `Refused` for anything else.
+    Accepted: a list of [x, y] or [x, y, visible], named by their order, or of {instance_id, points}, named by instance
+    and order. A point is visible where `visible` is above 0 and its coordinates are finite. Raises `Refused` for
+    anything else.
     """
     points = {}
     try:
@@ -62,11 +68,12 @@ def read_keypoints(value, row: int) -> dict:
     }
 
 
-def read_pairs(test, pairs) -> list[tuple[int, int, float | None]]:
-    """Return source row, target row and reference length (None: of the image) of each pair.
+def read_pairs(test: "Dataset", pairs: "Dataset | None") -> list[tuple[int, int, float | None]]:
+    """Return source row, target row and reference length (None: the image's longer side) of each pair.
 
-    `pairs` has columns src, trg and optionally bbox_trg: the longer side of the target's box in pixels, or the box [x0,
-    y0, x1, y1]. Without `pairs` every two rows are one. Raises `Refused` for rows that are not there and empty boxes.
+    `pairs` has columns src, trg and optionally bbox_trg: the longer side of the target's box in pixels, or the box
+    [x0, y0, x1, y1]. Without `pairs`, rows 0 and 1, 2 and 3, and so on form pairs. Raises `Refused` for rows that do
+    not exist and for empty boxes.
     """
     if pairs is None:
         return [(row, row + 1, None) for row in range(0, len(test) - 1, 2)]
@@ -83,15 +90,17 @@ def read_pairs(test, pairs) -> list[tuple[int, int, float | None]]:
     return list(zip(pairs["src"], pairs["trg"], lengths, strict=True))
 
 
-def _shared_keypoints(numbers, values: list, sizes: list) -> list[Pair]:
-    """Return the pairs whose images can be opened, with the keypoints that both show within their borders."""
+def _shared_keypoints(
+    numbers: list[tuple[int, int, float | None]], values: list, sizes: list[tuple[int, int] | None]
+) -> list[Pair]:
+    """Return the pairs whose images can be opened, with the keypoints that lie inside both images."""
     seen = {row: read_keypoints(values[row], row) for row in sorted({row for pair in numbers for row in pair[:2]})}
 
-    def inside(row: int) -> dict:
+    def inside(row: int) -> dict[Hashable, tuple[float, float]]:
         height, width = sizes[row]
         return {name: (x, y) for name, (x, y) in seen[row].items() if 0 <= x <= width and 0 <= y <= height}
 
-    found = []
+    shared = []
     for source, target, length in numbers:
         if sizes[source] is None or sizes[target] is None:
             continue
@@ -99,25 +108,24 @@ def _shared_keypoints(numbers, values: list, sizes: list) -> list[Pair]:
         names = [name for name in first if name in second]
         points = (torch.tensor([of[name] for name in names]).view(-1, 2).double() for of in (first, second))
         size, other = (torch.tensor(sizes[row][::-1]).double() for row in (source, target))
-        found.append(Pair(source, target, *points, size, other, float(length or max(sizes[target]))))
-    return found
+        shared.append(Pair(source, target, *points, size, other, float(length or max(sizes[target]))))
+    return shared
 
 
 def evaluate_correspondence(
     bench: Bench,
-    test,
-    pairs=None,
+    test: "Dataset",
+    pairs: "Dataset | None" = None,
     image_column: str = "image",
     keypoints_column: str = "keypoints",
     thresholds: Sequence[float] = (0.05, 0.1, 0.15),
 ) -> Result:
-    """Measure how many keypoints of one image are found again in its partner, on `datasets.Dataset`s.
+    """Measure how many keypoints of one image are matched correctly in the other image of a pair (PCK).
 
-    `pairs` says which rows of `test` are matched and how long the target's box is (see `read_pairs`); keypoints are as in
-    `read_keypoints`. Images are seen whole, shorter side to `image_size`: its quotient by the patch size is the patches
-    along that side, which must be the same wherever models are compared (448 at patch 16 and 392 at patch 14: 28).
-    Distances are taken in the pixels of the image as it is stored. "pictures" holds some pairs
-    with their matches.
+    `pairs` says which rows of `test` are matched and how long the target's box is (see `read_pairs`); keypoints are as
+    in `read_keypoints`. Images are not cropped, their shorter side is resized to `image_size`. Models compare only at
+    the same number of patches along that side, image_size / patch_size (448 at patch 16 and 392 at patch 14 both give
+    28). Distances are in pixels of the stored image. "pictures" shows some pairs with their matches.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     check_column(test, image_column, "image_column")
@@ -130,7 +138,8 @@ def evaluate_correspondence(
     with_points = [pair for pair in readable if len(pair.source_points)]
     if not with_points:
         raise Refused(
-            f"keypoints_column: none of the {len(numbers)} pairs has a keypoint in {keypoints_column!r} seen in both images"
+            f"keypoints_column: none of the {len(numbers)} pairs has a keypoint in {keypoints_column!r} "
+            "seen in both images"
         )
     features = bench.extract(test, image_column, "patches", "correspondence: images", whole=True)
     place = {row: index for index, row in enumerate(features["model"].kept)}
@@ -147,19 +156,19 @@ def evaluate_correspondence(
     distances, pictures = {name: [] for name in (*features, "chance")}, []
     bar = tqdm(measured, desc="correspondence: pairs", unit="pair", disable=not bench.progress, dynamic_ncols=True)
     for number, pair in enumerate(bar):
-        found = {"chance": pair.source_points / pair.source_size * pair.target_size}
+        matched = {"chance": pair.source_points / pair.source_size * pair.target_size}
         for name in features:
             source, target = tokens(name, pair.source), tokens(name, pair.target)
             extents = [torch.tensor([grid.shape[1], grid.shape[0]]) for grid in (source, target)]
             places = (pair.source_points / pair.source_size * extents[0]).to(bench.device)
             matches = find_matches(sample_tokens(source, places), target).cpu().double()
-            found[name] = matches / extents[1] * pair.target_size
-        for name, points in found.items():
+            matched[name] = matches / extents[1] * pair.target_size
+        for name, points in matched.items():
             distances[name].append((points - pair.target_points).norm(dim=1) / pair.length)
         if number in drawn:
             images = [decode_image(rows[row][image_column]) for row in (pair.source, pair.target)]
             hits = distances["model"][-1] <= DRAWN_THRESHOLD
-            pictures.append(Matches(*images, pair.source_points, pair.target_points, found["model"], hits))
+            pictures.append(Matches(*images, pair.source_points, pair.target_points, matched["model"], hits))
     metrics = [
         {
             "metric": title,
@@ -173,12 +182,12 @@ def evaluate_correspondence(
         task="correspondence",
         protocol={
             "features": "final-normed patch tokens, interpolated bilinearly at the source's keypoint",
-            "match": "nearest patch by cosine, then the largest cosine of bilinearly interpolated target tokens within "
-            f"one patch of its centre, in steps of 1/{REFINEMENT_STEPS} patch",
-            "grid": f"whole images, shorter side {bench.preprocessing.image_size} px of {bench.patch_size} px patches: "
-            f"{bench.preprocessing.image_size // bench.patch_size} along it",
-            "PCK": "share of all keypoints found within threshold times the reference length (recall), and the mean of "
-            "the pairs' shares",
+            "match": "nearest patch by cosine, then the largest cosine of bilinearly interpolated target tokens "
+            f"within one patch of its centre, in steps of 1/{REFINEMENT_STEPS} patch",
+            "grid": f"whole images, shorter side {bench.preprocessing.image_size} px of {bench.patch_size} px "
+            f"patches: {bench.preprocessing.image_size // bench.patch_size} along it",
+            "PCK": "share of all keypoints found within threshold times the reference length (recall), and the mean "
+            "of the pairs' shares",
             "reference_length": "the longer side of the target's box where the pair has one, else of the target image",
             "thresholds": thresholds,
             "pairs": "every two rows" if pairs is None else "listed",
@@ -188,7 +197,7 @@ def evaluate_correspondence(
             "preprocessing": asdict(bench.whole),
             "baseline_seed": bench.seed,
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
-            "chance": "the keypoint's own place in the source image, relative to its sides: what looking away finds",
+            "chance": "the keypoint's position in the source image, scaled to the target image",
         },
         skipped_images={"test": len(test) - len(features["model"])},
         skipped_rows={

@@ -1,8 +1,9 @@
-"""A linear layer on patch tokens that learns values for every pixel: what segmentation and depth share."""
+"""A linear head on patch tokens that predicts a value for every pixel: shared by segmentation and depth."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,13 +21,16 @@ from .feature_store import Extractor, Features
 from .probe import step_generator, train_probe
 
 
-# Crops of one size: tokens [b,h,w,D] or outputs [b,h,w,C], and the truth [b,H,W] of the pixels that they cover.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Crops of one size: tokens [b,h,w,D] or outputs [b,h,w,C], and the true map [b,H,W] of the pixels that they cover.
 Crops = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """How a dense head is trained; `crop` in pixels, `scales` the range in which augmentation resizes images."""
+    """Training settings of a dense head; `crop` is in pixels, `scales` the range of random resizing."""
 
     batch_norm: bool
     steps: int
@@ -38,7 +42,7 @@ class HeadTraining:
     scales: tuple[float, float] = (1.0, 1.0)
 
     def check(self, patch_size: int) -> None:
-        """Raise `Refused` for counts that leave nothing to train on, and crops that patches would not cover."""
+        """Raise `Refused` for counts below 1, and for a crop that is no multiple of the patch size."""
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise Refused(f"{name}: got {getattr(self, name)}, accepted: a whole number of at least 1")
@@ -46,7 +50,7 @@ class HeadTraining:
             raise Refused(f"crop: got {self.crop}, accepted: a multiple of the model's patch size ({patch_size})")
 
     def describe(self) -> dict:
-        """Return what a protocol says of it."""
+        """Return these settings as entries of a result's protocol."""
         crops = "random crops of the patch grids of whole images, computed once"
         if self.augment:
             low, high = self.scales
@@ -66,13 +70,13 @@ class HeadTraining:
 
 @dataclass
 class DenseSplit:
-    """The rows of a `datasets.Dataset` that have an image and a map of truth [H,W], by row number.
+    """The rows of a data set that have an image and a true map [H,W] (of classes or depths), by row number.
 
-    The maps are kept in memory, features wherever the bench keeps them.
+    Maps are kept in memory, features in the bench's store.
     """
 
     title: str
-    rows: object
+    rows: "Dataset"
     image_column: str
     map_field: str
     maps: dict[int, np.ndarray] = field(default_factory=dict)
@@ -80,7 +84,7 @@ class DenseSplit:
     features: dict[str, Features] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not len(self.rows):
             raise Refused(f"data: got no rows for {self.title}, accepted: at least one image")
         check_column(self.rows, self.image_column, "image_column")
@@ -88,9 +92,9 @@ class DenseSplit:
     def read_maps(
         self, map_column: str, read: Callable[[dict], np.ndarray], counts: Callable[[np.ndarray], bool], progress: bool
     ) -> None:
-        """Read the maps; those that cannot be read, and those of which no pixel counts, are left out.
+        """Read the maps; skip those that cannot be read, and those without a valid pixel (`counts` says so).
 
-        Raises `Refused` for a map that does not fit its image, and where no map is left.
+        Raises `Refused` for a map whose size differs from its image's, and if no map remains.
         """
         self.rows = undecoded(self.rows)
         columns = list({self.image_column, map_column})
@@ -108,7 +112,7 @@ class DenseSplit:
         self._check_any()
 
     def find_features(self, bench: Bench, compute: bool = True) -> None:
-        """Compute the features of whole images, or only see which can be decoded, and leave out the others."""
+        """Compute the features of whole images, or only check which can be decoded; skip rows that cannot."""
         title = f"{self.title} images"
         if compute:
             self.features = bench.extract(self.rows, self.image_column, "patches", title, whole=True)
@@ -128,11 +132,11 @@ class DenseSplit:
             )
 
     def skipped_rows(self) -> dict[str, int]:
-        """Count the rows left out though their image can be decoded, by reason."""
+        """Count, by reason, the skipped rows whose image can be decoded."""
         empty = len(self.without_truth.intersection(self.kept))
         unreadable = len(self.kept) - len(self.maps) - empty
-        found = {"map cannot be read": unreadable, "no pixel of the map counts": empty}
-        return {f"{self.title}: {reason}": number for reason, number in found.items() if number}
+        counts = {"map cannot be read": unreadable, "no pixel of the map counts": empty}
+        return {f"{self.title}: {reason}": number for reason, number in counts.items() if number}
 
     def image(self, row: int) -> torch.Tensor:
         """Decode a row's image, uint8 [3,H,W]."""
@@ -140,7 +144,7 @@ class DenseSplit:
 
 
 def skipped(train: DenseSplit, test: DenseSplit) -> dict:
-    """Return what a result says of rows left out."""
+    """Return the fields of a `Result` that count skipped images and rows."""
     images = {name: len(split.rows) - len(split.kept) for name, split in (("train", train), ("test", test))}
     return {"skipped_images": images, "skipped_rows": train.skipped_rows() | test.skipped_rows()}
 
@@ -149,7 +153,7 @@ def _bar(values: Iterable, title: str, progress: bool) -> tqdm:
     return tqdm(values, desc=title, total=len(values), unit="image", disable=not progress, dynamic_ncols=True)
 
 
-def _can_be_decoded(value) -> bool:
+def _can_be_decoded(value: dict | None) -> bool:
     try:
         decode_image(value)
     except BadImage:
@@ -160,9 +164,9 @@ def _can_be_decoded(value) -> bool:
 def nearest_window(
     values: np.ndarray, size: tuple[int, int], corner: tuple[int, int], window: tuple[int, int]
 ) -> np.ndarray:
-    """Cut `window` (height, width) at `corner` (top, left) out of a map [H,W] resized to `size` by the nearest pixel.
+    """Crop `window` (height, width) at `corner` (top, left) from a map [H,W] resized to `size` by the nearest pixel.
 
-    The same as `resize_mask` and a crop, of any type, and without resizing what the crop leaves out.
+    The same as `resize_mask` and a crop, but for any type, and resizing only the pixels inside the crop.
     """
     picks = [
         (2 * np.arange(start, start + length) + 1) * have // (2 * wanted)
@@ -173,7 +177,7 @@ def nearest_window(
 
 @dataclass(frozen=True)
 class Draw:
-    """A row drawn for a step, and numbers in 0..1 for what is done to its image."""
+    """A row drawn for a training step, and random numbers in 0..1 for the augmentation of its image."""
 
     row: int
     scale: float
@@ -182,12 +186,12 @@ class Draw:
     flip: float
 
     def corner(self, size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-        """Return where a window (height, width) starts within `size`, all places being equally likely."""
+        """Return the top left corner of a window (height, width) within `size`; all positions are equally likely."""
         return tuple(int(u * (a - b + 1)) for u, a, b in zip((self.top, self.left), size, window, strict=True))
 
 
 def draw_rows(rows: list[int], batch_size: int, seed: int, step: int) -> list[Draw]:
-    """Draw a step's rows, from its number alone."""
+    """Draw the rows of a training step; the draw depends only on `seed` and `step`."""
     generator = step_generator(seed, step)
     chosen = torch.randint(len(rows), (batch_size,), generator=generator).tolist()
     numbers = torch.rand(batch_size, 4, generator=generator, dtype=torch.float64).tolist()
@@ -195,7 +199,7 @@ def draw_rows(rows: list[int], batch_size: int, seed: int, step: int) -> list[Dr
 
 
 def stack_by_shape(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[Crops]:
-    """Stack pairs of an input and its truth [H,W]; those of small images, of another shape, by themselves."""
+    """Stack pairs of an input and its true map [H,W] into one batch per shape (images smaller than a crop differ)."""
     groups = {}
     for pair in pairs:
         groups.setdefault(pair[1].shape, []).append(pair)
@@ -203,7 +207,7 @@ def stack_by_shape(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[C
 
 
 def stored_crops(bench: Bench, split: DenseSplit, name: str, training: HeadTraining) -> Callable[[int], list[Crops]]:
-    """Return the function from a step to its crops of features that are there already."""
+    """Return the function from a step's number to its crops of features that were computed beforehand."""
     features, patch, rows = split.features[name], bench.patch_size, list(split.maps)
     places = {row: place for place, row in enumerate(split.kept)}
 
@@ -222,10 +226,10 @@ def stored_crops(bench: Bench, split: DenseSplit, name: str, training: HeadTrain
 def augmented_crops(
     bench: Bench, split: DenseSplit, extractor: Extractor, training: HeadTraining
 ) -> Callable[[int], list[Crops]]:
-    """Return the function from a step to its crops of resized and flipped images, on which the network is run."""
+    """Return the function from a step's number to its crops of augmented images, on which it runs the network."""
     rows, (low, high) = list(split.maps), training.scales
 
-    def cut(value, drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    def cut(value: dict | None, drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         image_size = round(bench.preprocessing.image_size * (low + drawn.scale * (high - low)))
         image = replace(bench.whole, image_size=image_size).image(decode_image(value))
         size = tuple(image.shape[1:])
@@ -235,7 +239,7 @@ def augmented_crops(
         truth = torch.from_numpy(nearest_window(split.maps[drawn.row], size, (top, left), window))
         return (image.flip(-1), truth.flip(-1)) if drawn.flip < 0.5 else (image, truth)
 
-    def crops_of(step: int) -> list[tuple]:
+    def crops_of(step: int) -> list[tuple[dict | None, Draw]]:
         drawn = draw_rows(rows, training.batch_size, bench.seed, step)
         return [(split.rows[one.row][split.image_column], one) for one in drawn]
 
@@ -268,10 +272,10 @@ def train_heads(
     training: HeadTraining,
     about: tuple,
 ) -> Iterator[tuple[str, nn.Sequential]]:
-    """Train a head for each contestant, one after another, and yield its name and the head.
+    """Train a head for each encoder, one after another, and yield the encoder's name and the head.
 
-    `loss` takes the outputs and the truth of all crops of a step; `about` names all that decides it, as heads are kept
-    and gone on with by what describes them.
+    `loss` takes the outputs and the true maps of all crops of a step. `about` lists everything that decides the loss:
+    it identifies the checkpoint from which an interrupted training resumes.
     """
     for name, extractor in bench.extractors("patches").items():
         if training.augment:
@@ -280,7 +284,9 @@ def train_heads(
             crops_at = stored_crops(bench, split, name, training)
         head = linear_head(extractor.width, channels, training.batch_norm, bench.seed).to(bench.device)
 
-        def loss_at(step: int, crops_at=crops_at, head=head) -> torch.Tensor:
+        def loss_at(
+            step: int, crops_at: Callable[[int], list[Crops]] = crops_at, head: nn.Sequential = head
+        ) -> torch.Tensor:
             inputs, truths = zip(*crops_at(step), strict=True)
             # Batch norm sees the tokens of all crops together, whatever their sizes.
             outputs = head(torch.cat([tokens.flatten(0, 2) for tokens in inputs]).to(bench.device))
@@ -308,7 +314,7 @@ def train_heads(
 def head_outputs(
     bench: Bench, split: DenseSplit, name: str, head: nn.Sequential
 ) -> Iterator[tuple[int, torch.Tensor, np.ndarray]]:
-    """Yield every row of a split with the head's outputs [1,h,w,C] for its whole image, and its map."""
+    """Yield every row number of a split with the head's outputs [1,h,w,C] for its whole image, and its true map."""
     features = split.features[name]
     for place, row in enumerate(_bar(split.kept, f"{split.title}: {name}", bench.progress)):
         if row in split.maps:
@@ -319,7 +325,7 @@ def head_outputs(
 
 @lru_cache(maxsize=64)
 def bilinear_matrix(length: int, wanted: int, device: torch.device) -> torch.Tensor:
-    """Return the matrix [wanted,length] that interpolates between the centres of pixels and holds the edges."""
+    """Return the matrix [wanted,length] of linear interpolation between pixel centres, constant at the edges."""
     places = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * length / wanted - 0.5).clamp(0, length - 1)
     return (1 - (places[:, None] - torch.arange(length)).abs()).clamp(min=0).float().to(device)
 
@@ -327,13 +333,13 @@ def bilinear_matrix(length: int, wanted: int, device: torch.device) -> torch.Ten
 def upsample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Enlarge maps [B,C,h,w] bilinearly to `size`, as `torch.nn.functional.interpolate` does.
 
-    For maps as small as those of patches two matrix products are faster, above all backwards, and repeat exactly.
+    For maps as small as patch grids two matrix products are faster, above all in the backward pass, and deterministic.
     """
     rows, columns = (bilinear_matrix(a, b, maps.device) for a, b in zip(maps.shape[-2:], size, strict=True))
     return rows @ (maps @ columns.T)
 
 
 def rows_to_draw(split: DenseSplit, number: int = 5) -> list[int]:
-    """Choose the rows that a picture shows, evenly spread."""
+    """Choose at most `number` evenly spaced rows to show in a picture."""
     rows = list(split.maps)
     return [rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(number, len(rows)))]

@@ -1,6 +1,7 @@
 """Linear depth estimation on frozen patch tokens (DINOv3, section 6.1.2; the bins of AdaBins, Bhat et al. 2021)."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from .dense_probe import (
 from .result import Result
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 PAPER_STEPS = 38_400
 METRICS = {"RMSE (m)": True, "ARel": True, "delta1": False}  # and whether lower is better
 # Weight of the mean in the loss: 0 leaves the scale free, 1 is the plain error of logarithms (AdaBins, section 3.3).
@@ -32,8 +36,8 @@ MEAN_WEIGHT = 0.15
 
 def evaluate_depth(
     bench: Bench,
-    train,
-    test,
+    train: "Dataset",
+    test: "Dataset",
     image_column: str = "image",
     depth_column: str = "depth",
     depth_unit: float = 0.001,
@@ -48,13 +52,13 @@ def evaluate_depth(
     weight_decay: float = 1e-4,
     augment: bool = False,
 ) -> Result:
-    """Measure linear depth on two `datasets.Dataset`s, beside the untrained twin and the patches' raw pixels.
+    """Measure linear depth estimation; baselines are the randomly initialised network and the patches' raw pixels.
 
-    A linear layer gives each patch its probabilities of `num_bins` depths between `min_depth` and `max_depth`
-    (metres); their mean is upsampled bilinearly to the pixels. Trained on crops of `crop` pixels (by default
-    image_size), tested on whole images, on the pixels of the depth maps in their own size. A stored unit is
-    `depth_unit` metres; depths of 0 and those outside the range do not count. Each measure is the mean over images of
-    the image's own value.
+    A linear layer predicts for each patch the probabilities of `num_bins` depths between `min_depth` and `max_depth`
+    (metres); their mean is upsampled bilinearly to the pixels. The head is trained on crops of `crop` pixels (by
+    default image_size) and tested on whole images, at the stored size of each depth map. A stored unit is `depth_unit`
+    metres; pixels of depth 0 or outside the range are ignored. Each metric is computed per image and averaged over
+    images.
     """
     view = bench.preprocessing
     crop = view.image_size if crop is None else crop
@@ -123,7 +127,7 @@ def evaluate_depth(
             "seed": bench.seed,
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
             "chance": f"always {constant:.3f} m, the median of the train images' median depths: every image weighs "
-            "the same, as in the measures, and far outliers do not move it",
+            "the same, as in the metrics, and far outliers do not move it",
         },
         **skipped(learnt, tested),
         metrics=[
@@ -139,7 +143,7 @@ def evaluate_depth(
 
 
 def check_depths(depth_unit: float, min_depth: float, max_depth: float, num_bins: int) -> None:
-    """Raise `Refused` for a range of depths without extent, or bins that do not divide it."""
+    """Raise `Refused` for a unit that is not positive, an empty range of depths, or fewer than two bins."""
     if not depth_unit > 0:
         raise Refused(f"depth_unit: got {depth_unit}, accepted: metres above 0")
     if not 0 < min_depth < max_depth < np.inf:
@@ -155,16 +159,16 @@ def bin_centres(min_depth: float, max_depth: float, num_bins: int) -> torch.Tens
 
 
 def expected_depth(outputs: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """Return the mean depth [...] of the bins that outputs [...,C] weight, by linear normalisation."""
+    """Return the expected depth [...]: centres [C] weighted by relu(outputs [...,C]) + 0.1, normalised to sum 1."""
     weights = outputs.relu() + 0.1
     return weights @ centres / weights.sum(-1)
 
 
 def sigma_loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Scale-invariant error of the logarithms of depths [N]; where the truth is 0 it does not count."""
+    """Scale-invariant error of the logarithms of depths [N]; entries whose true depth is 0 are ignored."""
     valid = truth > 0
     count = valid.sum().clamp(min=1)
-    # Masked, not picked: picking is slower, above all backwards.
+    # Masked instead of indexed: indexing is slower, above all in the backward pass.
     g = torch.where(valid, predicted.log() - truth.where(valid, 1).log(), 0)
     mean = g.sum() / count
     variance = torch.where(valid, g - mean, 0).square().sum() / count
@@ -173,7 +177,7 @@ def sigma_loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def depth_loss(crops: list[Crops], centres: torch.Tensor, depth_unit: float) -> torch.Tensor:
-    """Sigma loss of outputs [b,h,w,C], upsampled as depths to the pixels of their stored truth [b,H,W]."""
+    """Sigma loss of outputs [b,h,w,C]: their expected depths, upsampled, against the stored depth maps [b,H,W]."""
     depths = [upsample(expected_depth(outputs, centres)[:, None], stored.shape[1:]) for outputs, stored in crops]
     truth = [stored.float() * depth_unit for _, stored in crops]
     return sigma_loss(*(torch.cat([part.flatten() for part in parts]) for parts in (depths, truth)))

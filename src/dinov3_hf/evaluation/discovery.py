@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,25 +21,28 @@ from .bench import Bench
 from .result import Result
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 # The graph has an edge for every two patches: half a gigabyte at this many, and minutes for its eigenvector.
 MAX_PATCHES = 8192
 NO_EDGE = 1e-5
 MIN_IOU = 0.5
-# Sides of the boxes around the centre among which the constant answer is chosen.
+# Sides (as shares of the image's) of the centred boxes from which the constant prediction ("chance") is chosen.
 CENTRE_SIDES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 NUM_DRAWN = 6
 
 
 def graph_weights(cosines: torch.Tensor, tau: float) -> torch.Tensor:
-    """Weigh the edges between patches of cosines [P,P]: 1 above `tau` and to itself, else 1e-5; returns fp64 [P,P]."""
+    """Return edge weights, fp64 [P,P], from cosines [P,P] of patches: 1 above `tau` and on the diagonal, else 1e-5."""
     weights = torch.where(cosines > tau, 1.0, NO_EDGE).double()
     return weights.fill_diagonal_(1)
 
 
 def second_eigenvector(weights: torch.Tensor) -> np.ndarray:
-    """Solve (D - W) x = lambda D x for symmetric W [P,P], D its rows' sums; returns x [P] of the second smallest lambda.
+    """Solve (D - W) x = lambda D x for symmetric W [P,P], D its row sums; returns x [P] of the second smallest lambda.
 
-    The relaxed normalised cut of the graph (Shi and Malik, 2000), of either sign.
+    This is the relaxed normalised cut of the graph (Shi and Malik, 2000); its sign is arbitrary.
     """
     from scipy.linalg import eigh
 
@@ -51,15 +55,15 @@ def second_eigenvector(weights: torch.Tensor) -> np.ndarray:
 
 
 def main_component(vector: np.ndarray) -> np.ndarray:
-    """Return the part of a grid [h,w] (bool) that an eigenvector on it shows as the object.
+    """Return the object mask [h,w] (bool) that an eigenvector [h,w] gives.
 
-    Of the two sides of its mean the one with the largest absolute entry, and of that the 4-connected component around
-    this entry.
+    Entries are split at their mean; the mask is the 4-connected component that contains the largest absolute entry, on
+    that entry's side of the mean.
     """
     from scipy.ndimage import label
 
     size = np.abs(vector)
-    # The first of those that are equal but for rounding: patches of one cluster share their entry.
+    # The first of the largest entries, up to rounding: patches of one cluster have equal entries.
     seed = int((size >= size.max() * (1 - 1e-6)).argmax())
     centred = vector - vector.mean()
     numbers, _ = label(centred * np.sign(centred.flat[seed]) > 0)
@@ -69,8 +73,8 @@ def main_component(vector: np.ndarray) -> np.ndarray:
 def find_object(cosines: torch.Tensor, grid: tuple[int, int], tau: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the box [4] (x0, y0, x1, y1 in 0..1 of the image's sides) and the eigenvector [h,w], positive inside it.
 
-    `cosines` [P,P] are those of the patches of `grid`. Where all edges are alike there is nothing to cut: the box is the
-    image, the eigenvector 0.
+    `cosines` [P,P] are those of the patches of `grid`. If all edges have the same weight, the graph cannot be cut: the
+    box is the whole image and the eigenvector 0.
     """
     weights = graph_weights(cosines, tau)
     num_patches = len(weights)
@@ -85,10 +89,10 @@ def find_object(cosines: torch.Tensor, grid: tuple[int, int], tau: float) -> tup
 
 
 def choose_elsewhere(hits: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Of settings whose `hits` [N,S] (bool) are known give each image [N] the one that is best on the other half.
+    """Choose for each half of the images the setting that is best on the other half.
 
-    `half` [N] is 0 or 1. Returns the hits [N] under the setting given to each, and the settings given to half 0 and 1;
-    of equal settings the first.
+    `hits` [N,S] (bool) holds the outcome of S settings on N images, `half` [N] is 0 or 1. Returns the hits [N] under
+    the chosen settings, and the settings chosen for halves 0 and 1; of equally good settings the first.
     """
     chosen = [int(hits[half != part].sum(0).argmax()) for part in (0, 1)]
     return np.where(half == 0, hits[:, chosen[0]], hits[:, chosen[1]]), chosen
@@ -96,19 +100,19 @@ def choose_elsewhere(hits: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, li
 
 def evaluate_discovery(
     bench: Bench,
-    test,
+    test: "Dataset",
     image_column: str = "image",
     mask_column: str = "instances",
     box_column: str | None = None,
     taus: Sequence[float] = (0.1, 0.15, 0.2, 0.25, 0.3),
     ignore_index: int | None = None,
 ) -> Result:
-    """Measure in how many images of a `datasets.Dataset` the box found without labels is that of an object (CorLoc).
+    """Measure in how many images the box predicted without labels matches an object's box (CorLoc).
 
-    True boxes are those of `box_column` (see `read_boxes`), else of the values of `mask_column`, one object each; an image
-    without one is left out and counted. Images are seen whole, shorter side to `image_size`. No image takes part in the
-    choice of the tau that it is measured with: each half of the images, drawn by seed, takes the one best on the other.
-    "pictures" holds some images with their boxes.
+    True boxes come from `box_column` (see `read_boxes`), else from the values of `mask_column`, one object each; an
+    image without an object is skipped and counted. Images are not cropped, their shorter side is resized to
+    `image_size`. The tau is chosen by cross-validation: each half of the images, drawn by seed, is measured with the
+    tau that is best on the other half. "pictures" shows some images with their boxes.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     check_column(test, image_column, "image_column")
@@ -126,24 +130,24 @@ def evaluate_discovery(
     features = bench.extract(test, image_column, "patches", "discovery: images", whole=True)
     kept, grids = features["model"].kept, features["model"].grids
     truth = dict(_true_boxes(test, kept, image_column, mask_column, boxes, ignore_index))
-    places = [place for place, found in truth.items() if len(found)]
+    places = [place for place, of_image in truth.items() if len(of_image)]
     if not places:
         named = (
             f"mask_column: none of the {len(test)} rows has a value in {mask_column!r} other than 0 and {ignore_index}"
         )
         raise Refused(named if boxes is None else f"box_column: none of the {len(test)} rows has a box in it")
-    found = {name: np.zeros((len(places), len(taus), 4)) for name in features}
+    predicted = {name: np.zeros((len(places), len(taus), 4)) for name in features}
     bar = tqdm(places, desc="discovery: graphs", unit="image", disable=not bench.progress, dynamic_ncols=True)
     for index, place in enumerate(bar):
         for name in features:
             cosines = patch_cosines(features[name][place].to(bench.device))
             for number, tau in enumerate(taus):
-                found[name][index, number] = find_object(cosines, grids[place], tau)[0]
+                predicted[name][index, number] = find_object(cosines, grids[place], tau)[0]
     centre = np.array([[(1 - side) / 2] * 2 + [(1 + side) / 2] * 2 for side in CENTRE_SIDES])
-    found["chance"] = np.broadcast_to(centre, (len(places), *centre.shape))
+    predicted["chance"] = np.broadcast_to(centre, (len(places), *centre.shape))
     hits = {
         name: np.stack([_any_hit(of, truth[place]) for of, place in zip(some, places, strict=True)])
-        for name, some in found.items()
+        for name, some in predicted.items()
     }
     half = torch.randperm(len(places), generator=torch.Generator().manual_seed(bench.seed)).numpy() % 2
     chosen = {name: choose_elsewhere(some, half) for name, some in hits.items()}
@@ -164,10 +168,10 @@ def evaluate_discovery(
         task="discovery",
         protocol={
             "features": "final-normed patch tokens, cosine",
-            "graph": f"edges of weight 1 where the cosine is above tau, else {NO_EDGE:g}; all edges alike: no cut, the "
-            "box is the image",
-            "cut": "second smallest generalised eigenvector of the normalised cut, parted at its mean; the 4-connected "
-            "component of its largest absolute entry, in the part that holds it",
+            "graph": f"edges of weight 1 where the cosine is above tau, else {NO_EDGE:g}; all edges alike: no cut, "
+            "the box is the image",
+            "cut": "second smallest generalised eigenvector of the normalised cut, split at its mean; the "
+            "4-connected component of its largest absolute entry, in the part that holds it",
             "CorLoc": f"share of images whose box has an IoU of at least {MIN_IOU:g} with the box of any object",
             "tau": "each half of the images, drawn by seed, takes the tau that is best on the other half",
             "taus": taus,
@@ -180,7 +184,7 @@ def evaluate_discovery(
             "preprocessing": asdict(bench.whole),
             "seed": bench.seed,
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
-            "chance": "always the same box around the centre, its sides a share of the image's, chosen as tau is from "
+            "chance": "always the same centred box, its sides a share of the image's, chosen as tau is from "
             f"{', '.join(map(str, CENTRE_SIDES))}: {', '.join(str(CENTRE_SIDES[n]) for n in chosen['chance'][1])}",
         },
         skipped_images={"test": len(test) - len(kept)},
@@ -191,7 +195,7 @@ def evaluate_discovery(
 
 
 def _any_hit(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Say of each box [N,4] whether it overlaps one of the true ones [K,4] enough; bool [N]."""
+    """Say of each box [N,4] whether its IoU with a true box [K,4] is at least `MIN_IOU`; bool [N]."""
     overlap = box_iou(torch.tensor(boxes, dtype=torch.float64), torch.from_numpy(truth))
     return (overlap >= MIN_IOU).any(1).numpy()
 
@@ -203,21 +207,27 @@ def patch_cosines(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _check_grids(bench: Bench, sizes: list[tuple[int, int] | None]) -> None:
-    """Raise `Refused` where an image has too many patches for a graph, or too few for a cut."""
+    """Raise `Refused` if an image has too many patches for the graph, or too few to be cut."""
     image_size, patch = bench.preprocessing.image_size, bench.patch_size
     if image_size < 2 * patch:
         raise Refused(f"image_size: got {image_size}, accepted for discovery: at least two patches ({2 * patch})")
     counts = [height * width // patch**2 for height, width in (bench.whole.size(*size) for size in sizes if size)]
     if max(counts, default=0) > MAX_PATCHES:
         raise Refused(
-            f"image_size: got {image_size}, {max(counts)} patches an image, accepted for discovery: at most {MAX_PATCHES}"
+            f"image_size: got {image_size}, {max(counts)} patches an image, accepted for discovery: at most "
+            f"{MAX_PATCHES}"
         )
 
 
 def _true_boxes(
-    test, kept: list[int], image_column: str, mask_column: str, boxes: list | None, ignore_index: int | None
+    test: "Dataset",
+    kept: list[int],
+    image_column: str,
+    mask_column: str,
+    boxes: list[np.ndarray] | None,
+    ignore_index: int | None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the place in `kept` and the true boxes [K,4] of every row that says something of them."""
+    """Yield the index in `kept` and the true boxes [K,4] of every row whose boxes or mask can be read."""
     if boxes is not None:
         yield from ((place, boxes[row]) for place, row in enumerate(kept))
         return

@@ -1,5 +1,7 @@
 """The accuracy of a classification split by group (as in DINOv2, section 8; intervals of Wilson, 1927)."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from ..data.columns import named_values
@@ -8,17 +10,20 @@ from ..visualization.charts import bars_picture
 from .result import Result
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 MAX_GROUPS = 100
 MISSING = "(missing)"
 # The normal distribution's 97.5 % quantile: intervals of 95 %.
 Z = 1.959964
 
 
-def read_groups(rows, column: str) -> tuple[list[str], list[str]]:
-    """Return the group of every row of a `datasets.Dataset`, and the groups in order: declared, or sorted; missing last.
+def read_groups(rows: "Dataset", column: str) -> tuple[list[str], list[str]]:
+    """Return the group of every row, and the groups in their declared order, else sorted; missing values come last.
 
-    Raises `Refused` for a column that is missing, holds anything but integers, texts or classes, or has fewer than two
-    groups or more than a hundred.
+    Raises `Refused` for a column that does not exist, holds anything but integers, texts or classes, or has fewer than
+    two groups or more than a hundred.
     """
     values = named_values(rows, column, "group_column", "a column of integers, texts or classes")
     declared = getattr(rows.features[column], "names", None)
@@ -34,32 +39,32 @@ def read_groups(rows, column: str) -> tuple[list[str], list[str]]:
 
 
 def wilson_interval(hits: int, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of Wilson (1927) of a share of `hits` among `images`."""
+    """Return the 95 % confidence interval (Wilson, 1927) of the share `hits` / `images`."""
     share, square = hits / images, Z**2 / images
     centre = (share + square / 2) / (1 + square)
     half = Z * (share * (1 - share) / images + square / images / 4) ** 0.5 / (1 + square)
-    # Rounding must not take the ends to the wrong side of the share, or beyond what a share can be.
+    # Rounding must not move the ends past the share itself, or outside of 0..1.
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def by_group(result: Result, rows, group_column: str) -> Result:
-    """Split the accuracy of a `result` with "hits" by a column of `rows`, the test set that it was measured on.
+def by_group(result: Result, rows: "Dataset", group_column: str) -> Result:
+    """Split the accuracy of a `result` with "hits" by a column of `rows`, the test set of that result.
 
-    "measures" of what it returns holds the accuracy of each group, then the gap
-    between the best and the worst group and the worst one's share of the best (NaN where that is 0); "per_group" adds
-    images and 95 % intervals. Raises `Refused` for a result without hits and as `read_groups` does.
+    The metrics of the returned result are the accuracy of each group, the gap between the best and the worst group,
+    and the worst group's accuracy divided by the best one's (NaN where that is 0); "per_group" adds the number of
+    images and 95 % intervals. Raises `Refused` for a result without hits, and in the cases of `read_groups`.
     """
     if result.hits is None:
         raise Refused(f"result: got {result.task} without hits row by row, accepted: a task of top-1 accuracy")
     of_row, order = read_groups(rows, group_column)
-    hits = {name: found for name, found in result.hits.items() if name != "rows"}
+    hits = {name: of_encoder for name, of_encoder in result.hits.items() if name != "rows"}
     of_hit = [of_row[row] for row in result.hits["rows"]]
     lines = []
     for group in order:
         places = torch.tensor([place for place, name in enumerate(of_hit) if name == group], dtype=torch.long)
         if not len(places):
             continue
-        counts = {name: int(found[places].sum()) for name, found in hits.items()}
+        counts = {name: int(of_encoder[places].sum()) for name, of_encoder in hits.items()}
         lines.append(
             {
                 "group": group,
@@ -84,8 +89,8 @@ def by_group(result: Result, rows, group_column: str) -> Result:
             "fairness_of": result.task,
             "group_column": group_column,
             "groups": {line["group"]: line["images"] for line in lines},
-            "accuracy": "that of the task's first measure",
-            "intervals": "95 %, Wilson's score intervals; each group by itself, not corrected for their number",
+            "accuracy": "that of the task's first metric",
+            "intervals": "95 %, Wilson score intervals, one for each group, not corrected for multiple comparisons",
         },
         skipped_images=result.skipped_images,
         metrics=metrics,

@@ -1,12 +1,13 @@
-"""Frozen features of a data set, computed once, kept in memory-mapped files, resumed, and shared by processes."""
+"""Frozen features of a data set: computed once, kept in memory-mapped files, resumable, and shared by processes."""
 
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +16,16 @@ from tqdm.auto import tqdm
 from ..data.ahead import read_ahead
 from ..data.columns import undecoded
 from ..data.pixels import decode_image
+from ..data.views import Preprocessing, WholeImage
 from ..errors import Refused
 
 
-# What a row's place holds: nothing yet, its features, or an image that cannot be decoded.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# State of a row: not computed yet, features stored, or image that cannot be decoded.
 MISSING, DONE, BAD = 0, 1, 2
-# Batches that are decoded while the network works on one.
+# Number of batches that are decoded ahead of the one in the network.
 AHEAD = 2
 
 
@@ -28,7 +33,7 @@ AHEAD = 2
 class Extractor:
     """A function from normalised images [B,3,H,W] to tokens [B,N,width] (fp32), or [B,width] for one token an image.
 
-    `key` names the weights and what is taken from them: features of the same key are the same.
+    `key` identifies the weights and the kind of features: extractors of equal keys give equal features.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -37,14 +42,14 @@ class Extractor:
     patch_size: int | None = None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Tokens along the height and width of an image: patches, or one for all of it."""
+        """Number of tokens along the height and width of an image: its patches, or one token for the whole image."""
         return (height // self.patch_size, width // self.patch_size) if self.patch_size else (1, 1)
 
 
 class Features:
-    """Features of the rows that could be decoded: `features[i]` is the tokens [N,D] of the i-th of them, `kept[i]` its row.
+    """Features of the rows that could be decoded: `features[i]` holds the tokens [N,D] of row number `kept[i]`.
 
-    Read from disk as they are asked for.
+    Tokens are read from disk on access.
     """
 
     def __init__(self, tokens: torch.Tensor, offsets: list[int], grids: list[tuple[int, int]], kept: list[int]):
@@ -59,7 +64,7 @@ class Features:
         return self.tokens[self.offsets[row] : self.offsets[row + 1]]
 
     def stack(self) -> torch.Tensor:
-        """Return [N,D] where rows have one token, else [N,P,D]; `Refused` where rows differ in their grids."""
+        """Return [N,D] if every row has one token, else [N,P,D]; raises `Refused` if rows have different grids."""
         if len(set(self.grids)) != 1:
             raise Refused(f"features: got grids {sorted(set(self.grids))}, accepted: one grid for all rows")
         stacked = torch.stack([self[index] for index in range(len(self))])
@@ -68,10 +73,10 @@ class Features:
 
 @dataclass
 class FeatureStore:
-    """A folder of features. Processes given the same folder share the work; `wait` returns when all have come to it.
+    """A folder of features. Processes with the same folder share the work; `wait` is a barrier of all processes.
 
-    Without a folder, a temporary one that goes with the object. Which rows make a batch depends on the data alone, so
-    that interrupted, shared and plain runs compute the same numbers.
+    Without `folder`, a temporary one is used and deleted with the object. Batches depend on the data alone, so that
+    interrupted runs, runs of several processes and plain runs compute the same numbers.
     """
 
     folder: Path | None = None
@@ -80,7 +85,7 @@ class FeatureStore:
     wait: Callable[[], None] = lambda: None
     _temporary: tempfile.TemporaryDirectory | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="dinov3-features-")
             self.folder = self._temporary.name
@@ -88,19 +93,19 @@ class FeatureStore:
 
     def extract(
         self,
-        rows,
+        rows: "Dataset",
         image_column: str,
-        view,
+        view: Preprocessing | WholeImage,
         extractors: dict[str, Extractor],
         batch_size: int,
         device: torch.device | str = "cpu",
         description: str = "images",
         progress: bool = True,
     ) -> dict[str, Features]:
-        """Return the features that each extractor gives for the images of a `datasets.Dataset`, as seen through `view`.
+        """Return each extractor's features of the images in `rows`, preprocessed by `view`.
 
-        What an earlier run left is not computed again. Raises `Refused` where there are no rows, where none can be
-        decoded, where features are not finite, and where the disk is too small.
+        Features stored by an earlier run are not computed again. Raises `Refused` if there are no rows, if no image
+        can be decoded, if features are not finite, or if the disk has too little space.
         """
         if not len(rows):
             raise Refused("data: got a split without rows, accepted: at least one image")
@@ -119,15 +124,15 @@ class FeatureStore:
         open_batches = [part for _, part in batches if any(shelf.lacks(part) for shelf in shelves.values())]
         num_done = sum(len(part) for _, part in batches) - sum(map(len, open_batches))
 
-        def read(value, size):
+        def read(value: dict | None, size: tuple[int, int] | None) -> torch.Tensor | None:
             try:
                 image = view.image(decode_image(value))
             except (OSError, ValueError):
                 return None
-            # A file whose header lies about its size would not fit its place.
+            # The header of a broken file may state another size, which would not fit the space reserved for it.
             return image if image.shape[-2:] == size else None
 
-        def calls_of(part: range) -> list[tuple]:
+        def calls_of(part: range) -> list[tuple[dict | None, tuple[int, int] | None]]:
             values = rows[part.start : part.stop][image_column]
             return list(zip(values, sizes[part.start : part.stop], strict=True))
 
@@ -150,23 +155,23 @@ class FeatureStore:
                         shelf.put(part, good, pixels, name)
                 bar.update(len(part))
         self.wait()
-        found = {name: shelf.features() for name, shelf in shelves.items()}
-        if not all(map(len, found.values())):
+        features = {name: shelf.features() for name, shelf in shelves.items()}
+        if not all(map(len, features.values())):
             raise Refused(f"image_column: none of the {len(rows)} images in {image_column!r} could be decoded")
-        return found
+        return features
 
-    def _check_disk(self, shelves) -> None:
+    def _check_disk(self, shelves: Iterable["_Shelf"]) -> None:
         missing = sum(shelf.num_bytes for shelf in shelves if not shelf.exists())
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if self.rank == 0 and missing > free:
             raise Refused(
-                f"cache_dir: {self.folder} has {free / 1e9:.1f} GB free, accepted: at least {missing / 1e9:.1f} GB for "
-                "the features (fewer images, a smaller image_size, or another folder)"
+                f"cache_dir: {self.folder} has {free / 1e9:.1f} GB free, accepted: at least {missing / 1e9:.1f} GB "
+                "for the features (fewer images, a smaller image_size, or another folder)"
             )
 
 
-def _batches(sizes: list[tuple[int, int] | None], batch_size: int):
+def _batches(sizes: list[tuple[int, int] | None], batch_size: int) -> Iterator[range]:
     """Yield ranges of at most `batch_size` neighbouring rows of one size."""
     start = 0
     for stop in range(1, len(sizes) + 1):
@@ -176,7 +181,7 @@ def _batches(sizes: list[tuple[int, int] | None], batch_size: int):
 
 
 class _Shelf:
-    """The files of one extractor's features on one data set: all tokens in a row, and a byte a row for its state."""
+    """The files of one extractor's features of a data set: the tokens of all rows, and a state byte per row."""
 
     def __init__(self, store: FeatureStore, extractor: Extractor, about: list, sizes: list[tuple[int, int] | None]):
         self.extractor, self.num_rows = extractor, len(sizes)
@@ -192,7 +197,7 @@ class _Shelf:
         return (self.folder / "about.json").is_file()
 
     def create(self) -> None:
-        """Make empty files; `about.json`, written last, says that they are whole."""
+        """Create the empty files; `about.json`, written last, marks them as complete."""
         if self.exists():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -211,19 +216,20 @@ class _Shelf:
         return bool((self.state[part.start : part.stop] == MISSING).any())
 
     def put(self, part: range, good: list[int], pixels: torch.Tensor | None, name: str) -> None:
-        """Compute and write the features of a batch, of which the rows `good` could be decoded."""
+        """Compute and write the features of a batch; `good` are the indices in `part` of decoded images."""
         if good:
             tokens = self.extractor.function(pixels).reshape(len(good), -1, self.extractor.width)
             finite = tokens.isfinite().flatten(1).all(1)
             if not finite.all():
                 raise Refused(
-                    f"features: {name} gives values that are not finite for {int((~finite).sum())} of {len(good)} images, "
-                    f"the first in row {part[good[int((~finite).nonzero()[0])]]}, accepted: a network of finite outputs"
+                    f"features: {name} gives values that are not finite for {int((~finite).sum())} of {len(good)} "
+                    f"images, the first in row {part[good[int((~finite).nonzero()[0])]]}, accepted: a "
+                    "network of finite outputs"
                 )
             for index, values in zip(good, tokens.cpu().numpy(), strict=True):
                 row = part[index]
                 self.tokens[self.offsets[row] : self.offsets[row + 1]] = values
-            # A row is said to be there only when it is.
+            # A row is marked as done only after its tokens are on disk.
             self.tokens.flush()
         state = np.full(len(part), BAD, np.uint8)
         state[good] = DONE

@@ -1,4 +1,4 @@
-"""How images reach a frozen network, and what is taken from it and from its two controls."""
+"""Feature functions of a frozen network and of its two baselines."""
 
 import copy
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from torch import nn
 from ..pipelines.windows import Windowed
 
 
-# Side in pixels to which whole images are averaged down before they serve as the raw-pixel control: bounds its memory.
+# Side in pixels to which whole images are averaged down for the raw-pixel baseline, which bounds its memory.
 RAW_PIXELS_SIDE = 32
 
 
 def randomly_initialised(model: nn.Module, seed: int) -> nn.Module:
-    """Build the network of the same configuration with the random weights of `seed`."""
+    """Build a network of the same configuration with random weights drawn by `seed`."""
     if isinstance(model, Windowed):
         return Windowed(randomly_initialised(model.model, seed), model.window)
     with torch.random.fork_rng():
@@ -35,7 +35,7 @@ def patch_features(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def cls_and_mean_features(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function from images to the class token joined with the mean patch token [B,2D], fp32."""
+    """Return the function from images to the class token concatenated with the mean patch token [B,2D], fp32."""
     return _frozen(model, lambda output: torch.cat([output.pooler_output, output.patch_tokens.mean(dim=1)], dim=1))
 
 

@@ -1,6 +1,7 @@
-"""Retrieval between images and captions, both ways (CLIP, section 3.1; DINOv3, section 5.3): recall@k."""
+"""Image-to-text and text-to-image retrieval with captions (CLIP, section 3.1; DINOv3, section 5.3): recall@k."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,14 +15,19 @@ from .result import Result
 from .zero_shot import read_image_features
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..models.processing_dinotxt import DinoTxtProcessor
+
 QUERIES_AT_ONCE = 1024
 
 
 def best_ranks(similarities: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
-    """Rank of the best relevant item of each query, 0 the first; similarities and relevant (bool) [Q,N], returns [Q].
+    """Return each query's rank [Q] of the best relevant item, from 0; similarities and relevant (bool) are [Q,N].
 
-    Irrelevant items as similar as the best relevant one come before it, and so does everything where it is not a
-    number. Raises `Refused` for a query without a relevant item.
+    Ties count against the relevant item: irrelevant items of equal similarity come first. If its similarity is NaN,
+    all irrelevant items come first. Raises `Refused` for a query without a relevant item.
     """
     if similarities.shape != relevant.shape or similarities.dim() != 2:
         raise Refused(
@@ -37,9 +43,9 @@ def best_ranks(similarities: torch.Tensor, relevant: torch.Tensor) -> torch.Tens
 def recall_at_k(
     similarities: torch.Tensor, relevant: torch.Tensor, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[int, float]:
-    """Share of queries with a relevant item among their k most similar, for each k.
+    """Return the share of queries with a relevant item among their k most similar items, for each k.
 
-    Similarities and relevant (bool) [Q,N]; equal similarities count against the relevant item. Raises `Refused` for a
+    Similarities and relevant (bool) are [Q,N]; ties count against the relevant item. Raises `Refused` for a
     query without a relevant item, and for k below 1.
     """
     return _recall(best_ranks(similarities, relevant), ks)
@@ -52,7 +58,7 @@ def _recall(ranks: torch.Tensor, ks: Sequence[int]) -> dict[int, float]:
 
 
 def chance_recall(num_relevant: torch.Tensor, num_items: int, k: int) -> float:
-    """Recall@k of items in random order, expected over queries with `num_relevant` [Q] of `num_items` relevant."""
+    """Expected recall@k of a random order, for queries with `num_relevant` [Q] relevant items of `num_items`."""
     missed = torch.ones(len(num_relevant), dtype=torch.float64)
     for place in range(min(k, num_items)):
         missed *= (num_items - num_relevant - place).clamp(min=0) / (num_items - place)
@@ -61,19 +67,19 @@ def chance_recall(num_relevant: torch.Tensor, num_items: int, k: int) -> float:
 
 def evaluate_retrieval(
     model: nn.Module,
-    processor,
-    rows,
+    processor: "DinoTxtProcessor",
+    rows: "Dataset",
     image_column: str = "image",
     caption_columns: Sequence[str] = (),
     ks: Sequence[int] = (1, 5, 10),
     batch_size: int = 64,
     progress: bool = True,
 ) -> Result:
-    """Measure recall@k of a `DinoTxtModel` from images to captions and back on a `datasets.Dataset`, beside chance.
+    """Measure recall@k of a `DinoTxtModel` from images to captions and from captions to images, and that of chance.
 
-    A column holds a caption or a list of captions; all of them are queries and candidates. Captions of the same text
-    stand for each other: every image that has one is relevant for it. Rows without a caption, or with one that is no
-    text, are left out and counted.
+    A column holds a caption or a list of captions; all of them are queries and candidates. Captions of equal text are
+    interchangeable: every image with that caption is relevant for it. Rows without a caption, or with one that is not
+    a text, are skipped and counted.
     """
     _recall(torch.zeros(1), ks)
     columns = find_caption_columns(rows, caption_columns)
@@ -120,8 +126,8 @@ def evaluate_retrieval(
     }
     metrics = [
         {"metric": f"{way} recall@{k}", "model": recall, "chance": chance_recall(*relevant[way], k)}
-        for way, found in ranks.items()
-        for k, recall in _recall(found, ks).items()
+        for way, of_queries in ranks.items()
+        for k, recall in _recall(of_queries, ks).items()
     ]
     return Result(
         task="image-text-retrieval",

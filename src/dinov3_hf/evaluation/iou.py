@@ -1,10 +1,10 @@
-"""Intersection over union, from a count of predictions per label."""
+"""Confusion matrix, and intersection over union computed from it."""
 
 import torch
 
 
 def confusion_matrix(predictions: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Count predictions [Q] per label [Q]; returns [K,K], rows are labels."""
+    """Return the confusion matrix [K,K] of predictions [Q] and labels [Q]; rows are labels, columns predictions."""
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, num_classes)
 
 

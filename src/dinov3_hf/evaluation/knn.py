@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,19 +18,23 @@ from .labels import LabelledFeatures, accuracy_by_class
 from .result import Result
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
 def evaluate_knn(
     bench: Bench,
-    train,
-    test,
+    train: "Dataset",
+    test: "Dataset",
     image_column: str = "image",
     label_column: str = "label",
     ks: Sequence[int] = (10, 20),
 ) -> Result:
-    """Measure k-NN top-1 on two `datasets.Dataset`s, beside the untrained twin and raw pixels.
+    """Measure k-NN top-1 accuracy; baselines are the randomly initialised network and raw pixels.
 
-    "measures" of what it returns holds one entry a k with the accuracy (0..1) of each, where chance is
-    the class most frequent in `train`; "per_class" holds the accuracies of the smallest k; "hits" says
-    for every test row that was measured whether its class was found.
+    The metrics of the returned result hold the accuracies (0..1) for each k; "chance" always answers the most frequent
+    class of `train`. "per_class" holds the accuracies of the smallest k; "hits" says for every measured test row
+    whether its class was predicted.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     check_column(train, image_column, "image_column")

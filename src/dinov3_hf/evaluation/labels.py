@@ -1,15 +1,20 @@
-"""Classes of whole images: the label column's vocabulary, labelled features, accuracy by class."""
+"""Class labels of images: features with labels, and accuracy by class."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from .bench import Bench
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
 @dataclass
 class LabelledFeatures:
-    """Features [N,D] of every contestant, their class indices [N] and their rows in the data set."""
+    """Features [N,D] of every encoder, the class indices [N] of the images and their row numbers in the data set."""
 
     features: dict[str, torch.Tensor]
     labels: torch.Tensor
@@ -17,25 +22,32 @@ class LabelledFeatures:
 
     @classmethod
     def read(
-        cls, bench: Bench, rows, kind: str, image_column: str, label_column: str, index_of: dict, description: str
+        cls,
+        bench: Bench,
+        rows: "Dataset",
+        kind: str,
+        image_column: str,
+        label_column: str,
+        index_of: dict[str | int, int],
+        description: str,
     ) -> "LabelledFeatures":
-        """Extract features of `kind` (see `Bench.extractors`); rows whose image cannot be decoded are left out."""
-        found = bench.extract(rows, image_column, kind, description)
-        kept = found["model"].kept
+        """Extract features of `kind` (see `Bench.extractors`); rows whose image cannot be decoded are skipped."""
+        extracted = bench.extract(rows, image_column, kind, description)
+        kept = extracted["model"].kept
         labels = torch.tensor([index_of[value] for value in rows[label_column]])[kept]
-        return cls({name: features.stack() for name, features in found.items()}, labels, kept)
+        return cls({name: features.stack() for name, features in extracted.items()}, labels, kept)
 
     def classes_beyond(self, train_labels: torch.Tensor, names: list[str]) -> list[str]:
-        """Return the names of classes that occur here and not in `train_labels`: their images count as missed."""
+        """Return the names of classes that occur here but not in `train_labels`: their images count as errors."""
         return [names[index] for index in sorted(set(self.labels.tolist()) - set(train_labels.tolist()))]
 
 
 def accuracy_by_class(hits: dict[str, torch.Tensor], labels: torch.Tensor, names: list[str]) -> list[dict]:
-    """Return for every class that `labels` [N] has its images and each contestant's share of `hits` [N] (bool)."""
+    """Return for every class in `labels` [N] its number of images and each encoder's share of `hits` [N]."""
     lines = []
     for index, name in enumerate(names):
         rows = labels == index
         if rows.any():
-            shares = {encoder: found[rows].double().mean().item() for encoder, found in hits.items()}
+            shares = {encoder: of_encoder[rows].double().mean().item() for encoder, of_encoder in hits.items()}
             lines.append({"class": name, "images": int(rows.sum()), **shares})
     return lines

@@ -1,4 +1,4 @@
-"""Any task layer by layer (DINOv3, figure 21): what the network knows after each of its blocks."""
+"""A task repeated layer by layer (DINOv3, figure 21): how good the features are after each block."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ MAX_LAYERS = 12
 
 
 def up_to_layer(model: nn.Module, layer: int) -> nn.Module:
-    """Return the network that ends after block `layer` (1 the first), its tokens under the final norm; weights shared."""
+    """Return the network cut after block `layer` (from 1), followed by the final norm; weights are shared."""
     if isinstance(model, Windowed):
         return Windowed(up_to_layer(model.model, layer), model.window)
     view = copy.copy(model)
-    # A shallow copy shares the table of its modules, too.
+    # A shallow copy also shares the dictionary of modules, which must not change for `model`.
     view._modules = dict(model._modules)
     view.config = copy.deepcopy(model.config)
     view.config.num_hidden_layers = layer
@@ -31,7 +31,7 @@ def up_to_layer(model: nn.Module, layer: int) -> nn.Module:
 
 
 def choose_layers(num_layers: int, asked: Sequence[int] = ()) -> list[int]:
-    """Return the layers to measure: those asked for, else at most twelve that end with the last."""
+    """Return the layers to measure: those asked for, else at most twelve evenly spaced ones that include the last."""
     beyond = [layer for layer in asked if not 1 <= layer <= num_layers]
     if beyond:
         raise Refused(f"layers: got {beyond[0]}, accepted: 1 to the model's number of layers ({num_layers})")
@@ -44,17 +44,17 @@ def choose_layers(num_layers: int, asked: Sequence[int] = ()) -> list[int]:
 def evaluate_layers(bench: Bench, evaluate: Callable[[Bench], Result], layers: Sequence[int] = ()) -> Result:
     """Repeat a task, `evaluate(bench)`, on the network cut after each of `layers`; returns its metrics by layer.
 
-    Each cut network is run by itself: as much work as running the whole one (layers + 1) / 2 times, and no more memory.
+    Each cut network is run separately. Over all layers this costs as much as (layers + 1) / 2 runs of the whole
+    network, and no more memory than one.
     """
     chosen = choose_layers(bench.model.config.num_hidden_layers, layers)
     results = {layer: evaluate(replace(bench, model=up_to_layer(bench.model, layer))) for layer in chosen}
-    return repeated(
-        results, "layer", "layers", "tokens after each block, under the final norm; the untrained twin has as many"
-    )
+    protocol = "tokens after each block, under the final norm; the randomly initialised network has as many blocks"
+    return repeated(results, "layer", "layers", protocol)
 
 
 def repeated(results: dict[int, Result], parameter: str, task: str, protocol: str) -> Result:
-    """Join the results of one task at several values of a parameter into one, with a curve for each measure."""
+    """Join the results of one task at several values of a parameter into one, with a curve for each metric."""
     first = next(iter(results.values()))
     metrics = [{**metric, parameter: value} for value, result in results.items() for metric in result.metrics]
     pictures = {}

@@ -1,6 +1,7 @@
 """Logistic regression on frozen features (DINOv3, section 6.2.1; Oquab et al. 2023, DINOv2, section 7.2)."""
 
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +14,13 @@ from .result import Result
 from .robustness import ClassificationData
 
 
-# A value a decade: accuracy changes little between neighbours.
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+# One value per decade: accuracy changes little between neighbouring values.
 C_GRID = tuple(10.0**exponent for exponent in range(-6, 6))
 MAX_ITERATIONS = 1000
 FEATURES = {
@@ -24,17 +31,17 @@ FEATURES = {
 
 def evaluate_linear(
     bench: Bench,
-    train,
-    test,
+    train: "Dataset",
+    test: "Dataset",
     image_column: str = "image",
     label_column: str = "label",
-    out_of_distribution: dict | None = None,
+    out_of_distribution: "dict[str, Dataset] | None" = None,
     features: str = "cls",
 ) -> Result:
-    """Measure logistic regression on two `datasets.Dataset`s, beside the untrained twin and raw pixels.
+    """Measure logistic regression on frozen features; baselines are the randomly initialised network and raw pixels.
 
-    `out_of_distribution` names further test sets, measured by the same classifiers. The solver runs on the CPU and
-    takes hours for a million images, for which `evaluate_linear_sgd` is made.
+    `out_of_distribution` holds further test sets by name, measured with the same classifiers. The solver runs on the
+    CPU and takes hours for a million images; use `evaluate_linear_sgd` for those.
     """
     if features not in FEATURES:
         raise Refused(f"features: got {features!r}, accepted: {', '.join(FEATURES)}")
@@ -47,7 +54,7 @@ def evaluate_linear(
         values = tokens.numpy()
         parts = [array[places] for places in (fit, held) for array in (values, labels)]
         curves[name] = accuracies_by_c(*parts, f"linear: C of {name}", bench.progress)
-        # The first of equals: the strongest regularisation.
+        # Of equally good values the first: the strongest regularisation.
         chosen[name] = max(curves[name], key=curves[name].get)
         classifiers[name] = fit_logistic(values, labels, chosen[name])
 
@@ -55,11 +62,11 @@ def evaluate_linear(
         return torch.from_numpy(classifiers[name].predict(tokens.numpy()))
 
     protocol = {
-        "features": FEATURES[features] + ", every dimension standardised by its mean and deviation on train",
+        "features": FEATURES[features] + ", every dimension standardised by its mean and standard deviation on train",
         "classifier": "logistic regression with an L2 penalty, LBFGS, refitted on all of train with the chosen C",
         "C": chosen,
         "C_grid": list(C_GRID),
-        "C_chosen_by": "accuracy on the tenth of train, stratified, that the fits of the grid leave out",
+        "C_chosen_by": "accuracy on a stratified tenth of train, held out from the fits of the grid",
         "C_at_an_end_of_the_grid": [name for name, c in chosen.items() if c in (C_GRID[0], C_GRID[-1])],
         "max_iterations": MAX_ITERATIONS,
         "iterations": {name: int(classifier[-1].n_iter_.max()) for name, classifier in classifiers.items()},
@@ -69,8 +76,8 @@ def evaluate_linear(
     return data.result(bench, predict, protocol, {"C": chart})
 
 
-def fit_logistic(features: np.ndarray, labels: np.ndarray, c: float):
-    """Fit a scikit-learn pipeline on features [N,D] with classes [N]; `c` weighs the summed loss against the penalty."""
+def fit_logistic(features: np.ndarray, labels: np.ndarray, c: float) -> "Pipeline":
+    """Fit a classifier on features [N,D] with classes [N]; `c` weights the summed loss against the penalty."""
     from sklearn.pipeline import make_pipeline
 
     pipeline = make_pipeline(_scaler(), _logistic(C=c))
@@ -86,34 +93,35 @@ def accuracies_by_c(
     description: str,
     progress: bool,
 ) -> dict[float, float]:
-    """Fit on features [N,D] with classes [N] for every C of the grid; returns the accuracies on those held out."""
+    """Fit on features [N,D] with classes [N] for every C of the grid; return the accuracy on the held-out set by C."""
     scaler = _scaler().fit(features)
     features, held_features = scaler.transform(features), scaler.transform(held_features)
-    # Each fit starts from the one before, whose solution is near.
-    classifier, found = _logistic(warm_start=True), {}
+    # Each fit starts from the previous solution, which is close.
+    classifier, accuracies = _logistic(warm_start=True), {}
     for c in tqdm(C_GRID, desc=description, disable=not progress, dynamic_ncols=True):
         with _quiet():
             classifier.set_params(C=c).fit(features, labels)
-        found[c] = float((classifier.predict(held_features) == held_labels).mean())
-    return found
+        accuracies[c] = float((classifier.predict(held_features) == held_labels).mean())
+    return accuracies
 
 
-def _scaler():
-    # The penalty treats all dimensions alike, and they differ by orders of magnitude: without this, C would mean another
-    # thing for each network, and an untrained one, whose features hardly vary, would be out of the grid's reach.
+def _scaler() -> "StandardScaler":
+    # The penalty treats all dimensions alike, but their scales differ by orders of magnitude: without standardisation,
+    # C would not be comparable between networks, and the grid would not cover randomly initialised ones, whose
+    # features hardly vary.
     from sklearn.preprocessing import StandardScaler
 
     return StandardScaler()
 
 
-def _logistic(**settings):
+def _logistic(**settings: Any) -> "LogisticRegression":
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=MAX_ITERATIONS, **settings)
 
 
-def _quiet():
-    # A fit that stops at its last iteration is no fault: the protocol tells the iterations.
+def _quiet() -> warnings.catch_warnings:
+    # A fit that reaches the maximum of iterations needs no warning: the protocol reports the number of iterations.
     from sklearn.exceptions import ConvergenceWarning
 
     return warnings.catch_warnings(action="ignore", category=ConvergenceWarning)

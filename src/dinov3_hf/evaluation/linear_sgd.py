@@ -1,8 +1,9 @@
-"""A linear probe trained by SGD for a grid of learning rates at once (DINOv3, section 6.2.1; DINOv2, appendix B.3)."""
+"""A linear probe trained by SGD at many learning rates at once (DINOv3, section 6.2.1; DINOv2, appendix B.3)."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,34 +23,37 @@ from .result import Result
 from .robustness import ClassificationData
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 # For a batch of 256.
 LEARNING_RATES = tuple(factor * 10.0**exponent for exponent in range(-5, -1) for factor in (1, 2, 5)) + (0.1,)
 MOMENTUM = 0.9
 KIND = "cls+mean"
-# Share of the area that a random crop covers, and how many are tried for one that fits.
+# Range of the share of the area that a random crop covers, and how many crops are tried to find one that fits.
 CROP_AREA, CROP_TRIES = (0.08, 1.0), 10
 
-# From a step to the features of every contestant [B,D], and to one number an image: its place or its class [B].
+# From a step's number to the features of every encoder [B,D], and to one number per image [B]: its index or its class.
 Inputs = Callable[[int], dict[str, torch.Tensor]]
 Choice = Callable[[int], torch.Tensor]
 
 
 def evaluate_linear_sgd(
     bench: Bench,
-    train,
-    test,
+    train: "Dataset",
+    test: "Dataset",
     image_column: str = "image",
     label_column: str = "label",
-    out_of_distribution: dict | None = None,
+    out_of_distribution: "dict[str, Dataset] | None" = None,
     steps: int = 12500,
     batch_size: int = 1024,
     augment: bool = False,
 ) -> Result:
-    """Measure the SGD probe on two `datasets.Dataset`s, beside the untrained twin and raw pixels.
+    """Measure a linear probe trained by SGD; baselines are the randomly initialised network and raw pixels.
 
-    With `augment` each batch is cropped and flipped at random and the networks run on it, else features of the centre
-    crop are computed once. An interrupted training goes on from the bench's folder. `out_of_distribution` names further
-    test sets, measured by the same classifiers.
+    With `augment` the networks run at every step on randomly cropped and flipped images; otherwise features of the
+    centre crops are computed once. An interrupted training resumes from the bench's folder. `out_of_distribution`
+    holds further test sets by name, measured with the same classifiers.
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value < 1:
@@ -57,7 +61,7 @@ def evaluate_linear_sgd(
     data = ClassificationData.open(
         bench, "linear-sgd", train, test, out_of_distribution or {}, KIND, image_column, label_column
     )
-    # Only classes of train can be answered.
+    # Only classes that occur in train can be predicted.
     classes, targets = data.train.labels[data.fit].unique(return_inverse=True)
     rates = [rate * batch_size / 256 for rate in LEARNING_RATES]
     heads = nn.ModuleDict(
@@ -85,16 +89,18 @@ def evaluate_linear_sgd(
 
     @torch.inference_mode()
     def answers(name: str, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the classes [N,G] that the heads of a contestant give features [N,D]."""
+        """Return the classes [N,G] that the G heads of an encoder predict for features [N,D]."""
         parts = tokens.split(batch_size)
-        found = [heads[name](part.to(bench.device)).unflatten(1, (len(rates), -1)).argmax(2).cpu() for part in parts]
-        return classes[torch.cat(found)]
+        predicted = [
+            heads[name](part.to(bench.device)).unflatten(1, (len(rates), -1)).argmax(2).cpu() for part in parts
+        ]
+        return classes[torch.cat(predicted)]
 
     labels, best, curves = data.train.labels[data.held], {}, {}
     for name, tokens in data.train.features.items():
         hits = answers(name, tokens[data.held]) == labels[:, None]
         curves[name] = hits.double().mean(0).tolist()
-        # The first of equals: the smallest rate.
+        # Of equally good rates the first: the smallest.
         best[name] = max(range(len(rates)), key=curves[name].__getitem__)
     protocol = {
         "features": FEATURES[KIND],
@@ -107,8 +113,8 @@ def evaluate_linear_sgd(
         "epochs": steps * batch_size / len(data.fit),
         "learning_rate": {name: LEARNING_RATES[index] for name, index in best.items()},
         "learning_rates": f"{', '.join(f'{rate:g}' for rate in LEARNING_RATES)}, times batch_size / 256",
-        "learning_rate_chosen_by": "accuracy on the centre crops of a tenth of train, stratified; the heads are trained "
-        "on the rest, and not again",
+        "learning_rate_chosen_by": "accuracy on the centre crops of a tenth of train, stratified; the heads are "
+        "trained on the rest, and not again",
         "learning_rate_at_an_end_of_the_grid": [n for n, index in best.items() if index in (0, len(rates) - 1)],
     }
     series = {name: list(zip(LEARNING_RATES, curve, strict=True)) for name, curve in curves.items()}
@@ -122,7 +128,7 @@ def evaluate_linear_sgd(
 
 
 def grid_of_heads(width: int, num_classes: int, num_rates: int, seed: int) -> nn.Linear:
-    """Build as many linear layers as there are learning rates, all alike, as one from [N,D] to [N,G*K]."""
+    """Build G (`num_rates`) equal linear layers to K (`num_classes`) logits as one layer from [N,D] to [N,G*K]."""
     head = nn.utils.skip_init(nn.Linear, width, num_rates * num_classes)
     weight = 0.01 * torch.randn(num_classes, width, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -140,13 +146,13 @@ def train_grid(
     checkpoint: Path | None = None,
     progress: bool = False,
 ) -> None:
-    """Train the heads of all contestants in place, on the same batches; see `train_probe`."""
+    """Train the heads of all encoders in place, on the same batches; see `train_probe`."""
 
     def loss_at(step: int) -> torch.Tensor:
         labels = labels_at(step)
         return sum(grid_loss(heads[name](features), labels, rates) for name, features in inputs_at(step).items())
 
-    # The rates are in the loss; the schedule goes from here to zero.
+    # The learning rates are factors of the loss (see `grid_loss`); the schedule decays from 1 to zero.
     optimizer = torch.optim.SGD(heads.parameters(), lr=1.0, momentum=MOMENTUM)
     train_probe(
         heads,
@@ -163,8 +169,8 @@ def train_grid(
 def grid_loss(logits: torch.Tensor, labels: torch.Tensor, rates: Sequence[float]) -> torch.Tensor:
     """Return the sum of every head's mean cross-entropy times its learning rate; logits [B,G*K], labels [B].
 
-    SGD with momentum and without weight decay is linear in the gradient: a head whose loss is multiplied by its rate
-    moves, at the rate 1, as it would alone at its own.
+    SGD with momentum and without weight decay is linear in the gradient: training at rate 1 on a loss multiplied by a
+    head's rate moves the head exactly as training it alone at that rate.
     """
     logits = logits.unflatten(1, (len(rates), -1)).transpose(1, 2)
     losses = nn.functional.cross_entropy(logits, labels[:, None].expand(-1, len(rates)), reduction="none")
@@ -172,7 +178,7 @@ def grid_loss(logits: torch.Tensor, labels: torch.Tensor, rates: Sequence[float]
 
 
 def rows_of_step(step: int, num_rows: int, batch_size: int, seed: int) -> torch.Tensor:
-    """Return the rows [B] of a step: batches follow one another through epochs, each in an order drawn by seed."""
+    """Return the rows [B] of a step: batches run through epochs, each in an order drawn by seed."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_rows
     return torch.cat(
@@ -185,12 +191,12 @@ def rows_of_step(step: int, num_rows: int, batch_size: int, seed: int) -> torch.
 
 @lru_cache(maxsize=2)
 def _permutation(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
-    # Numbers below zero, because those above are the steps'.
+    # Negative numbers, because numbers from 0 on are used for the steps.
     return torch.randperm(num_rows, generator=step_generator(seed, -1 - epoch))
 
 
 def cached_inputs(bench: Bench, data: ClassificationData, chosen_at: Choice) -> Inputs:
-    """Return the function that looks features of centre crops up."""
+    """Return the function from a step's number to the stored features of its centre crops."""
 
     def inputs_at(step: int) -> dict[str, torch.Tensor]:
         places = data.fit[chosen_at(step)]
@@ -200,21 +206,21 @@ def cached_inputs(bench: Bench, data: ClassificationData, chosen_at: Choice) -> 
 
 
 def augmented_inputs(
-    bench: Bench, train, image_column: str, data: ClassificationData, chosen_at: Choice, steps: int
+    bench: Bench, train: "Dataset", image_column: str, data: ClassificationData, chosen_at: Choice, steps: int
 ) -> Inputs:
-    """Return the function that runs the networks on random crops, half of them flipped, drawn from the step's number."""
+    """Return the function from a step's number to features of random crops, half of them flipped."""
     rows = undecoded(train.select_columns([image_column]))
     row_of = torch.tensor(data.train.rows)[data.fit]
     extractors, view = bench.extractors(KIND), bench.preprocessing
 
-    def crop(value, numbers: list[list[float]], flip: float) -> torch.Tensor:
+    def crop(value: dict | None, numbers: list[list[float]], flip: float) -> torch.Tensor:
         image = decode_image(value)
         box = crop_box(*image.shape[-2:], numbers)
         size = [view.image_size, view.image_size]
         image = F.resized_crop(image, *box, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
         return image.flip(-1) if flip < 0.5 else image
 
-    def crops_of(step: int) -> list[tuple]:
+    def crops_of(step: int) -> list[tuple[dict | None, list[list[float]], float]]:
         chosen, generator = row_of[chosen_at(step)], step_generator(bench.seed, step)
         numbers = torch.rand(len(chosen), CROP_TRIES, 4, generator=generator, dtype=torch.float64)
         flips = torch.rand(len(chosen), generator=generator)
@@ -223,23 +229,23 @@ def augmented_inputs(
     images_at = StepReader(crop, crops_of, steps)
 
     def inputs_at(step: int) -> dict[str, torch.Tensor]:
-        found = {name: [] for name in extractors}
+        parts_of = {name: [] for name in extractors}
         for part in torch.stack(images_at(step)).split(bench.batch_size):
             pixels = view.normalize(part.to(bench.device))
             for name, extractor in extractors.items():
-                found[name].append(extractor.function(pixels))
-        # Joined outside of inference mode, whose own tensors autograd refuses.
-        return {name: torch.cat(parts) for name, parts in found.items()}
+                parts_of[name].append(extractor.function(pixels))
+        # Concatenated outside of inference mode, because autograd rejects tensors made inside of it.
+        return {name: torch.cat(parts) for name, parts in parts_of.items()}
 
     return inputs_at
 
 
 def crop_box(height: int, width: int, numbers: Sequence[Sequence[float]]) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of a random crop, the first that fits of those that numbers [10,4] of 0..1 give.
+    """Return top, left, height and width of the first random crop that fits, of those given by numbers [10,4] in 0..1.
 
-    Without one, the largest crop at the centre of an aspect in range.
+    If none fits, return the largest centre crop whose aspect ratio is in range.
     """
     for area, ratio, y, x in numbers:
-        if found := fitting_crop(height, width, CROP_AREA, [(area, ratio)]):
-            return int(y * (height - found[0] + 1)), int(x * (width - found[1] + 1)), *found
+        if size := fitting_crop(height, width, CROP_AREA, [(area, ratio)]):
+            return int(y * (height - size[0] + 1)), int(x * (width - size[1] + 1)), *size
     return central_crop(height, width)

@@ -1,26 +1,36 @@
-"""What an evaluation measures: a vision model on a bench, or a text-aligned model with its processor."""
+"""Load the model to evaluate: a vision model as a `Bench`, or a text-aligned model with its processor."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import Refused
 from ..provenance import describe_weights, is_local
 from .arguments import DataArguments, NetworkArguments, OutputArguments, WhatArguments
 from .rows import is_rendered
+from .task import Evaluation
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data.views import Preprocessing
+    from ..models.modeling_dinotxt import DinoTxtModel
+    from ..models.processing_dinotxt import DinoTxtProcessor
+    from .bench import Bench
 
 
 @dataclass
 class Aligned:
     """A text-aligned model in fp32, and its processor."""
 
-    model: Any
-    processor: Any
+    model: "DinoTxtModel"
+    processor: "DinoTxtProcessor"
 
 
-def load_evaluated_model(recipe):
-    """Return the model in the asked type, where it came from, and the preprocessing its processor asks for."""
+def load_evaluated_model(recipe: Evaluation) -> "tuple[nn.Module, dict, Preprocessing]":
+    """Return the model in the recipe's dtype, the provenance of its weights, and its processor's preprocessing."""
     import torch
 
     from ..checkpoints import load_model
@@ -44,8 +54,8 @@ def load_evaluated_model(recipe):
     return model, provenance, Preprocessing(image_size, resize_size, **statistics)
 
 
-def load_bench(recipe, processes: dict):
-    """Return the bench of a vision model and where the model came from; `processes` are arguments of `FeatureStore`."""
+def load_bench(recipe: Evaluation, processes: dict) -> "tuple[Bench, dict]":
+    """Return the bench of a vision model and its weights' provenance; `processes` are arguments of `FeatureStore`."""
     from ..data.views import check_image_size
     from .bench import Bench
     from .feature_store import FeatureStore
@@ -61,13 +71,13 @@ def load_bench(recipe, processes: dict):
     return bench, provenance
 
 
-def features_folder(recipe) -> Path:
-    """Return the folder in which features are kept."""
+def features_folder(recipe: Evaluation) -> Path:
+    """Return the folder in which features are cached."""
     return Path(recipe.of(NetworkArguments).cache_dir or Path(recipe.of(OutputArguments).output_dir) / "features")
 
 
 def load_evaluated_text_model(name: str) -> tuple[Aligned, dict]:
-    """Return a text-aligned model with its processor, and where the weights came from."""
+    """Return a text-aligned model with its processor, and the provenance of its weights."""
     import torch
     from transformers import PreTrainedConfig
 

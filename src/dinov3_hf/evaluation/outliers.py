@@ -1,9 +1,11 @@
-"""Artefacts of dense features (DINOv3, appendix A): patches of high norm, dimensions of extreme magnitude, what tames them."""
+"""Artefacts of dense features (DINOv3, appendix A): patches of high norm, and dimensions of extreme magnitude."""
 
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ..data.columns import check_column, undecoded
@@ -12,27 +14,32 @@ from ..data.views import check_image_size
 from ..visualization.charts import curve_picture, histogram_picture
 from ..visualization.heat import heat_picture
 from .bench import Bench
-from .feature_store import Extractor
+from .feature_store import Extractor, Features
 from .result import Result
 
 
-# A patch of more than so many times the median norm of its layer is an outlier; so is a dimension of its layer's.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# A patch is an outlier above so many times the median norm of its layer, a dimension above so many times the median
+# magnitude of its layer's dimensions.
 HIGH_NORM, EXTREME_DIMENSION = 3.0, 10.0
 NUM_DRAWN = 6
 
 
-def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> Result:
+def evaluate_outliers(bench: Bench, test: "Dataset", image_column: str = "image") -> Result:
     """Measure norms and dimensions of patch tokens after every block, before and after the final norm.
 
-    Layer 0 is the patch embedding. A patch counts as high-norm beyond 3 times the median norm of its layer's patches, a
-    dimension as extreme where its mean magnitude is beyond 10 times the median dimension's. For the last layer the
-    shares of the largest dimension and of the first principal component are given as the tokens come, after the final
-    norm, and after batch norm (each dimension standardised) instead of it. Nothing here is better high or low in itself.
+    Layer 0 is the patch embedding. A patch counts as high-norm above 3 times the median norm of its layer's patches, a
+    dimension as extreme if its mean magnitude is above 10 times the median dimension's. For the last layer, the shares
+    of the largest dimension and of the first principal component are given for its output, after the final norm, and
+    after batch norm (each dimension standardised) in place of the final norm. None of these metrics is better high or
+    low in itself.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     check_column(test, image_column, "image_column")
     layers = range(bench.model.config.num_hidden_layers + 1)
-    found, skipped = {}, 0
+    statistics, skipped = {}, 0
     for name, network in bench.networks.items():
         features = bench.store.extract(
             test,
@@ -45,7 +52,7 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> Result
             bench.progress,
         )
         skipped = len(test) - len(features["norms"])
-        found[name] = {
+        statistics[name] = {
             "norms": features["norms"].stack(),
             "dimensions": features["magnitudes"].stack().double().mean(0).unflatten(0, (len(layers), -1)),
             "shares": _dimension_shares(features),
@@ -53,22 +60,24 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> Result
         }
     metrics = []
     for layer in layers:
-        norms = {name: one["norms"][..., layer] for name, one in found.items()}
-        ratios = {name: one["dimensions"][layer] / one["dimensions"][layer].median() for name, one in found.items()}
+        norms = {name: one["norms"][..., layer] for name, one in statistics.items()}
+        ratios = {
+            name: one["dimensions"][layer] / one["dimensions"][layer].median() for name, one in statistics.items()
+        }
         medians = {name: one.median() for name, one in norms.items()}
         for title, values in (
-            ("high-norm patches", {n: (norms[n] > HIGH_NORM * medians[n]).double().mean() for n in found}),
-            ("largest / median norm", {n: norms[n].max() / medians[n] for n in found}),
-            ("extreme dimensions", {n: (ratios[n] > EXTREME_DIMENSION).sum() for n in found}),
-            ("largest / median dimension", {n: ratios[n].max() for n in found}),
+            ("high-norm patches", {n: (norms[n] > HIGH_NORM * medians[n]).double().mean() for n in statistics}),
+            ("largest / median norm", {n: norms[n].max() / medians[n] for n in statistics}),
+            ("extreme dimensions", {n: (ratios[n] > EXTREME_DIMENSION).sum() for n in statistics}),
+            ("largest / median dimension", {n: ratios[n].max() for n in statistics}),
         ):
             metrics.append({"metric": title, "layer": layer, **{n: float(value) for n, value in values.items()}})
     for tokens in ("before norm", "after norm", "after batch norm"):
         for title in ("squared magnitude in the largest dimension", "variance in the first principal component"):
-            values = {name: one["shares"][tokens][title] for name, one in found.items()}
+            values = {name: one["shares"][tokens][title] for name, one in statistics.items()}
             metrics.append({"metric": title, "tokens": tokens, **values})
     of_dimensions = [line for line in metrics if line["metric"] == "largest / median dimension"]
-    dimensions = {name: [(line["layer"], line[name]) for line in of_dimensions] for name in found}
+    dimensions = {name: [(line["layer"], line[name]) for line in of_dimensions] for name in statistics}
     return Result(
         task="outliers",
         protocol={
@@ -78,23 +87,23 @@ def evaluate_outliers(bench: Bench, test, image_column: str = "image") -> Result
             "median dimension's",
             "batch norm": "each dimension of the last block's output standardised over all patches",
             "num_test": len(test) - skipped,
-            "num_patches": int(found["model"]["norms"][..., 0].numel()),
+            "num_patches": int(statistics["model"]["norms"][..., 0].numel()),
             "preprocessing": asdict(bench.preprocessing),
             "baseline_seed": bench.seed,
         },
         skipped_images={"test": skipped},
         metrics=metrics,
-        pictures=_pictures(bench, test, image_column, found["model"], dimensions),
+        pictures=_pictures(bench, test, image_column, statistics["model"], dimensions),
         details={
             "extreme_dimensions": [
-                {"layer": layer, "dimensions": _extreme(found["model"]["dimensions"][layer])} for layer in layers
+                {"layer": layer, "dimensions": _extreme(statistics["model"]["dimensions"][layer])} for layer in layers
             ],
         },
     )
 
 
 def _extractors(model: nn.Module, key: str, patch_size: int) -> dict[str, Extractor]:
-    """Return what is taken from one run of the network: norms of patches by layer, dimensions by layer, last tokens."""
+    """Return the extractors of one forward pass: patch norms and dimensions by layer, and tokens of the last layer."""
     config = model.config
     width, layers, prefix = config.hidden_size, config.num_hidden_layers + 1, 1 + config.num_register_tokens
     parameter = next(model.parameters())
@@ -102,7 +111,7 @@ def _extractors(model: nn.Module, key: str, patch_size: int) -> dict[str, Extrac
 
     @torch.inference_mode()
     def hidden_states(pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        # Four extractors are called on the same batch: the network runs for the first.
+        # Four extractors are called on the same batch: the network runs only for the first.
         if last[0] is not pixels:
             output = model(pixels.to(parameter.device, parameter.dtype), output_hidden_states=True)
             states = [state[:, prefix:].float() for state in output.hidden_states]
@@ -129,8 +138,8 @@ def _extractors(model: nn.Module, key: str, patch_size: int) -> dict[str, Extrac
     }
 
 
-def _dimension_shares(features: dict) -> dict[str, dict[str, float]]:
-    """Return, for the last block's tokens in three states, the shares of the largest dimension and of the first component."""
+def _dimension_shares(features: dict[str, Features]) -> dict[str, dict[str, float]]:
+    """Return the shares of the largest dimension and of the first component, for three forms of the last tokens."""
     shares = {}
     for name in ("before norm", "after norm"):
         total, outer, count = 0.0, 0.0, 0
@@ -157,14 +166,16 @@ def _shares(squares: torch.Tensor, covariance: torch.Tensor) -> dict[str, float]
 
 
 def _extreme(dimensions: torch.Tensor) -> list[int]:
-    """Return the numbers of extreme dimensions, the largest first."""
+    """Return the indices of extreme dimensions, the largest first."""
     order = dimensions.argsort(descending=True)
     return order[dimensions[order] > EXTREME_DIMENSION * dimensions.median()].tolist()
 
 
-def _pictures(bench: Bench, test, image_column: str, found: dict, dimensions: dict) -> dict:
-    """Picture how many patches have which norm, the ratios of `dimensions` by layer, and where the norms are high."""
-    norms, kept = found["norms"], found["kept"][:NUM_DRAWN]
+def _pictures(
+    bench: Bench, test: "Dataset", image_column: str, statistics: dict, dimensions: dict[str, list[tuple[int, float]]]
+) -> dict[str, Image.Image]:
+    """Draw a histogram of patch norms, the ratios `dimensions` by layer, and maps of the norms on some images."""
+    norms, kept = statistics["norms"], statistics["kept"][:NUM_DRAWN]
     last = norms.shape[-1] - 1
     chosen = {f"layer {layer}": norms[..., layer] for layer in sorted({1, (1 + last) // 2, last})}
     ratios = {name: (values / values.median()).flatten().numpy() for name, values in chosen.items()}

@@ -1,7 +1,8 @@
-"""k-nearest-neighbour segmentation on patch tokens: what dense features know before anything is trained on them."""
+"""k-nearest-neighbour segmentation on patch tokens: the quality of dense features without training a head."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,14 +12,19 @@ from ..data.views import check_image_size
 from ..errors import Refused
 from ..pipelines.neighbours import TEMPERATURE, NeighbourBank
 from .bench import Bench
+from .feature_store import Features
 from .iou import confusion_matrix, intersection_over_union
 from .result import Result
 
 
-def patch_labels(masks: torch.Tensor, patch_size: int, ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
-    """Give every patch of masks [B,H,W] the class of most of its pixels; returns [B,P], row by row.
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-    Ignored pixels vote as one class of their own; between equal votes the smaller class index wins.
+
+def patch_labels(masks: torch.Tensor, patch_size: int, ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
+    """Return the majority class of each patch's pixels, [B,P] in row-major order, from masks [B,H,W].
+
+    Ignored pixels vote as a class of their own; of tied classes the smaller index wins.
     """
     pixels = (
         masks.unflatten(1, (-1, patch_size)).unflatten(3, (-1, patch_size)).transpose(2, 3).flatten(3).flatten(1, 2)
@@ -27,26 +33,26 @@ def patch_labels(masks: torch.Tensor, patch_size: int, ignore_index: int = IGNOR
     pixels = pixels.masked_fill(pixels == ignore_index, num_classes)
     votes = torch.zeros(*pixels.shape[:2], num_classes + 1, dtype=torch.long)
     votes.scatter_add_(2, pixels, torch.ones_like(pixels))
-    # The last term decides between equal votes, which argmax leaves open.
+    # The last term breaks ties, for which argmax guarantees no order.
     winners = (votes * (num_classes + 2) - torch.arange(num_classes + 1)).argmax(2)
     return winners.masked_fill(winners == num_classes, ignore_index)
 
 
 def evaluate_patch_knn(
     bench: Bench,
-    train,
-    test,
+    train: "Dataset",
+    test: "Dataset",
     image_column: str = "image",
     mask_column: str = "mask",
     ks: Sequence[int] = (10, 20),
     max_bank_patches: int = 50_000,
     ignore_index: int = IGNORE_INDEX,
 ) -> Result:
-    """Measure patch k-NN on two `datasets.Dataset`s, beside the untrained twin and the patches' raw pixels.
+    """Measure patch k-NN; baselines are the randomly initialised network and the patches' raw pixels.
 
-    The bank holds the patches of all train images, or the same number of random patches from each where all would
-    exceed `max_bank_patches`. mIoU and accuracy are counted on the grid of patches, against the majority class of each
-    patch's pixels; mIoU is the mean over the classes (background included) that the test patches have.
+    The bank holds the patches of all train images, or equally many random patches of each image if all patches would
+    exceed `max_bank_patches`. mIoU and accuracy are computed on the grid of patches, against the majority class of
+    each patch's pixels; mIoU is the mean over the classes (background included) that occur in the test patches.
     """
     patch_size, preprocessing = bench.patch_size, bench.preprocessing
     check_image_size(preprocessing.image_size, patch_size)
@@ -59,8 +65,8 @@ def evaluate_patch_knn(
     if not 1 <= ks[0] <= ks[-1] <= len(train) * per_image:
         raise Refused(f"k: got {ks}, accepted: 1 to the number of train patches ({len(train) * per_image})")
 
-    def read(rows, split):
-        """Return the features, and for every image that has a mask its place among them and its patches' labels."""
+    def read(rows: "Dataset", split: str) -> tuple[dict[str, Features], list[tuple[int, torch.Tensor]]]:
+        """Return the features, and for every image with a mask its index in them and the labels of its patches [P]."""
         features = bench.extract(rows, image_column, "patches", f"patch-knn: {split} images")
         labelled = [
             (place, patch_labels(mask[None], patch_size, ignore_index)[0])
@@ -90,18 +96,18 @@ def evaluate_patch_knn(
         for name in features
     }
     features, labelled = read(test, "test")
-    num_test, found, truth = len(labelled), {name: {k: [] for k in ks} for name in features}, []
+    num_test, predicted, truth = len(labelled), {name: {k: [] for k in ks} for name in features}, []
     for start in range(0, num_test, bench.batch_size):
         part = labelled[start : start + bench.batch_size]
         for name in features:
             queries = torch.cat([features[name][place][labels != ignore_index] for place, labels in part])
             for k, predictions in banks[name].classify(queries.to(bench.device), ks).items():
-                found[name][k].append(predictions.cpu())
+                predicted[name][k].append(predictions.cpu())
         truth += [labels[labels != ignore_index] for _, labels in part]
     truth = torch.cat(truth)
     num_classes = max(num_bank_classes, int(truth.max()) + 1)
     confusions = {
-        name: {k: confusion_matrix(torch.cat(found[name][k]), truth, num_classes) for k in ks} for name in features
+        name: {k: confusion_matrix(torch.cat(predicted[name][k]), truth, num_classes) for k in ks} for name in features
     }
     most_frequent = torch.full_like(truth, int(bank_labels.bincount().argmax()))
     constant = confusion_matrix(most_frequent, truth, num_classes)

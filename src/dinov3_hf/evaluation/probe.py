@@ -1,4 +1,4 @@
-"""The training of a head on frozen features: AdamW with a one-cycle schedule, progress, and a state to go on from."""
+"""The training loop of a head on frozen features: one-cycle schedule, progress bar, and resumable checkpoints."""
 
 import os
 import time
@@ -28,10 +28,10 @@ def train_probe(
     description: str = "head",
     progress: bool = True,
 ) -> None:
-    """Train `head` in place for `steps` steps, each on `loss_at(step)`; learning rates are the peaks of a one-cycle.
+    """Train `head` in place on `loss_at(step)`; the optimizer's learning rates are the peaks of a one-cycle schedule.
 
-    `loss_at` draws its batch from the step's number alone, so that a run that goes on from `checkpoint` (written every
-    half minute and at the end) repeats the steps it had not saved exactly. Raises `Failed` where the loss is not
+    `loss_at` must draw its batch from the step's number alone: a run resumed from `checkpoint` (written every half
+    minute and at the end) then repeats the steps since the last save exactly. Raises `Failed` if the loss is not
     finite.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -75,5 +75,5 @@ def train_probe(
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Return the source of a step's random draws, the same whether a run was interrupted before it or not."""
+    """Return the generator of a step's random draws; it depends only on `seed` and `step`, so that runs can resume."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)

@@ -1,4 +1,4 @@
-"""Any task at growing image sizes (DINOv3, section 6.1 and figure 4): do features stay sharp?"""
+"""A task repeated at growing image sizes (DINOv3, section 6.1 and figure 4): do features stay good?"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,8 +12,8 @@ from .result import Result
 def evaluate_resolution(bench: Bench, evaluate: Callable[[Bench], Result], sizes: Sequence[int]) -> Result:
     """Repeat a task, `evaluate(bench)`, at image sizes in pixels; returns its metrics by size.
 
-    The share of the image that the centre crop keeps stays the same. Memory grows with the size unless the bench's
-    network sees windows (`Windowed`). Raises `Refused` for a size that is no multiple of the patch size.
+    The centre crop keeps the same share of the image at every size. Memory grows with the size unless the bench's
+    network is `Windowed`. Raises `Refused` for a size that is no multiple of the patch size.
     """
     view = bench.preprocessing
     for size in sizes:

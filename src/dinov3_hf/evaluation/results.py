@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: results.json, results.md, pictures, a printed table; and their comparison."""
+"""Write the results of an evaluation (results.json, results.md, pictures, a printed table), and compare them."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,20 +15,20 @@ from .result import Result
 
 
 MODEL_AND_BASELINES = ("model", "random_init", "raw_pixels", "chance")
-# Keys of a measure that are no parameter of it.
+# Keys of a metric that are not its parameters.
 NOT_PARAMETERS = ("metric", "lower_is_better", *MODEL_AND_BASELINES)
-TABLE_HEAD = ("task", "metric", "data", "model", "random_init", "raw pixels", "chance", "date")
+TABLE_HEAD = ("task", "metric", "data", "model", "random init", "raw pixels", "chance", "date")
 FRAME_MILLISECONDS = 120
 
 
 def metric_title(metric: dict) -> str:
-    """Return a measure's name with its parameters: "top-1, k=10"."""
+    """Return a metric's name with its parameters, as "top-1, k=10"."""
     parameters = [f"{name}={value}" for name, value in metric.items() if name not in NOT_PARAMETERS]
     return ", ".join([metric["metric"], *parameters])
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """Lay out the measures of several tasks as aligned lines, one a measure."""
+    """Lay out the metrics of several tasks as aligned lines, one per metric."""
     columns = [
         name for name in MODEL_AND_BASELINES if any(name in metric for result in results for metric in result.metrics)
     ]
@@ -40,12 +41,12 @@ def format_table(results: Sequence[Result]) -> str:
 
 
 def format_value(value: float | None) -> str:
-    """Write a figure with four digits behind the point, nothing for None."""
+    """Format a number with four decimals; None becomes an empty string."""
     return "" if value is None else f"{value:.4f}"
 
 
 def align(lines: list[list[str]]) -> str:
-    """Pad cells to columns, the first to the left and others to the right."""
+    """Pad cells to columns: the first column is aligned left, the others right."""
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     aligned = [
         "  ".join(
@@ -58,7 +59,7 @@ def align(lines: list[list[str]]) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lay out lines of cells, the first the head, as a Markdown table."""
+    """Lay out lines of cells as a Markdown table; the first line is the head."""
     head, *rows = lines
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |"
@@ -67,9 +68,9 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def replace_table(page: Path, script: str, table: str) -> None:
-    """Put a table between the marks `<!-- table: SCRIPT -->` and `<!-- end of table -->` of a page.
+    """Replace the table between the marks `<!-- table: SCRIPT -->` and `<!-- end of table -->` of a page.
 
-    Raises ValueError for a page without them.
+    Raises ValueError for a page without these marks.
     """
     start, end = f"<!-- table: {script} -->", "<!-- end of table -->"
     text, count = re.subn(
@@ -81,7 +82,7 @@ def replace_table(page: Path, script: str, table: str) -> None:
 
 
 def table_lines(record: dict) -> list[tuple[str, ...]]:
-    """Return the lines of a record in the table of results.md."""
+    """Return the rows of a record for the table of results.md."""
     lines = []
     for result in record["results"]:
         data = result.data
@@ -96,9 +97,9 @@ def table_lines(record: dict) -> list[tuple[str, ...]]:
 
 
 def write_results(record: dict, folder: Path) -> list[Path]:
-    """Write results.json, results.md and the pictures of a record; returns the paths of the pictures.
+    """Write results.json, results.md and the pictures of a record; return the paths of the pictures.
 
-    In results.json each result names its pictures' files.
+    In results.json each result lists the file names of its pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths, results = [], []
@@ -111,7 +112,7 @@ def write_results(record: dict, folder: Path) -> list[Path]:
             paths.append(save_picture(picture, folder / stem))
             names[name] = paths[-1].name
         results.append(result.as_dict() | {"pictures": names})
-    # Written last: results.json says that an evaluation is complete.
+    # results.json is written last: its presence means that the evaluation is complete.
     table = markdown([TABLE_HEAD, *table_lines(record)])
     images = "".join(f"\n![{path.stem}]({path.name})\n" for path in paths)
     (folder / "results.md").write_text(f"# {record['model']['path']}\n\n{table}\n{images}")
@@ -120,8 +121,8 @@ def write_results(record: dict, folder: Path) -> list[Path]:
     return paths
 
 
-def not_finite_to_none(value):
-    """Replace NaN and infinities, which JSON does not know, by None."""
+def not_finite_to_none(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON cannot represent, by None in nested dictionaries and lists."""
     if isinstance(value, dict):
         return {key: not_finite_to_none(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -129,8 +130,8 @@ def not_finite_to_none(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def save_picture(picture, stem: Path) -> Path:
-    """Save an image as PNG, a list of them as an animated GIF; returns the file's path."""
+def save_picture(picture: Image.Image | Sequence[Image.Image], stem: Path) -> Path:
+    """Save an image as PNG, or a list of images as an animated GIF; return the file's path."""
     if isinstance(picture, Image.Image):
         path = stem.with_name(f"{stem.name}.png")
         picture.save(path, optimize=True)
@@ -142,8 +143,8 @@ def save_picture(picture, stem: Path) -> Path:
 
 
 def read_results(path: str) -> dict:
-    """Read a results.json, or that of a folder; `Refused` where there is none."""
-    # Unlike those of Path, these take a name that is too long for no file.
+    """Read a results.json, given as the file or its folder; raises `Refused` if there is none or it is invalid."""
+    # These return False for a name that is too long; the methods of Path raise.
     file = Path(path) / "results.json" if os.path.isdir(path) else Path(path)
     if not os.path.isfile(file):
         raise Refused(f"results: nothing at {str(file)!r}, accepted: a results.json or the folder of one")
@@ -161,10 +162,11 @@ def read_results(path: str) -> dict:
 
 
 def compare_results(records: dict[str, dict]) -> tuple[list[list[str]], list[str]]:
-    """Lay the measures of several records side by side: the head and lines of a table, and remarks.
+    """Compare the metrics of several records: return the lines of a table, the first its head, and remarks.
 
-    A line is a measure of one task on one data set; the records' controls follow their models where they differ from
-    each other, once where they agree. Remarks name what differs in the protocols of a line.
+    A line is a metric of one task on one data set. The columns are the records' models, then their baselines: one
+    column for a baseline on which all records agree, else one per record. Remarks name the differences between the
+    protocols of a task on a data set.
     """
     keys, cells, protocols = [], {}, {}
     for name, record in records.items():
@@ -190,10 +192,10 @@ def compare_results(records: dict[str, dict]) -> tuple[list[list[str]], list[str
     for key in keys:
         values = []
         for name, encoder in columns:
-            found = cells[key].get(name) if name else next(iter(cells[key].values()))
-            values.append(format_value((found or {}).get(encoder)) or "-")
+            metric = cells[key].get(name) if name else next(iter(cells[key].values()))
+            values.append(format_value((metric or {}).get(encoder)) or "-")
         lines.append([f"{key[0]} {key[1]} ({key[2]})", *values])
-    return lines, [remark for key, found in protocols.items() for remark in _differences(key, found)]
+    return lines, [remark for key, by_record in protocols.items() for remark in _differences(key, by_record)]
 
 
 def _protocol(result: dict) -> dict:
@@ -202,11 +204,11 @@ def _protocol(result: dict) -> dict:
     return {name: json.dumps(value) for name, value in {**result.get("protocol", {}), **rows}.items()}
 
 
-def _differences(key: tuple, found: dict[str, dict]) -> list[str]:
-    names = list(dict.fromkeys(name for protocol in found.values() for name in protocol))
+def _differences(key: tuple[str, str], by_record: dict[str, dict]) -> list[str]:
+    names = list(dict.fromkeys(name for protocol in by_record.values() for name in protocol))
     remarks = []
     for name in names:
-        values = {record: protocol.get(name) for record, protocol in found.items()}
+        values = {record: protocol.get(name) for record, protocol in by_record.items()}
         if len(set(values.values())) > 1:
             listed = "; ".join(f"{record}: {(value or 'none')[:60]}" for record, value in values.items())
             remarks.append(f"{key[0]} ({key[1]}) differs in {name}: {listed}")

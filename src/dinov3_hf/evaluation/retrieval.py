@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.columns import check_column, named_values, undecoded
@@ -19,16 +21,19 @@ from .image_text_retrieval import best_ranks, chance_recall
 from .result import Result
 
 
-# Similarities held at once: with their ranking half a gigabyte.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Number of similarities in memory at once: half a gigabyte with their ranking.
 MAX_SIMILARITIES = 2**23
 NUM_DRAWN, NUM_ANSWERS = 6, 5
 
 
 def precision_sums(scores: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
-    """Sum over the relevant items of each row of the precision among all that score as high; returns fp64 [Q].
+    """Sum, over the relevant items of each row, the precision among all items of at least equal score; fp64 [Q].
 
-    Scores and relevant (bool) [Q,N]. Divided by the number of relevant items it is the average precision as
-    scikit-learn defines it: items of equal score come all at once, so that a constant score earns nothing.
+    Scores and relevant (bool) are [Q,N]. Divided by the number of relevant items this is the average precision as
+    scikit-learn defines it: items of equal score share one rank, so that a constant score is no better than chance.
     """
     scores, order = scores.sort(dim=1, descending=True)
     relevant = relevant.gather(1, order)
@@ -36,22 +41,22 @@ def precision_sums(scores: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor
     places = torch.arange(num_items, device=scores.device)
     ends = torch.full_like(order, num_items - 1)
     ends[:, :-1] = torch.where(scores[:, 1:] != scores[:, :-1], places[:-1], num_items - 1)
-    # Each place takes the end of its group of equal scores: the nearest end from there on.
+    # Each position takes the end of its group of equal scores: the nearest end at or after it.
     ends = ends.flip(1).cummin(1).values.flip(1)
     precisions = relevant.cumsum(1).gather(1, ends).double() / (ends + 1)
     return (precisions * relevant).sum(1)
 
 
 def expected_average_precision(num_relevant: torch.Tensor, num_items: int) -> torch.Tensor:
-    """Average precision [Q] of a random order of `num_items`, of which `num_relevant` [Q] are relevant, in expectation."""
+    """Expected average precision [Q] of a random order of `num_items`, of which `num_relevant` [Q] are relevant."""
     harmonic = (1 / torch.arange(1, num_items + 1, dtype=torch.float64)).sum()
-    # An item before a relevant one is relevant as often as any of the others.
+    # An item ranked before a relevant one is relevant with the same probability as any other item.
     others = (num_relevant - 1).double() / max(num_items - 1, 1)
     return (harmonic + others * (num_items - harmonic)) / num_items
 
 
 def expected_gap(chances: torch.Tensor, num_answerable: int) -> float:
-    """GAP of first answers that are right with chances [Q], in random order, in expectation."""
+    """Expected GAP of first answers in random order that are correct with probabilities `chances` [Q]."""
     chances, count = chances.double(), len(chances)
     harmonic = (1 / torch.arange(1, count + 1, dtype=torch.float64)).sum().item()
     both = ((chances.sum() ** 2 - chances.square().sum()) / max(count * (count - 1), 1)).item()
@@ -59,9 +64,9 @@ def expected_gap(chances: torch.Tensor, num_answerable: int) -> float:
 
 
 class Relevance:
-    """Which rows of a gallery are relevant for each query: those it names, or those of an equal value."""
+    """The gallery rows that are relevant for each query: those it lists, or those of the same instance."""
 
-    def __init__(self, gallery, query, positives_column: str | None, instance_column: str):
+    def __init__(self, gallery: "Dataset", query: "Dataset", positives_column: str | None, instance_column: str):
         self.num_gallery = len(gallery)
         if positives_column is not None:
             check_column(query, positives_column, "positives_column")
@@ -76,14 +81,14 @@ class Relevance:
         self.rows = [rows_of.get(value, []) for value in values]
 
     def matrix(self, queries: Sequence[int], kept: torch.Tensor) -> torch.Tensor:
-        """Relevance (bool) [Q,N] of the gallery's rows `kept` [N] for the rows `queries` of the query."""
+        """Return the relevance (bool) [Q,N] of the gallery rows `kept` [N] for the query rows `queries` [Q]."""
         relevant = torch.zeros(len(queries), self.num_gallery, dtype=torch.bool)
         for place, row in enumerate(queries):
             relevant[place, self.rows[row]] = True
         return relevant[:, kept]
 
 
-def _gallery_rows(value, row: int, num_gallery: int) -> list[int]:
+def _gallery_rows(value: list[int] | None, row: int, num_gallery: int) -> list[int]:
     named = value if value is not None else []
     if not isinstance(named, list) or not all(type(item) is int and 0 <= item < num_gallery for item in named):
         accepted = f"a list of rows of the gallery, 0 to {num_gallery - 1}"
@@ -93,8 +98,8 @@ def _gallery_rows(value, row: int, num_gallery: int) -> list[int]:
 
 def evaluate_instance_retrieval(
     bench: Bench,
-    gallery,
-    query,
+    gallery: "Dataset",
+    query: "Dataset",
     image_column: str = "image",
     positives_column: str | None = None,
     instance_column: str = "label",
@@ -102,12 +107,13 @@ def evaluate_instance_retrieval(
     exclude_same: bool = False,
     whole: bool = False,
 ) -> Result:
-    """Measure how early the images of a query's instance come when a gallery is sorted by cosine, on `datasets.Dataset`s.
+    """Measure how high the images of a query's instance rank when the gallery is sorted by cosine similarity.
 
-    Relevant are the gallery's rows that the query's `positives_column` lists, else those of equal `instance_column` (a
-    missing value, or -1 of a declared class, equals none). Queries without a relevant image are distractors, which only
-    GAP counts. `exclude_same` leaves a query's own row out, for a gallery that is its own queries. `whole` sees images
-    uncropped, shorter side to `image_size`, in place of square crops. "hits" of what it returns says of every query with a relevant image whether its first answer is one, "pictures" holds answers.
+    Relevant are the gallery rows that the query's `positives_column` lists, else those of equal `instance_column` (a
+    missing value, or -1 of a declared class, equals none). Queries without a relevant image are distractors, which
+    count only in GAP. `exclude_same` removes a query's own row from the ranking, for a gallery that is its own query
+    set. `whole` uses uncropped images, shorter side resized to `image_size`, instead of square crops. "hits" says for
+    every query with a relevant image whether its first answer is relevant; "pictures" shows answers.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     for rows in (gallery, query):
@@ -128,23 +134,23 @@ def evaluate_instance_retrieval(
             f"positives_column: {positives_column!r}" if positives_column else f"instance_column: {instance_column!r}"
         )
         raise Refused(f"{column} gives none of the {len(query)} queries a relevant image in the gallery")
-    found = {}
+    rankings = {}
     for name in items:
         bank = CosineBank(items[name].stack().to(bench.device))
-        found[name] = search.run(bank, queries[name], bench, f"retrieval: {name.replace('_', ' ')}")
+        rankings[name] = search.run(bank, queries[name], bench, f"retrieval: {name.replace('_', ' ')}")
     answerable = search.num_relevant > 0
     num_relevant, num_items = search.num_relevant[answerable], search.num_items
     chances = {
         "mAP": expected_average_precision(num_relevant, num_items).mean().item(),
         "GAP": expected_gap(search.num_relevant / num_items, len(num_relevant)),
     }
-    values = {name: {"mAP": of["average_precision"].mean().item(), "GAP": of["gap"]} for name, of in found.items()}
+    values = {name: {"mAP": of["average_precision"].mean().item(), "GAP": of["gap"]} for name, of in rankings.items()}
     metrics = [
         {"metric": title, **{name: of[title] for name, of in values.items()}, "chance": chances[title]}
         for title in ("mAP", "GAP")
     ]
     for k in ks:
-        shares = {name: (of["rank"] < k).double().mean().item() for name, of in found.items()}
+        shares = {name: (of["rank"] < k).double().mean().item() for name, of in rankings.items()}
         metrics.append({"metric": "recall", "k": k, **shares, "chance": chance_recall(num_relevant, num_items, k)})
     rows = torch.tensor(search.queries)[answerable].tolist()
     return Result(
@@ -155,8 +161,8 @@ def evaluate_instance_retrieval(
             if positives_column
             else f"equal values of column {instance_column}",
             "mAP": "mean over queries of the precision at each relevant image, over the whole ranking",
-            "GAP": "first answers of all queries by cosine: precision at each right one, summed, over the queries that "
-            "have a relevant image",
+            "GAP": "first answers of all queries by cosine: precision at each right one, summed, over the queries "
+            "that have a relevant image",
             "recall": "share of queries with a relevant image among the first k",
             "ties": "count against the relevant image",
             "ks": ks,
@@ -172,13 +178,13 @@ def evaluate_instance_retrieval(
         },
         skipped_images={"train": len(gallery) - len(items["model"]), "test": len(query) - len(search.queries)},
         metrics=metrics,
-        hits={"rows": rows, **{name: of["rank"] < 1 for name, of in found.items()}},
-        pictures={"retrieved": _picture(gallery, query, image_column, found["model"]["answers"])},
+        hits={"rows": rows, **{name: of["rank"] < 1 for name, of in rankings.items()}},
+        pictures={"retrieved": _picture(gallery, query, image_column, rankings["model"]["answers"])},
     )
 
 
 class _Search:
-    """The comparison of queries with a gallery, the same for every contestant."""
+    """The comparison of queries with a gallery, the same for every encoder."""
 
     def __init__(self, relevance: Relevance, items: list[int], queries: list[int], exclude_same: bool):
         self.relevance, self.items, self.queries = relevance, torch.tensor(items), queries
@@ -192,14 +198,14 @@ class _Search:
         }
 
     def parts(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Yield queries' places, the relevance [q,N] of the items for them and what is a query's own row [q,N]."""
+        """Yield slices of the queries, the relevance [q,N] of the items, and which item is a query's own row [q,N]."""
         for start in range(0, len(self.queries), self.at_once):
             rows = self.queries[start : start + self.at_once]
             own = (torch.tensor(rows)[:, None] == self.items) & self.exclude_same
             yield slice(start, start + len(rows)), self.relevance.matrix(rows, self.items) & ~own, own
 
     def run(self, bank: CosineBank, queries: Features, bench: Bench, description: str) -> dict:
-        """Return "average_precision" and "rank" (of the best relevant item) of answerable queries, "gap", "answers"."""
+        """Return "average_precision", "rank" (of the first relevant item) by answerable query, "gap" and "answers"."""
         average_precision, ranks, confidence, right, answers = [], [], [], [], []
         bar = tqdm(
             total=len(self.queries), desc=description, unit="query", disable=not bench.progress, dynamic_ncols=True
@@ -234,8 +240,10 @@ class _Search:
         }
 
 
-def _picture(gallery, query, image_column: str, answers: list[tuple[int, list[int], list[bool]]]):
-    """Draw queries with their first answers: a query's row, rows of the gallery, and whether they are relevant."""
+def _picture(
+    gallery: "Dataset", query: "Dataset", image_column: str, answers: list[tuple[int, list[int], list[bool]]]
+) -> Image.Image:
+    """Draw queries with their first answers; `answers` are query row, gallery rows, and whether each is relevant."""
     gallery, query = undecoded(gallery), undecoded(query)
     return answers_picture(
         [

@@ -1,8 +1,9 @@
-"""Classifiers of whole images on a main test set and on others out of distribution (DINOv3, section 6.2.1)."""
+"""Image classifiers measured on a main test set and on out-of-distribution test sets (DINOv3, section 6.2.1)."""
 
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,7 +18,10 @@ from .labels import LabelledFeatures, accuracy_by_class
 from .result import Result
 
 
-# One in so many train images is held out to choose by.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# One in so many train images is held out to choose hyperparameters.
 VALIDATION_STRIDE = 10
 CORRUPTION_COLUMN = "corruption"
 # AlexNet's top-1 errors on ImageNet-C, each over its five severities (Hendrycks and Dietterich, 2019, table 1).
@@ -39,17 +43,17 @@ ALEXNET_ERRORS = {
     "jpeg_compression": 0.607,
 }
 
-# From a contestant and features [N,D] to the classes [N] that it gives them.
+# From an encoder's name and its features [N,D] to the predicted classes [N].
 Predict = Callable[[str, torch.Tensor], torch.Tensor]
-# For every contestant, and for "chance", which images of a set were given their class: bool [N].
+# For every encoder, and for "chance", which images of a set were classified correctly: bool [N].
 Hits = dict[str, torch.Tensor]
 
 
 def validation_split(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split rows of classes [N] by seed into those to fit on and those to choose by: a tenth of every class, sorted.
+    """Split rows of classes [N] by seed into a part to fit on and a held-out tenth of every class; both are sorted.
 
-    The tenths of small classes are taken together; no class loses its only image. Raises `Refused` where there are
-    fewer than two classes or nothing can be held out.
+    For classes of fewer than ten images, a tenth of these classes together is held out; no class loses its only image.
+    Raises `Refused` if there are fewer than two classes or nothing can be held out.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
@@ -60,14 +64,14 @@ def validation_split(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, tor
     is_held &= ~is_first
     if is_first.sum() < 2 or not is_held.any():
         raise Refused(
-            f"train: got {len(labels)} images of {int(is_first.sum())} classes, accepted: two classes or more, and enough "
-            "images that a tenth can be held out"
+            f"train: got {len(labels)} images of {int(is_first.sum())} classes, accepted: two classes or more, and "
+            "enough images that a tenth can be held out"
         )
     return order[~is_held].sort().values, order[is_held].sort().values
 
 
-def read_corruptions(rows, title: str) -> list[str] | None:
-    """Return the corruption of every row in ImageNet-C's spelling, None for data without such a column."""
+def read_corruptions(rows: "Dataset", title: str) -> list[str] | None:
+    """Return the corruption of every row in ImageNet-C's spelling, or None for data without such a column."""
     if CORRUPTION_COLUMN not in rows.column_names:
         return None
     values = named_values(rows, CORRUPTION_COLUMN, f"{title}: {CORRUPTION_COLUMN}", "a name in every row")
@@ -79,19 +83,19 @@ def read_corruptions(rows, title: str) -> list[str] | None:
 
 @dataclass
 class OtherSet:
-    """A test set out of distribution: its rows, their labels' class indices and, if it has them, their corruptions."""
+    """An out-of-distribution test set: its rows, the class index of each label, and the rows' corruptions if known."""
 
-    rows: object
-    index_of: dict
+    rows: "Dataset"
+    index_of: dict[str | int, int]
     corruptions: list[str] | None
 
 
 @dataclass
 class ClassificationData:
-    """Labelled features of the train images and the main test set, and the sets out of distribution by title.
+    """Labelled features of the train images and the main test set, and the out-of-distribution sets by title.
 
-    `fit` and `held` are places among the train images: those to fit on and those to choose by. The first `num_classes`
-    names are the classes of train and the main test set. `read` extracts a set's features.
+    `fit` and `held` are indices of train images: those to fit on and those held out to choose hyperparameters. The
+    first `num_classes` names are the classes of train and the main test set. `read` extracts the features of a set.
     """
 
     task: str
@@ -102,17 +106,25 @@ class ClassificationData:
     held: torch.Tensor
     test: LabelledFeatures
     others: dict[str, OtherSet]
-    read: Callable[[object, dict, str], LabelledFeatures]
+    read: Callable[["Dataset", dict[str | int, int], str], LabelledFeatures]
     skipped_images: dict[str, int]
 
     @classmethod
     def open(
-        cls, bench: Bench, task: str, train, test, others: dict, kind: str, image_column: str, label_column: str
+        cls,
+        bench: Bench,
+        task: str,
+        train: "Dataset",
+        test: "Dataset",
+        others: dict[str, "Dataset"],
+        kind: str,
+        image_column: str,
+        label_column: str,
     ) -> "ClassificationData":
         """Check every data set, then extract the features of train and test; classes are matched by name.
 
-        Raises `Refused` for what `read_vocabulary`, `hold_out` and `read_corruptions` refuse and for a set without any
-        class of train.
+        Raises `Refused` in the cases of `read_vocabulary`, `validation_split` and `read_corruptions`, and for a set
+        that shares no class with train.
         """
         check_image_size(bench.preprocessing.image_size, bench.patch_size)
         for title in ("train", "test"):
@@ -128,13 +140,13 @@ class ClassificationData:
         validation_split(train_labels, bench.seed)
         known = set(train_labels.tolist())
         for title, rows in others.items():
-            found = {index_of_others[title][value] for value in rows.unique(label_column)}
-            if not found & known:
-                some = ", ".join(names[index] for index in sorted(found)[:3])
+            present = {index_of_others[title][value] for value in rows.unique(label_column)}
+            if not present & known:
+                some = ", ".join(names[index] for index in sorted(present)[:3])
                 raise Refused(f"{title}: label_column: got classes {some}, ..., accepted: some that train has")
         sets = {t: OtherSet(rows, index_of_others[t], read_corruptions(rows, t)) for t, rows in others.items()}
 
-        def read(rows, index_of: dict, title: str) -> LabelledFeatures:
+        def read(rows: "Dataset", index_of: dict[str | int, int], title: str) -> LabelledFeatures:
             description = f"{task}: {title} images"
             return LabelledFeatures.read(bench, rows, kind, image_column, label_column, index_of, description)
 
@@ -144,22 +156,22 @@ class ClassificationData:
         return cls(task, names, num_classes, learnt, fit, held, tested, sets, read, skipped)
 
     def result(self, bench: Bench, predict: Predict, protocol: dict, pictures: dict) -> Result:
-        """Measure `predict` on all test sets; returns what `evaluate_knn` does.
+        """Measure `predict` on all test sets and return the result.
 
-        `protocol` says how the classifiers were made, `pictures` are added to the confusion matrix.
+        `protocol` describes how the classifiers were trained; `pictures` are added to the confusion matrix.
         """
         encoders, names = list(self.train.features), self.names[: self.num_classes]
         most, truth = self.train.labels.bincount().argmax(), self.test.labels
         predictions = {name: predict(name, self.test.features[name]) for name in encoders}
-        hits = {name: found == truth for name, found in predictions.items()}
+        hits = {name: predicted == truth for name, predicted in predictions.items()}
         all_hits = {**hits, "chance": truth == most}
         metrics, about, skipped = [{"metric": "top-1", **accuracies(all_hits)}], {}, dict(self.skipped_images)
         for title, other in self.others.items():
-            # Read one by one, because all versions of ImageNet-C together would fill the memory.
+            # One set at a time, because all versions of ImageNet-C together would exceed the memory.
             read = self.read(other.rows, other.index_of, title)
-            found = {name: predict(name, read.features[name]) == read.labels for name in encoders}
-            found["chance"] = read.labels == most
-            metrics += robustness_metrics(title, read.labels, found, truth, all_hits)
+            other_hits = {name: predict(name, read.features[name]) == read.labels for name in encoders}
+            other_hits["chance"] = read.labels == most
+            metrics += robustness_metrics(title, read.labels, other_hits, truth, all_hits)
             skipped[f"{title} (out of distribution)"] = len(other.rows) - len(read.labels)
             about[title] = {
                 "num_test": len(read.labels),
@@ -169,7 +181,7 @@ class ClassificationData:
             }
             if other.corruptions:
                 of_row = [other.corruptions[row] for row in read.rows]
-                lines, about[title]["mean_corruption_error"] = corruption_metrics(title, of_row, found)
+                lines, about[title]["mean_corruption_error"] = corruption_metrics(title, of_row, other_hits)
                 metrics += lines
         protocol = protocol | {
             "num_train": len(self.train.labels),
@@ -201,29 +213,31 @@ class ClassificationData:
         )
 
 
-def join_vocabularies(names: list[str], train, others: dict, column: str) -> tuple[list[str], dict[str, dict]]:
-    """Return `names` with the classes that only `others` have behind, and the mapping of each one's values to them."""
+def join_vocabularies(
+    names: list[str], train: "Dataset", others: dict[str, "Dataset"], column: str
+) -> tuple[list[str], dict[str, dict[str | int, int]]]:
+    """Return `names` followed by classes that occur only in `others`, and for each set its values' class indices."""
     names, index_of = list(names), {}
     places = {name: place for place, name in reversed(list(enumerate(names)))}
     for title, rows in others.items():
-        found, _, values = read_vocabulary(train, rows, column)
+        classes, _, values = read_vocabulary(train, rows, column)
         for index in values.values():
-            if found[index] not in places:
-                places[found[index]] = len(names)
-                names.append(found[index])
-        index_of[title] = {value: places[found[index]] for value, index in values.items()}
+            if classes[index] not in places:
+                places[classes[index]] = len(names)
+                names.append(classes[index])
+        index_of[title] = {value: places[classes[index]] for value, index in values.items()}
     return names, index_of
 
 
 def accuracies(hits: Hits, rows: torch.Tensor | None = None) -> dict[str, float]:
-    """Return each one's share of hits, over the rows of a mask [N] if given."""
-    return {name: (found if rows is None else found[rows]).double().mean().item() for name, found in hits.items()}
+    """Return each encoder's accuracy, over the rows of a mask [N] if given."""
+    return {name: (hit if rows is None else hit[rows]).double().mean().item() for name, hit in hits.items()}
 
 
 def robustness_metrics(
     title: str, labels: torch.Tensor, hits: Hits, test_labels: torch.Tensor, test_hits: Hits
 ) -> list[dict]:
-    """Measure a set out of distribution, beside the main test set on the classes that both have images of."""
+    """Return the accuracies on an out-of-distribution set, and their difference to test on the classes of both."""
     here, there = torch.isin(labels, test_labels), torch.isin(test_labels, labels)
     metrics = [{"metric": f"top-1 ({title})", **accuracies(hits)}]
     if not here.any():
@@ -238,29 +252,29 @@ def robustness_metrics(
 
 
 def corruption_metrics(title: str, corruptions: list[str], hits: Hits) -> tuple[list[dict], str]:
-    """Return the error under each corruption, their mean, and what that mean is.
+    """Return the error under each corruption and the mean error, and a description of that mean.
 
-    The mean is the mCE of Hendrycks and Dietterich (2019) where they published AlexNet's error for every corruption.
+    The mean is the mCE of Hendrycks and Dietterich (2019) if they published AlexNet's error for every corruption.
     """
     order = list(ALEXNET_ERRORS)
-    found = sorted(set(corruptions), key=lambda name: (order.index(name) if name in order else len(order), name))
+    present = sorted(set(corruptions), key=lambda name: (order.index(name) if name in order else len(order), name))
     errors = {}
-    for corruption in found:
+    for corruption in present:
         rows = torch.tensor([name == corruption for name in corruptions])
         errors[corruption] = {name: 1 - share for name, share in accuracies(hits, rows).items()}
-    is_normalised = set(found) <= set(order)
-    divisors = ALEXNET_ERRORS if is_normalised else dict.fromkeys(found, 1.0)
+    is_normalised = set(present) <= set(order)
+    divisors = ALEXNET_ERRORS if is_normalised else dict.fromkeys(present, 1.0)
     mean = {
-        name: sum(errors[corruption][name] / divisors[corruption] for corruption in found) / len(found)
+        name: sum(errors[corruption][name] / divisors[corruption] for corruption in present) / len(present)
         for name in hits
     }
     name = f"mCE ({title})" if is_normalised else f"mean corruption error, unnormalised ({title})"
     metrics = [
         {"metric": f"error ({title})", "corruption": corruption, "lower_is_better": True, **errors[corruption]}
-        for corruption in found
+        for corruption in present
     ]
     kind = (
         "errors divided by AlexNet's published ones" if is_normalised else "plain errors, as AlexNet's are not known"
     )
-    meaning = f"{kind}, averaged over {len(found)} corruptions; severities weigh by their images"
+    meaning = f"{kind}, averaged over {len(present)} corruptions; severities weigh by their images"
     return [*metrics, {"metric": name, "lower_is_better": True, **mean}], meaning

@@ -1,22 +1,50 @@
-"""The rows that the tasks of `dinov3 evaluate` measure: sources, splits, and what is drawn from them."""
+"""The rows on which the tasks of `dinov3 evaluate` train and test: sources, splits, and random subsets."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..data.splits import draw_rows, split_off_test
 from ..errors import Refused
 from .arguments import DataArguments, MaskArguments, SequenceArguments, TrainArguments
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Group = TypeVar("Group")
+
+
+class Groups(Protocol):
+    """The part of an `Evaluation` recipe that this module reads (it cannot import `task`, which imports it)."""
+
+    def of(self, group: type[Group]) -> Group: ...
+
+
+class Named(Protocol):
+    """The part of a `Task` that this module reads."""
+
+    @property
+    def name(self) -> str: ...
+
+    def source(self, data: str) -> str: ...
+
+
+# From rows, the number wanted and the recipe to the rows that are used.
+Draw = Callable[["Dataset", int, Groups], "Dataset"]
+
+
 def is_rendered(data: str) -> bool:
-    """Say whether a source is the rendered scenes."""
+    """Say whether a source is the package's rendered scenes."""
     return data.split(":")[0] == "scenes"
 
 
-def draw_images(rows, count: int, recipe):
+def draw_images(rows: "Dataset", count: int, recipe: Groups) -> "Dataset":
     """Return at most `count` rows, drawn by seed."""
     return draw_rows(rows, count, recipe.of(DataArguments).seed)
 
 
-def train_and_test(task, recipe, draw=draw_images) -> tuple:
-    """Return rows to learn from and rows to measure, drawn by seed; of data without splits a fifth is measured.
+def train_and_test(task: Named, recipe: Groups, draw: Draw = draw_images) -> "tuple[Dataset, Dataset]":
+    """Return train and test rows, drawn by seed; of data without splits, a fifth becomes the test set.
 
     Raises `Refused` for a split without rows.
     """
@@ -29,15 +57,15 @@ def train_and_test(task, recipe, draw=draw_images) -> tuple:
     return draw(train, learnt.num_train, recipe), draw(test, measured.num_test, recipe)
 
 
-def only_test(task, recipe, draw=draw_images) -> tuple:
-    """Return None and rows to measure, drawn by seed; `Refused` for a split without rows."""
+def only_test(task: Named, recipe: Groups, draw: Draw = draw_images) -> "tuple[None, Dataset]":
+    """Return None (no train rows) and test rows, drawn by seed; raises `Refused` for a split without rows."""
     measured = recipe.of(DataArguments)
     rows = load_rows(task.source(measured.data), measured.test_split, measured.num_test, recipe)
     return None, draw(rows, measured.num_test, recipe)
 
 
-def load_rows(source: str, split: str, count: int, recipe):
-    """Open one split; `Refused` where it has no rows."""
+def load_rows(source: str, split: str, count: int, recipe: Groups) -> "Dataset":
+    """Open one split; raises `Refused` if it has no rows."""
     from ..data.streams import load_source
 
     column = recipe.of(DataArguments).image_column
@@ -47,8 +75,8 @@ def load_rows(source: str, split: str, count: int, recipe):
     return rows
 
 
-def draw_sequences(rows, count: int, recipe):
-    """Return whole videos, in an order drawn by seed, until they have `count` frames."""
+def draw_sequences(rows: "Dataset", count: int, recipe: Groups) -> "Dataset":
+    """Return the rows of whole videos, drawn by seed until they have at least `count` frames together."""
     import numpy as np
 
     from ..data.columns import check_column
@@ -71,39 +99,39 @@ def draw_sequences(rows, count: int, recipe):
     return rows.select([row for row, name in enumerate(of_row) if name in chosen])
 
 
-def image_column(rows, recipe) -> str:
-    """Return the column of the images: the one asked for, or the only one."""
+def image_column(rows: "Dataset", recipe: Groups) -> str:
+    """Return the column of the images: that of the recipe, or the only image column."""
     from ..data.columns import find_image_column
 
     return find_image_column(rows, recipe.of(DataArguments).image_column)
 
 
-def sequence_column(recipe) -> str:
-    """Return the column of the videos; the scenes call theirs `scene`."""
+def sequence_column(recipe: Groups) -> str:
+    """Return the column that names the videos; for rendered scenes the default is `scene`."""
     column = recipe.of(SequenceArguments).sequence_column
     return "scene" if is_rendered(recipe.of(DataArguments).data) and column == "sequence" else column
 
 
-def class_mask_column(recipe) -> str:
+def class_mask_column(recipe: Groups) -> str:
     """Return the column of the masks of classes."""
     return recipe.of(MaskArguments).mask_column or "mask"
 
 
-def object_mask_column(recipe) -> str:
-    """Return the column of the masks of objects, which the scenes have besides those of classes."""
+def object_mask_column(recipe: Groups) -> str:
+    """Return the column of the object masks, by default `mask`; for rendered scenes, `instances`."""
     default = "instances" if is_rendered(recipe.of(DataArguments).data) else "mask"
     return recipe.of(MaskArguments).mask_column or default
 
 
-def ignored_class(recipe) -> int:
-    """Return the value of class masks that does not count; masks of objects have none unless it is given."""
+def ignored_class(recipe: Groups) -> int:
+    """Return the value of class masks whose pixels are ignored, by default 255."""
     from ..data.masks import IGNORE_INDEX
 
     given = recipe.of(MaskArguments).ignore_index
     return IGNORE_INDEX if given is None else given
 
 
-def describe_rows(split: str, rows) -> dict:
-    """Return what says which rows were measured."""
+def describe_rows(split: str, rows: "Dataset") -> dict[str, str | int | None]:
+    """Return the entry of results.json that identifies the rows of a split."""
     version = str(rows.version) if rows.version else None
     return {"split": split, "images": len(rows), "fingerprint": rows._fingerprint, "version": version}

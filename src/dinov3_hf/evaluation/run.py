@@ -1,32 +1,39 @@
-"""An evaluation from its recipe to the record that results.json holds."""
+"""Run an evaluation: from its recipe to the record for results.json."""
 
 import datetime
 import os
+from typing import TYPE_CHECKING
 
 from ..provenance import versions
 from .arguments import DataArguments, TrainArguments, WhatArguments
-from .loading import load_bench, load_evaluated_text_model
+from .loading import Aligned, load_bench, load_evaluated_text_model
 from .result import Result
 from .rows import describe_rows
 from .task import Evaluation, Repetition, Task
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .bench import Bench
+
+
 def join_processes() -> dict:
-    """Return rank, number and barrier of the processes that a launcher started together; nothing for one alone."""
+    """Return rank, number and barrier of the processes that a launcher started; empty for a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return {}
     import torch
     from accelerate import PartialState
 
-    # Unless it is told so, Accelerate takes processes without a GPU for strangers.
+    # Without `cpu`, Accelerate does not connect processes that have no GPU.
     state = PartialState(cpu=not torch.cuda.is_available())
     return {"rank": state.process_index, "num_processes": state.num_processes, "wait": state.wait_for_everyone}
 
 
 def evaluate(recipe: Evaluation, processes: dict | None = None) -> dict:
-    """Run the tasks and return the record that results.json holds; `processes` are the arguments of `FeatureStore`.
+    """Run the tasks and return the record for results.json; `processes` are arguments of `FeatureStore`.
 
-    All rows are loaded before the model: what has the wrong columns is refused first.
+    All rows are loaded before the model, so that wrong columns raise `Refused` early.
     """
     rows = {task.name: task.rows(task, recipe) for task in recipe.measured()}
     if recipe.has_text:
@@ -48,19 +55,23 @@ def evaluate(recipe: Evaluation, processes: dict | None = None) -> dict:
     }
 
 
-def measure(task: Task, subject, train, test, recipe: Evaluation) -> Result:
+def measure(
+    task: Task, subject: "Bench | Aligned", train: "Dataset | None", test: "Dataset", recipe: Evaluation
+) -> Result:
     """Run one task on its rows."""
     return described(task.run(subject, train, test, recipe), task, train, test, recipe)
 
 
-def repeat(task: Repetition, inner: Task, bench, train, test, recipe: Evaluation) -> Result:
-    """Run `inner` as often as `task` repeats it."""
+def repeat(
+    task: Repetition, inner: Task, bench: "Bench", train: "Dataset | None", test: "Dataset", recipe: Evaluation
+) -> Result:
+    """Run `task`, which repeats the task `inner`."""
     result = task.run(bench, lambda other: inner.run(other, train, test, recipe), test, recipe)
     return described(result, inner, train, test, recipe)
 
 
-def described(result: Result, task: Task, train, test, recipe: Evaluation) -> Result:
-    """Add to a result what data it was measured on, and the Hub's name for what was measured."""
+def described(result: Result, task: Task, train: "Dataset | None", test: "Dataset", recipe: Evaluation) -> Result:
+    """Add to a result the data it was measured on, and the Hub's name of the task; return it."""
     data = recipe.of(DataArguments)
     result.data = {"source": task.source(data.data)}
     if train is not None:

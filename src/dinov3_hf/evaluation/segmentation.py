@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,14 +27,17 @@ from .iou import confusion_matrix, intersection_over_union
 from .result import Result
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 PAPER_STEPS = 40_000
 PAPER_SCALES = (0.5, 2.0)
 
 
 def evaluate_segmentation(
     bench: Bench,
-    train,
-    test,
+    train: "Dataset",
+    test: "Dataset",
     image_column: str = "image",
     mask_column: str = "mask",
     ignore_index: int = IGNORE_INDEX,
@@ -46,12 +50,12 @@ def evaluate_segmentation(
     augment: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> Result:
-    """Measure linear segmentation on two `datasets.Dataset`s, beside the untrained twin and the patches' raw pixels.
+    """Measure linear segmentation; baselines are the randomly initialised network and the patches' raw pixels.
 
-    A linear layer gives each patch its logits, upsampled bilinearly to the pixels; it is trained on crops of `crop`
-    pixels (by default image_size) and tested on whole images, on the pixels of the masks in their own size. mIoU is
-    the mean over the classes (background included) that `test` has; one that `train` lacks is never predicted and
-    counts with 0.
+    A linear layer predicts logits for each patch, upsampled bilinearly to the pixels. It is trained on crops of `crop`
+    pixels (by default image_size) and tested on whole images, at the stored size of each mask. mIoU is the mean over
+    the classes (background included) that occur in `test`; a class missing from `train` is never predicted and counts
+    as 0.
     """
     view = bench.preprocessing
     crop = view.image_size if crop is None else crop
@@ -138,14 +142,14 @@ def evaluate_segmentation(
 
 
 def read_labels(value: dict) -> np.ndarray:
-    """Read a mask column's undecoded value as class indices [H,W] of as few bytes as they need."""
+    """Read an undecoded value of a mask column as class indices [H,W], in uint8 if they fit, else in int32."""
     labels = read_mask(value).numpy()
     small = 0 <= labels.min() and labels.max() <= np.iinfo(np.uint8).max
     return labels.astype(np.uint8 if small else np.int32)
 
 
 def largest_label(split: DenseSplit, ignore_index: int) -> int:
-    """Return the largest class index of a split's masks; `Refused` for negative ones."""
+    """Return the largest class index of a split's masks; raises `Refused` for negative indices."""
     largest = 0
     for row, labels in split.maps.items():
         labels = labels[labels != ignore_index]
@@ -159,7 +163,7 @@ def largest_label(split: DenseSplit, ignore_index: int) -> int:
 
 
 def list_names(largest: int, class_names: Sequence[str] | None) -> list[str]:
-    """Return a name for each class; `Refused` where those given are too few for the largest index."""
+    """Return a name for each class, by default its index; raises `Refused` for fewer names than classes."""
     if not class_names:
         return [str(index) for index in range(largest + 1)]
     if largest >= len(class_names):
@@ -170,12 +174,12 @@ def list_names(largest: int, class_names: Sequence[str] | None) -> list[str]:
 
 
 def count_pixels(labels: np.ndarray, ignore_index: int, num_classes: int) -> torch.Tensor:
-    """Count the pixels of each class in a mask [H,W]; returns [K]."""
+    """Return the number of pixels of each class [K] in a mask [H,W]."""
     return torch.from_numpy(np.bincount(labels[labels != ignore_index], minlength=num_classes))
 
 
 def segmentation_loss(crops: list[Crops], ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
-    """Mean cross-entropy over the pixels that count, of logits [b,h,w,K] upsampled to their labels [b,H,W]."""
+    """Mean cross-entropy over pixels that are not ignored; logits [b,h,w,K] are upsampled to labels [b,H,W]."""
     total, count = 0, 0
     for logits, labels in crops:
         labels, logits = labels.long(), upsample(logits.movedim(-1, 1), labels.shape[1:])

@@ -1,21 +1,21 @@
-"""What a task of `dinov3 evaluate` is: one entry of the table in `tasks/`, made in the task's own file."""
+"""Classes of the tasks of `dinov3 evaluate`, which are defined in `tasks/`, and of the recipe made from them."""
 
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ..errors import Refused
 from ..recipe import Recipe, nearest, require
 from .arguments import ALWAYS, DataArguments, RepeatArguments, TrainArguments, WhatArguments
-from .rows import train_and_test
+from .rows import Group, train_and_test
 
 
 if TYPE_CHECKING:
-    from .result import Result
+    from datasets import Dataset
 
-Group = TypeVar("Group")
+    from .result import Result
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,19 @@ class Task:
     """A protocol as `dinov3 evaluate` runs it.
 
     Attributes:
-        name: what --task calls it.
+        name: its name as a value of --task.
         help: one line for --help.
-        reads: the groups of fields that it reads besides those of every evaluation.
-        run: `run(subject, train, test, recipe)` measures and returns a `Result`; `subject` is a `Bench`, of a task with
-            text an `Aligned`; `train` is None where `rows` gives none.
-        scenes: the subset of the rendered scenes that fits, read with --data scenes.
-        rows: `rows(task, recipe)` loads train and test rows, before any model is loaded; refuses what has wrong columns.
+        reads: the groups of fields that it reads, in addition to those of every evaluation (`ALWAYS`).
+        run: `run(subject, train, test, recipe)` measures and returns a `Result`; `subject` is a `Bench`, or an
+            `Aligned` for tasks with text; `train` is None if `rows` returns no train rows.
+        scenes: the subset of the rendered scenes that it uses with --data scenes.
+        rows: `rows(task, recipe)` loads train and test rows before any model is loaded, and raises `Refused` for data
+            with wrong columns.
         repeated_by: the names of the tasks that can repeat it.
         has_text: whether it needs a text tower.
-        needs_layers: whether it measures layer by layer, as no ConvNeXt can be.
+        needs_layers: whether it measures layer by layer, which is not supported for ConvNeXt.
         may_share_split: whether train and test may be the same rows.
-        hub_task: the Hub's name for what is measured, for the metadata of model cards.
+        hub_task: the Hub's name of the task, for the metadata of model cards.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Task:
     reads: tuple[type, ...]
     run: Callable[..., "Result"]
     scenes: str
-    rows: Callable[..., tuple] = train_and_test
+    rows: Callable[..., "tuple[Dataset | None, Dataset]"] = train_and_test
     repeated_by: tuple[str, ...] = ()
     has_text: bool = False
     needs_layers: bool = False
@@ -50,13 +51,13 @@ class Task:
     hub_task: str = "image-feature-extraction"
 
     def source(self, data: str) -> str:
-        """Return the source of images that it reads where --data says `data`."""
+        """Return the source of images for a value of --data; for "scenes" the subset of this task."""
         return f"scenes:{self.scenes}" if data == "scenes" else data
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """A task that repeats others: `run(bench, evaluate, test, recipe)` calls `evaluate(bench)` and joins the results."""
+    """A task that repeats another: `run(bench, evaluate, test, recipe)` joins the results of `evaluate(bench)`."""
 
     name: str
     help: str
@@ -70,7 +71,7 @@ Table = dict[str, Task | Repetition]
 
 
 class Evaluation(Recipe):
-    """All fields of an evaluation, one group for each class that a task reads; made by `make_recipe`."""
+    """The recipe of an evaluation: a group of fields for each class that a task reads; made by `make_recipe`."""
 
     table: Table
 
@@ -80,7 +81,7 @@ class Evaluation(Recipe):
 
     @property
     def chosen(self) -> list[Task | Repetition]:
-        """The tasks asked for, each once."""
+        """The tasks of the recipe, without duplicates."""
         return [self.table[name] for name in dict.fromkeys(self.of(WhatArguments).task)]
 
     @property
@@ -88,20 +89,20 @@ class Evaluation(Recipe):
         return any(isinstance(task, Task) and task.has_text for task in self.chosen)
 
     def repeated(self, task: Repetition) -> list[Task]:
-        """Return the tasks that one repeats."""
+        """Return the tasks that a repetition repeats."""
         return [self.table[name] for name in self.of(RepeatArguments).of or task.default]
 
     def measured(self) -> list[Task]:
-        """Return every protocol that runs, those that others repeat included, each once."""
-        found = [self.repeated(task) if isinstance(task, Repetition) else [task] for task in self.chosen]
-        return list(dict.fromkeys(task for tasks in found for task in tasks))
+        """Return all tasks that run, including repeated ones, without duplicates."""
+        lists = [self.repeated(task) if isinstance(task, Repetition) else [task] for task in self.chosen]
+        return list(dict.fromkeys(task for tasks in lists for task in tasks))
 
     def groups_read(self) -> set[type]:
         """Return the groups of fields that the chosen tasks read."""
         return {group for task in (*self.chosen, *self.measured()) for group in task.reads} | set(ALWAYS)
 
     def validate(self) -> "Evaluation":
-        """Raise `Refused`, in one line, for the first field that cannot be."""
+        """Raise `Refused`, with a message of one line, for the first invalid field; return the recipe."""
         self.check_fields()
         names = self.of(WhatArguments).task
         require(names, "task", names, ", ".join(self.table))
@@ -128,7 +129,7 @@ class Evaluation(Recipe):
         return self
 
     def check_given(self, values: Mapping[str, object]) -> None:
-        """Refuse a field that was set though no chosen task reads it."""
+        """Raise `Refused` for a field that was set although no chosen task reads it."""
         read = self.groups_read()
         for group in dataclasses.fields(self):
             kind = group.default_factory
@@ -136,42 +137,43 @@ class Evaluation(Recipe):
             if unread:
                 readers = [task.name for task in self.table.values() if kind in task.reads]
                 raise Refused(
-                    f"{unread[0]}: got {values[unread[0]]!r}, which {', '.join(task.name for task in self.chosen)} does not read; "
+                    f"{unread[0]}: got {values[unread[0]]!r}, which "
+                    f"{', '.join(task.name for task in self.chosen)} does not read; "
                     f"accepted: without it, or a task that reads it ({', '.join(readers)})"
                 )
 
     def as_flat_dict(self) -> dict:
-        """Return the fields that the chosen tasks read, as a recipe file holds them."""
+        """Return the fields that the chosen tasks read, by name, as in a recipe file."""
         read = self.groups_read()
         groups = [getattr(self, group.name) for group in dataclasses.fields(self) if group.default_factory in read]
         return {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
 
 
 def protocols(table: Table) -> list[Task]:
-    """Return the tasks of a table that measure by themselves."""
+    """Return the tasks of a table that are not repetitions of others."""
     return [task for task in table.values() if isinstance(task, Task)]
 
 
 def group_name(group: type) -> str:
-    """Return the name of a group of fields: "patch_knn" of `PatchKnnArguments`."""
+    """Return the name of a group of fields, as "patch_knn" for `PatchKnnArguments`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", group.__name__.removesuffix("Arguments")).lower()
 
 
 def make_table(tasks: Iterable[Task | Repetition]) -> Table:
-    """Return tasks by name, in their order."""
+    """Return tasks by name, in the given order."""
     return {task.name: task for task in tasks}
 
 
 def make_recipe(table: Table) -> type[Evaluation]:
-    """Return the recipe whose groups of fields are those that the tasks of a table read."""
+    """Return the recipe class whose groups of fields are those that the tasks of a table read."""
     groups = dict.fromkeys((*ALWAYS, *(group for task in table.values() for group in task.reads)))
-    found = [(group_name(group), group, field(default_factory=group)) for group in groups]
+    members = [(group_name(group), group, field(default_factory=group)) for group in groups]
     return dataclasses.make_dataclass(
-        "EvaluateRecipe", found, bases=(Evaluation,), namespace={"table": table, "__module__": __name__}
+        "EvaluateRecipe", members, bases=(Evaluation,), namespace={"table": table, "__module__": __name__}
     )
 
 
 def check_names(name: str, values: Iterable[str], accepted: Collection[str]) -> None:
-    """Refuse, with the nearest name, the first value that is none of those accepted."""
+    """Raise `Refused` for the first value that is not accepted, and suggest the nearest accepted name."""
     for value in values:
         require(value in accepted, name, value, ", ".join(accepted) + nearest(value, accepted))

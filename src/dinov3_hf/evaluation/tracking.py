@@ -1,9 +1,10 @@
-"""Masks of a first frame carried through a video by the similarity of patches (DINOv3, section 6.1.5)."""
+"""Video object tracking: masks of the first frame are propagated by patch similarity (DINOv3, section 6.1.5)."""
 
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,7 +25,10 @@ from .feature_store import Features
 from .result import Result
 
 
-# Share of the image's diagonal by which boundaries may lie apart and still match (DAVIS).
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Largest distance, as a share of the image's diagonal, at which boundary pixels match (DAVIS).
 BOUNDARY_TOLERANCE = 0.008
 PICTURE_FRAMES = 48
 
@@ -36,7 +40,7 @@ def region_similarity(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def object_boundary(mask: np.ndarray) -> np.ndarray:
-    """Return the pixels of a mask [H,W] (bool) beside one that is not in it; the image's edge is no boundary."""
+    """Return the pixels of a mask [H,W] (bool) next to a pixel outside of it; the image's edge is no boundary."""
     from scipy.ndimage import binary_erosion
 
     return mask & ~binary_erosion(mask, border_value=1)
@@ -45,8 +49,9 @@ def object_boundary(mask: np.ndarray) -> np.ndarray:
 def contour_accuracy(prediction: np.ndarray, truth: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE) -> float:
     """Return F, the harmonic mean of precision and recall of the boundaries of two masks [H,W] (bool).
 
-    A boundary pixel is matched by one of the other mask at most `tolerance` image diagonals away, rounded up to whole
-    pixels: as by dilation with a disc (Perazzi et al., CVPR 2016). 1 where both have no boundary, 0 where one has none.
+    A boundary pixel matches if the other mask's boundary is at most `tolerance` image diagonals away, rounded up to
+    whole pixels, as by dilation with a disc (Perazzi et al., CVPR 2016). 1 if both masks have no boundary, 0 if only
+    one has none.
     """
     from scipy.spatial import KDTree
 
@@ -63,7 +68,7 @@ def contour_accuracy(prediction: np.ndarray, truth: np.ndarray, tolerance: float
 
 def evaluate_tracking(
     bench: Bench,
-    test,
+    test: "Dataset",
     image_column: str = "image",
     mask_column: str = "mask",
     sequence_column: str = "sequence",
@@ -74,13 +79,13 @@ def evaluate_tracking(
     temperature: float = 0.2,
     ignore_index: int | None = None,
 ) -> Result:
-    """Measure how well masks given in the first frames of videos follow the objects: J, F and their mean, as DAVIS.
+    """Measure how well masks propagated from the first frames of videos follow the objects: J, F, their mean (DAVIS).
 
-    Mask values other than 0 are objects. Those of the first frame count in every frame between the first and the last,
-    also where they are hidden and should have no pixel; those that come later are background. Beside the untrained twin
-    and raw pixels stands the first frame's mask kept still, as "chance". "pictures" follows the first
-    video. Raises `Refused` for bad settings, masks or columns, for videos of fewer
-    than three frames or of frames that differ in size, and where no video can be measured.
+    Mask values other than 0 are objects. Objects of the first frame count in every frame between the first and the
+    last, including frames where they are hidden; objects that appear later are background. Baselines are the randomly
+    initialised network and raw pixels; "chance" repeats the first frame's mask. "pictures" shows the first video.
+    Raises `Refused` for invalid settings, masks or columns, for videos of fewer than three frames or with frames of
+    different sizes, and if no video can be measured.
     """
     settings = Propagation(context_frames, radius, top_k, temperature)
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
@@ -100,7 +105,7 @@ def evaluate_tracking(
             values = [] if given is None else sorted(set(given.unique().tolist()) - {0, ignore_index})
             # DAVIS measures neither the first frame nor the last.
             others = [row for row in others[:-1] if row in frames.places] if values else []
-            found, shown = [], others[:: math.ceil(len(video.rows) / PICTURE_FRAMES)] if not measured else []
+            scores, shown = [], others[:: math.ceil(len(video.rows) / PICTURE_FRAMES)] if not measured else []
             if not values:
                 reason = "first frame cannot be read" if given is None else "first frame without an object"
                 skipped[f"test: {reason}"] += len(video.rows)
@@ -115,15 +120,15 @@ def evaluate_tracking(
                 if ignore_index is not None:
                     predictions = {name: maps * (truth != ignore_index) for name, maps in predictions.items()}
                 truth = _number_objects(truth, values)
-                found.append({name: _score(maps, truth, len(values)) for name, maps in predictions.items()})
+                scores.append({name: _score(maps, truth, len(values)) for name, maps in predictions.items()})
                 if row in shown:
                     pictures.append(
                         frames.draw(video, row, truth, {name: predictions[name] for name in bench.networks})
                     )
-            if found:
+            if scores:
                 # [objects, J and F]
-                means = {name: np.mean([frame[name] for frame in found], axis=0) for name in found[0]}
-                measured.append((video.name, values, len(found), means))
+                means = {name: np.mean([frame[name] for frame in scores], axis=0) for name in scores[0]}
+                measured.append((video.name, values, len(scores), means))
             done += len(video.rows)
             bar.update(done - bar.n)
     if not measured:
@@ -143,15 +148,15 @@ def _check_sizes(sizes: list[tuple[int, int] | None], videos: list[Video]) -> No
 
 
 class _Frames:
-    """The images, masks and features of a data set's rows; `places` maps the rows that were decoded to their features."""
+    """Images, masks and features of a data set's rows; `places` maps each decoded row to the index of its features."""
 
-    def __init__(self, rows, image_column: str, mask_column: str, features: dict[str, Features]):
+    def __init__(self, rows: "Dataset", image_column: str, mask_column: str, features: dict[str, Features]):
         self.rows, self.image_column, self.mask_column = rows, image_column, mask_column
         self.features = features
         self.places = {row: place for place, row in enumerate(features["model"].kept)}
 
     def mask(self, row: int) -> torch.Tensor | None:
-        """Return a row's mask [H,W], None where it or the image cannot be read; `Refused` where they do not fit."""
+        """Return a row's mask [H,W], None if mask or image cannot be read; raises `Refused` if their sizes differ."""
         if row not in self.places:
             return None
         values = self.rows[row]
@@ -167,12 +172,12 @@ class _Frames:
 
     def draw(self, video: Video, row: int, truth: torch.Tensor, predictions: dict[str, torch.Tensor]) -> Image.Image:
         caption = f"{video.name}, frame {video.rows.index(row) + 1} of {len(video.rows)}"
-        found = {name: labels.numpy() for name, labels in predictions.items()}
-        return frame_picture(decode_image(self.rows[row][self.image_column]), truth.numpy(), found, caption)
+        masks = {name: labels.numpy() for name, labels in predictions.items()}
+        return frame_picture(decode_image(self.rows[row][self.image_column]), truth.numpy(), masks, caption)
 
 
 def _number_objects(mask: torch.Tensor, values: list[int]) -> torch.Tensor:
-    """Number the objects of a mask [H,W] from 1, in the order of `values`; all else is 0."""
+    """Return a mask [H,W] with objects numbered from 1 in the order of `values`; all other pixels are 0."""
     indices = torch.zeros_like(mask)
     for index, value in enumerate(values, start=1):
         indices[mask == value] = index
@@ -183,7 +188,7 @@ def _number_objects(mask: torch.Tensor, values: list[int]) -> torch.Tensor:
 def _follow(
     bench: Bench, frames: _Frames, first: int, others: list[int], values: list[int], settings: Propagation
 ) -> Iterator[tuple[int, torch.Tensor | None, dict[str, torch.Tensor]]]:
-    """Yield each of the rows `others`, its mask as stored, and each contestant's map [H,W] of object numbers."""
+    """Yield each row of `others`, its stored mask, and each encoder's predicted map [H,W] of object numbers."""
     if not others:
         return
     given = _number_objects(frames.mask(first), values)
@@ -194,13 +199,13 @@ def _follow(
         for name in frames.features
     }
     for row in others:
-        found = {name: one.step(frames.tokens(name, row).to(bench.device)) for name, one in carried.items()}
+        soft_maps = {name: one.step(frames.tokens(name, row).to(bench.device)) for name, one in carried.items()}
         if (truth := frames.mask(row)) is None:
             yield row, None, {}
             continue
         predictions = {
             name: F.interpolate(soft.T.unflatten(1, grid)[None], truth.shape, mode="bilinear")[0].argmax(0).cpu()
-            for name, soft in found.items()
+            for name, soft in soft_maps.items()
         }
         yield row, truth, predictions | {"chance": resize_mask(given, truth.shape)}
 
@@ -217,7 +222,7 @@ def _result(
     settings: Propagation,
     ignore_index: int | None,
     skipped_images: int,
-    measured: list[tuple],
+    measured: list[tuple[str, list[int], int, dict[str, np.ndarray]]],
     skipped: Counter,
     pictures: list[Image.Image],
 ) -> Result:
@@ -230,12 +235,14 @@ def _result(
         protocol={
             "features": "final-normed patch tokens, L2-normalised, cosine",
             "labels": "mean of the nearest patches' labels, weighted by softmax(cosine / temperature)",
-            "context": f"the first frame, whose mask is given, and the last {settings.context_frames} frames as labelled",
+            "context": f"the first frame, whose mask is given, and the last "
+            f"{settings.context_frames} frames as labelled",
             **asdict(settings),
             "prediction": "labels upsampled bilinearly to the mask's own size, the largest wins",
-            "measured_frames": "all but the first and the last of each video, as DAVIS; mean over the frames of an object, "
-            "then over objects",
-            "objects": "values of the first frame's mask but 0; J and F are 1 where one has no pixel, predicted or true",
+            "measured_frames": "all but the first and the last of each video, as DAVIS; mean over the frames of an "
+            "object, then over objects",
+            "objects": "values of the first frame's mask but 0; J and F are 1 where one has no pixel, "
+            "predicted or true",
             "boundary": f"matched within {BOUNDARY_TOLERANCE} of the diagonal, rounded up to pixels",
             "ignore_index": ignore_index,
             "ignored_pixels": "background in the first frame, in the truth and in what is predicted",

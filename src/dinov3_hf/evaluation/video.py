@@ -1,6 +1,7 @@
-"""Classes of videos by an attentive probe on the frozen patch tokens of their frames (DINOv3, section 6.1.6)."""
+"""Video classification by an attentive probe on the frozen patch tokens of frames (DINOv3, section 6.1.6)."""
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,15 +21,18 @@ from .probe import step_generator, train_probe
 from .result import Result
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 NUM_BLOCKS, HEAD_WIDTH, MAX_HEADS = 4, 64, 16
 
 
 class AttentiveProbe(nn.Module):
-    """A transformer over the tokens of a clip: three blocks of self-attention, then one in which a learnt query attends.
+    """A transformer over the tokens of a clip: three blocks of self-attention, then cross-attention of a learnt query.
 
-    Tokens are standardised by batch norm, projected to `width` and given fixed sinusoidal positions in time, height and
-    width; attention runs over all tokens of all frames. `width` is a multiple of 64, the width of an attention head. As
-    the probe of V-JEPA 2 (Assran et al., 2025), whose protocol DINOv3 follows.
+    Tokens are normalised by batch norm, projected to `width` and given fixed sinusoidal positions in time, height and
+    width; attention runs over all tokens of all frames. `width` is a multiple of 64, the width of an attention head.
+    The design is that of V-JEPA 2 (Assran et al., 2025), whose protocol DINOv3 follows.
     """
 
     def __init__(self, feature_width: int, num_frames: int, grid: tuple[int, int], num_classes: int, width: int):
@@ -60,7 +64,7 @@ class AttentiveProbe(nn.Module):
 
 
 def sinusoidal_positions(lengths: tuple[int, ...], width: int) -> torch.Tensor:
-    """Return positions [N,width] of all places of a grid: each axis has an equal part of the channels, sines and cosines."""
+    """Return sinusoidal encodings [N,width] of all positions of a grid; the axes share the channels equally."""
     num_waves = width // (2 * len(lengths))
     waves = 10_000 ** (-torch.arange(num_waves, dtype=torch.float64) / num_waves)
     parts = []
@@ -75,7 +79,7 @@ def sinusoidal_positions(lengths: tuple[int, ...], width: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips that the videos of a split have: frames as places among the features, classes [V], the videos' first rows."""
+    """The videos of a split: indices of their frames in the features, their classes [V], and their first rows."""
 
     features: dict[str, Features]
     places: list[list[int]]
@@ -91,7 +95,7 @@ class Clips:
     def read(
         cls,
         bench: Bench,
-        rows,
+        rows: "Dataset",
         image_column: str,
         videos: list[Video],
         labels: list[int],
@@ -99,21 +103,21 @@ class Clips:
         stride: int,
         description: str,
     ) -> "Clips":
-        """Extract features and give each video the class that most of its rows have by `labels`, one a row.
+        """Extract features, and label each video with the majority class of its rows; `labels` has one class per row.
 
-        Frames that cannot be decoded are left out. Between equally frequent classes the first in order wins.
+        Frames that cannot be decoded are skipped. Of equally frequent classes the smallest index wins.
         """
         features = bench.extract(rows, image_column, "patches", description)
         place_of = {row: place for place, row in enumerate(features["model"].kept)}
-        found = [video for video in videos if any(row in place_of for row in video.rows)]
-        counts = [torch.tensor([labels[row] for row in video.rows]).bincount() for video in found]
+        readable = [video for video in videos if any(row in place_of for row in video.rows)]
+        counts = [torch.tensor([labels[row] for row in video.rows]).bincount() for video in readable]
         return cls(
             features,
-            [[place_of[row] for row in video.rows if row in place_of] for video in found],
+            [[place_of[row] for row in video.rows if row in place_of] for video in readable],
             torch.stack([count.argmax() for count in counts]),
-            [video.rows[0] for video in found],
+            [video.rows[0] for video in readable],
             len(rows) - len(place_of),
-            len(videos) - len(found),
+            len(videos) - len(readable),
             sum(int(count.count_nonzero()) > 1 for count in counts),
             num_frames,
             stride,
@@ -123,7 +127,7 @@ class Clips:
         return count_starts(len(self.places[video]), self.num_frames, self.stride)
 
     def tokens(self, name: str, clips: list[tuple[int, int]]) -> torch.Tensor:
-        """Return the tokens [B,T,P,D] of clips, each given as a video and the frame at which it starts."""
+        """Return the tokens [B,T,P,D] of clips, each given as (video, first frame)."""
         frames = [
             self.places[video][frame]
             for video, start in clips
@@ -132,14 +136,14 @@ class Clips:
         return torch.stack([self.features[name][place] for place in frames]).unflatten(0, (len(clips), -1))
 
     def draw(self, batch_size: int, seed: int, step: int) -> list[tuple[int, int]]:
-        """Draw the clips of a training step: any video, any start."""
+        """Draw the clips of a training step, as (video, first frame), uniformly over videos and starts."""
         generator = step_generator(seed, step)
         videos = torch.randint(len(self.places), (batch_size,), generator=generator).tolist()
         shares = torch.rand(batch_size, generator=generator, dtype=torch.float64).tolist()
         return [(video, int(share * self.num_starts(video))) for video, share in zip(videos, shares, strict=True)]
 
     def spread(self, num_clips: int) -> list[tuple[int, int]]:
-        """Return `num_clips` clips of every video in turn, evenly spaced in time."""
+        """Return `num_clips` clips of every video, as (video, first frame), evenly spaced in time."""
         return [
             (video, start)
             for video in range(len(self.places))
@@ -149,8 +153,8 @@ class Clips:
 
 def evaluate_video(
     bench: Bench,
-    train,
-    test,
+    train: "Dataset",
+    test: "Dataset",
     image_column: str = "image",
     label_column: str = "label",
     sequence_column: str = "sequence",
@@ -163,13 +167,14 @@ def evaluate_video(
     lr: float = 3e-4,
     weight_decay: float = 0.01,
 ) -> Result:
-    """Measure the top-1 of an attentive probe on the videos of two `datasets.Dataset`s, beside untrained twin and raw pixels.
+    """Measure the top-1 accuracy of an attentive probe on videos; baselines are random initialisation and raw pixels.
 
-    A clip is `num_frames` frames, every `frame_stride`-th of a video (of a shorter video all, evenly spaced), each a
-    square crop. The probe learns from clips at random times and is tested on the middle clip and on the mean probability
-    of `num_clips` evenly spaced ones. A video has the class that most of its rows have. "measures"
-    holds top-1 (0..1) by clips, where chance is the class most frequent in `train`; "per_class", "hits" (by the videos' first rows) and the confusion matrix are of the middle clip. Raises
-    `Refused` for bad settings or columns.
+    A clip is `num_frames` frames, every `frame_stride`-th of a video (evenly spaced frames if the video is shorter),
+    each a square crop. The probe is trained on clips at random times and tested on the middle clip, and on the mean
+    probability of `num_clips` evenly spaced clips. A video's class is the majority class of its rows. The metrics hold
+    top-1 (0..1) for each number of clips; "chance" always answers the most frequent class of `train`. "per_class",
+    "hits" (by the videos' first rows) and the confusion matrix belong to the middle clip. Raises `Refused` for invalid
+    settings or columns.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     settings = {"num_frames": num_frames, "frame_stride": frame_stride, "steps": steps, "batch_size": batch_size}
@@ -196,7 +201,7 @@ def evaluate_video(
         for split, rows, of_split, index in zip(("train", "test"), (train, test), videos, index_of, strict=True)
     }
     learnt, tested = parts.values()
-    # As wide as the network, for every contestant: none has a larger probe.
+    # As wide as the network, for every encoder: no baseline gets a larger or smaller probe.
     width = HEAD_WIDTH * min(MAX_HEADS, max(1, round(bench.model.config.hidden_size / HEAD_WIDTH)))
     about = (image_column, label_column, sequence_column, frame_column, names, settings, lr, weight_decay)
     views = list(dict.fromkeys([1, num_clips]))
@@ -207,7 +212,7 @@ def evaluate_video(
             head = AttentiveProbe(features[0].shape[1], num_frames, features.grids[0], len(names), width)
         head = head.to(bench.device)
 
-        def loss_at(step: int, name=name, head=head) -> torch.Tensor:
+        def loss_at(step: int, name: str = name, head: AttentiveProbe = head) -> torch.Tensor:
             clips = learnt.draw(batch_size, bench.seed, step)
             labels = learnt.labels[[video for video, _ in clips]].to(bench.device)
             return F.cross_entropy(head(learnt.tokens(name, clips).to(bench.device)), labels)
@@ -232,14 +237,15 @@ def evaluate_video(
         task="video",
         protocol={
             "features": "final-normed patch tokens of every frame",
-            "probe": f"batch norm, linear to width {width}, sinusoidal positions in time, height and width, {NUM_BLOCKS} "
-            f"pre-norm transformer blocks of {width // HEAD_WIDTH} heads over the tokens of all frames, in the last of "
-            "which a learnt query attends to them, linear to classes",
+            "probe": f"batch norm, linear to width {width}, sinusoidal positions in time, height and width, "
+            f"{NUM_BLOCKS} pre-norm transformer blocks of {width // HEAD_WIDTH} heads over the "
+            "tokens of all frames, in the last of which a learnt query attends to them, linear to classes",
             "optimizer": f"AdamW, one-cycle to lr {lr:g}, weight decay {weight_decay:g}",
             **settings,
             "num_clips": num_clips,
             "clips": "num_frames frames of a video, every frame_stride-th; of a shorter video all, evenly spaced; in "
-            "training at random times; in testing the middle one, or num_clips evenly spaced whose probabilities are averaged",
+            "training at random times; in testing the middle one, or num_clips evenly spaced whose probabilities are "
+            "averaged",
             "label": "the class that most of a video's frames have",
             "videos_of_several_classes": {split: one.mixed_videos for split, one in parts.items()},
             "augmentation": "none but the clip's time: features are computed once",
@@ -283,7 +289,7 @@ def _probabilities(
     bench: Bench, head: AttentiveProbe, videos: Clips, name: str, num_clips: int, batch_size: int
 ) -> torch.Tensor:
     """Return the mean probabilities [V,K] of `num_clips` clips of each video."""
-    clips, found = videos.spread(num_clips), []
+    clips, probabilities = videos.spread(num_clips), []
     for start in tqdm(
         range(0, len(clips), batch_size),
         desc=f"video: test clips, {name}",
@@ -292,8 +298,8 @@ def _probabilities(
         dynamic_ncols=True,
     ):
         tokens = videos.tokens(name, clips[start : start + batch_size])
-        found.append(head(tokens.to(bench.device)).double().softmax(1).cpu())
-    return torch.cat(found).unflatten(0, (-1, num_clips)).mean(1)
+        probabilities.append(head(tokens.to(bench.device)).double().softmax(1).cpu())
+    return torch.cat(probabilities).unflatten(0, (-1, num_clips)).mean(1)
 
 
 def _share(hits: torch.Tensor) -> float:

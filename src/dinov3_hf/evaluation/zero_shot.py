@@ -1,6 +1,7 @@
-"""Zero-shot classification by names (CLIP, section 3.1.4; DINOv3, section 5.3): the class whose prompts are nearest."""
+"""Zero-shot classification by class names (CLIP, section 3.1.4; DINOv3, section 5.3): the nearest prompts win."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,16 +22,28 @@ from ..pipelines.class_embeddings import (
 from .result import Result
 
 
-def read_images(
-    rows, image_column: str, image_processor, batch_size: int, progress: bool = True, description: str = "images"
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Decode a `datasets.Dataset` in its order, `batch_size` rows at a time, each image as `image_processor` says.
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-    Yields the row numbers [B] of images that could be decoded, and these images [B,3,H,W].
+    from ..models.image_processing_dinov3 import Dinov3ImageProcessor
+    from ..models.processing_dinotxt import DinoTxtProcessor
+
+
+def read_images(
+    rows: "Dataset",
+    image_column: str,
+    image_processor: "Dinov3ImageProcessor",
+    batch_size: int,
+    progress: bool = True,
+    description: str = "images",
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Decode and preprocess the images of `rows` in order, in batches of at most `batch_size` images.
+
+    Yields the row numbers [B] of the images that could be decoded, and these images [B,3,H,W].
     """
     rows = undecoded(rows.select_columns([image_column]))
 
-    def read(value):
+    def read(value: dict | None) -> torch.Tensor | None:
         try:
             image = decode_image(value)
         except (OSError, ValueError):
@@ -49,12 +62,20 @@ def read_images(
 
 
 @torch.inference_mode()
-def read_image_features(model: nn.Module, rows, image_column: str, *args) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read images as `read_images` does; returns row numbers [N] and image features [N,E], fp32, on the CPU."""
+def read_image_features(
+    model: nn.Module,
+    rows: "Dataset",
+    image_column: str,
+    image_processor: "Dinov3ImageProcessor",
+    batch_size: int,
+    progress: bool = True,
+    description: str = "images",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the row numbers [N] and image features [N,E] (fp32, on the CPU) of the images that could be decoded."""
     check_column(rows, image_column, "image_column")
     model.eval()
     numbers, features = [], []
-    for some, pixel_values in read_images(rows, image_column, *args):
+    for some, pixel_values in read_images(rows, image_column, image_processor, batch_size, progress, description):
         numbers.append(some)
         features.append(model.get_image_features(pixel_values.to(model.device, model.dtype)).float().cpu())
     if not numbers:
@@ -62,12 +83,14 @@ def read_image_features(model: nn.Module, rows, image_column: str, *args) -> tup
     return torch.cat(numbers), torch.cat(features)
 
 
-def read_labels(rows, label_column: str, class_names: Sequence[str] | None = None) -> tuple[list[str], torch.Tensor]:
-    """Return the class names, and for every row the index of its class [N].
+def read_labels(
+    rows: "Dataset", label_column: str, class_names: Sequence[str] | None = None
+) -> tuple[list[str], torch.Tensor]:
+    """Return the class names, and the class index of every row [N].
 
-    Without `class_names`: those of a ClassLabel column, or the sorted values of a column of texts. Given names replace
-    a ClassLabel's in their order, or are found by name where they are the same names; numbers are indices.
-    Raises `Refused` for a label that has no name.
+    The default of `class_names` are the names of a ClassLabel column, or the sorted values of a text column. Given
+    names replace those of a ClassLabel in order, or are matched by name if both sets are equal; integers are indices
+    of names. Raises `Refused` for a label without a name.
     """
     from datasets import ClassLabel, Value
 
@@ -77,10 +100,10 @@ def read_labels(rows, label_column: str, class_names: Sequence[str] | None = Non
     if {type(value) for value in values} not in ({int}, {str}):
         raise Refused(f"label_column: got {label_column!r}, accepted: a column with one class a row")
     declared = feature.names if isinstance(feature, ClassLabel) else None
-    found = sorted(set(values))
-    texts = isinstance(found[0], str)
+    present = sorted(set(values))
+    texts = isinstance(present[0], str)
     if class_names is None:
-        class_names = declared or (found if texts else None)
+        class_names = declared or (present if texts else None)
     if class_names is None:
         raise Refused(f"class_names: missing, accepted: one name a class, as {label_column!r} holds numbers")
     names = check_class_names(class_names)
@@ -92,7 +115,7 @@ def read_labels(rows, label_column: str, class_names: Sequence[str] | None = Non
     index_of = by_name if texts else dict(enumerate(range(len(names))))
     if declared and set(declared) == set(names):
         index_of = {value: by_name[name] for value, name in enumerate(declared)}
-    strange = [value for value in found if value not in index_of]
+    strange = [value for value in present if value not in index_of]
     if strange:
         accepted = "one of class_names" if texts else f"0 to {len(names) - 1}, an index of class_names"
         raise Refused(f"label_column: {label_column!r} holds {strange[0]!r}, accepted: {accepted}")
@@ -101,8 +124,8 @@ def read_labels(rows, label_column: str, class_names: Sequence[str] | None = Non
 
 def evaluate_zero_shot(
     model: nn.Module,
-    processor,
-    rows,
+    processor: "DinoTxtProcessor",
+    rows: "Dataset",
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
     image_column: str = "image",
@@ -110,10 +133,10 @@ def evaluate_zero_shot(
     batch_size: int = 64,
     progress: bool = True,
 ) -> Result:
-    """Measure zero-shot top-1 and top-5 of a `DinoTxtModel` on a `datasets.Dataset`, beside guessing.
+    """Measure zero-shot top-1 and top-5 accuracy of a `DinoTxtModel`, and those of random guessing.
 
-    Images are prepared as `processor`'s image processor says. "measures" of what it returns holds the
-    accuracies (0..1), top-5 where there are more than five classes; "per_class" those of each class that has images.
+    Images are preprocessed by `processor`. The metrics of the returned result are accuracies (0..1), with top-5 if
+    there are more than five classes; "per_class" holds the accuracy of each class that has images.
     """
     names, labels = read_labels(rows, label_column, class_names)
     tokenizer = processor.tokenizer

@@ -1,6 +1,7 @@
-"""Zero-shot segmentation by names (dino.txt; DINOv3, section 5.3): patch features against class embeddings."""
+"""Zero-shot segmentation by class names (dino.txt; DINOv3, section 5.3): patch features against class embeddings."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,8 +23,14 @@ from .iou import confusion_matrix, intersection_over_union
 from .result import Result
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..models.processing_dinotxt import DinoTxtProcessor
+
+
 def chance_iou(confusion: torch.Tensor) -> torch.Tensor:
-    """Expected IoU of each class [K] when pixels get classes at random; NaN for classes that no label has."""
+    """Return the expected IoU of each class [K] if pixels get random classes; NaN for classes that do not occur."""
     share = confusion.sum(1).double() / confusion.sum()
     drawn = 1 / len(confusion)
     return torch.where(share > 0, share * drawn / (share + drawn - share * drawn), torch.nan)
@@ -31,8 +38,8 @@ def chance_iou(confusion: torch.Tensor) -> torch.Tensor:
 
 def evaluate_zero_shot_segmentation(
     model: nn.Module,
-    processor,
-    rows,
+    processor: "DinoTxtProcessor",
+    rows: "Dataset",
     class_names: Sequence[str],
     templates: Sequence[str] | None = None,
     image_column: str = "image",
@@ -46,12 +53,13 @@ def evaluate_zero_shot_segmentation(
     whole_windows: bool = False,
     progress: bool = True,
 ) -> Result:
-    """Measure zero-shot mIoU and pixel accuracy of a `DinoTxtModel` on a `datasets.Dataset`, beside random labels.
+    """Measure zero-shot mIoU and pixel accuracy of a `DinoTxtModel`, and those of random labels.
 
-    `class_names` are those of the mask values, in order; with `whole_windows` windows count as a whole too. The class with index `background` is predicted where no other
-    one stands `background_threshold` above the mean cosine of all (see `segment`); without a threshold by its name, as any other. Counted are the
-    pixels of the masks in their own size. "per_class" of what it returns has pixels, IoU and chance of each class present.
-    Raises `Refused` for settings that do not fit, and for a mask value without a name.
+    `class_names` are the names of the mask values, in order from 0. `whole_windows` adds the image feature of each
+    window to the scores of its patches. The class with index `background` is predicted where no other class exceeds
+    the mean cosine of all by `background_threshold` (see `segment`); without a threshold it is predicted by its name,
+    like any other class. Metrics are computed at the stored size of each mask. "per_class" holds pixels, IoU and
+    chance of each class present. Raises `Refused` for invalid settings, and for a mask value without a name.
     """
     names, tokenizer = check_class_names(class_names), processor.tokenizer
     templates = default_templates(tokenizer) if templates is None else check_templates(templates)
@@ -71,7 +79,7 @@ def evaluate_zero_shot_segmentation(
     image_embeddings = class_embeddings(model, tokenizer, prompts, templates, part="image") if whole_windows else None
     window, stride = window_and_stride(model, window, stride)
     patch = model.config.vision_config.patch_size
-    # The last place is for pixels below the threshold, which BACKGROUND (-1) points to.
+    # The last entry, to which BACKGROUND (-1) points, is for pixels below the threshold.
     value_of = torch.tensor([*prompted, -1 if background is None else background])
     confusion = torch.zeros(len(names), len(names), dtype=torch.long)
     unreadable, misfit = 0, 0
@@ -92,8 +100,8 @@ def evaluate_zero_shot_segmentation(
         pixel_values = fit_image(image, processor.image_processor, window, patch)
         size = tuple(mask.shape)
         maps = class_maps(model, pixel_values, embeddings, window, stride, scales, size, image_embeddings)
-        found = value_of[segment(maps, background_threshold).cpu()[counted]]
-        confusion += confusion_matrix(found, labels, len(names))
+        predicted = value_of[segment(maps, background_threshold).cpu()[counted]]
+        confusion += confusion_matrix(predicted, labels, len(names))
     if not confusion.sum():
         raise Refused(f"mask_column: none of the {len(rows)} rows can be decoded and has a pixel that counts")
     iou, chance, pixels = intersection_over_union(confusion), chance_iou(confusion), confusion.sum(1)
@@ -143,16 +151,16 @@ def evaluate_zero_shot_segmentation(
 
 def choose_background_threshold(
     model: nn.Module,
-    processor,
-    rows,
+    processor: "DinoTxtProcessor",
+    rows: "Dataset",
     class_names: Sequence[str],
     templates: Sequence[str],
     scales: Sequence[float] = (1.0,),
     whole_windows: bool = False,
 ) -> float:
-    """Return the threshold among 0.05, 0.075, ... 0.6 with the best mIoU on rows that are not those to be measured.
+    """Return the background threshold among 0.05, 0.075, ..., 0.6 with the best mIoU on `rows` (not the test rows).
 
-    Columns are `image` and `mask`; class 0 is the background.
+    `rows` has the columns `image` and `mask`; class 0 is the background.
     """
     thresholds = [round(0.025 * step, 3) for step in range(2, 25)]
     names, tokenizer = list(class_names[1:]), processor.tokenizer
@@ -166,11 +174,11 @@ def choose_background_threshold(
             decode_image(row["image"]), processor.image_processor, window, model.config.vision_config.patch_size
         )
         maps = class_maps(model, pixels, embeddings, window, stride, scales, tuple(mask.shape), image_embeddings)
-        _, classes, margin = (found.cpu() for found in best_class(maps))
+        _, classes, margin = (values.cpu() for values in best_class(maps))
         counted = mask != IGNORE_INDEX
         for threshold, confusion in zip(thresholds, confusions, strict=True):
-            found = torch.where(margin >= threshold, classes + 1, 0)
-            confusion += confusion_matrix(found[counted], mask[counted], len(class_names))
+            predicted = torch.where(margin >= threshold, classes + 1, 0)
+            confusion += confusion_matrix(predicted[counted], mask[counted], len(class_names))
     scores = [intersection_over_union(confusion).nanmean().item() for confusion in confusions]
     return thresholds[scores.index(max(scores))]
 
@@ -179,6 +187,6 @@ def _check_values(labels: torch.Tensor, mask_column: str, num_classes: int, igno
     strange = labels[(labels < 0) | (labels >= num_classes)]
     if len(strange):
         raise Refused(
-            f"mask_column: {mask_column!r} holds the value {int(strange[0])}, accepted: 0 to {num_classes - 1}, one of "
-            f"class_names, or ignore_index ({ignore_index})"
+            f"mask_column: {mask_column!r} holds the value {int(strange[0])}, accepted: 0 to {num_classes - 1}, one "
+            f"of class_names, or ignore_index ({ignore_index})"
         )

@@ -1,4 +1,4 @@
-"""The table of what `dinov3 evaluate` measures: a task is one file here and one line in this one."""
+"""The table of tasks of `dinov3 evaluate`: each task is one file in this folder and one line in this file."""
 
 from ..task import make_recipe, make_table
 from . import (
@@ -23,7 +23,7 @@ from . import (
 )
 
 
-# In the order of --help: whole images, patches, images in company, networks, others repeated, tasks with text.
+# In the order of --help.
 TASKS = make_table(
     [
         knn.TASK,

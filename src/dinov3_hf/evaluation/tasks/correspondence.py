@@ -1,44 +1,54 @@
 """`--task correspondence`."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...recipe import described
 from ..arguments import DataArguments, NetworkArguments
 from ..result import Result
-from ..rows import image_column, only_test
-from ..task import Task
+from ..rows import Groups, image_column, only_test
+from ..task import Evaluation, Task
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
 
 
 @dataclass
 class CorrespondenceArguments:
-    """Keypoints, and which rows are matched."""
+    """Keypoints, and the pairs of images to match."""
 
     keypoints_column: str = described(
         "column of the keypoints: a list of [x, y] or [x, y, visible] in pixels", "keypoints"
     )
     pairs_split: str | None = described(
-        "split of the pairs of rows to match, columns src, trg and optionally bbox_trg; null: every two rows", None
+        "split that lists the pairs, with columns src, trg (row numbers) and optionally bbox_trg; null: rows 0 and 1, "
+        "2 and 3, ...",
+        None,
     )
     thresholds: list[float] = described(
-        "distances that count as found, in sides of the target's box or image, for correspondence",
+        "correspondence: distances up to which a match is correct, as shares of the longer side of the target's box "
+        "or image",
         [0.05, 0.1, 0.15],
         above=0,
         at_most=1,
     )
 
 
-def draw_pairs(rows, count: int, recipe):
-    """Return the first rows, an even number of them, as pairs are of neighbours; all where a split numbers the rows."""
+def draw_pairs(rows: "Dataset", count: int, recipe: Groups) -> "Dataset":
+    """Return the first rows, an even number because neighbours are pairs; all rows if a split lists the pairs."""
     if len(rows) <= count or recipe.of(CorrespondenceArguments).pairs_split:
         return rows
     return rows.select(range(count - count % 2))
 
 
-def rows(task, recipe) -> tuple:
+def rows(task: Task, recipe: Evaluation) -> "tuple[None, Dataset]":
     return only_test(task, recipe, draw_pairs)
 
 
-def run(bench, train, test, recipe) -> Result:
+def run(bench: "Bench", train: None, test: "Dataset", recipe: Evaluation) -> Result:
     from ...data.streams import load_table
     from ..correspondence import evaluate_correspondence
 
@@ -51,7 +61,7 @@ def run(bench, train, test, recipe) -> Result:
 
 TASK = Task(
     name="correspondence",
-    help="keypoints found again in another image, PCK",
+    help="keypoints matched in another image, PCK",
     reads=(NetworkArguments, CorrespondenceArguments),
     run=run,
     scenes="pairs",

@@ -1,6 +1,7 @@
 """`--task depth`."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...recipe import described
 from ..arguments import (
@@ -12,20 +13,26 @@ from ..arguments import (
 )
 from ..result import Result
 from ..rows import image_column
-from ..task import Task
+from ..task import Evaluation, Task
 from .segmentation import head_training
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
 
 
 @dataclass
 class DepthArguments:
     """Depth maps."""
 
-    depth_column: str = described("column of the depth maps, images where 0 is unknown", "depth", common=True)
-    depth_unit: float = described("metres of a stored unit of depth", 0.001, above=0)
-    max_depth: float = described("metres beyond which depth does not count (KITTI: 80)", 10.0, above=0)
+    depth_column: str = described("column of the depth maps, images where 0 means unknown", "depth", common=True)
+    depth_unit: float = described("metres per stored unit of depth", 0.001, above=0)
+    max_depth: float = described("largest depth in metres; pixels beyond it are ignored (KITTI: 80)", 10.0, above=0)
 
 
-def run(bench, train, test, recipe) -> Result:
+def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -> Result:
     from ..depth import PAPER_STEPS, evaluate_depth
 
     depth = recipe.of(DepthArguments)
@@ -44,7 +51,7 @@ def run(bench, train, test, recipe) -> Result:
 
 TASK = Task(
     name="depth",
-    help="linear depth in 256 bins, RMSE, ARel, delta1",
+    help="linear depth estimation with 256 bins, RMSE, ARel, delta1",
     reads=(TrainArguments, NetworkArguments, DepthArguments, StepsArguments, AugmentArguments, DenseHeadArguments),
     run=run,
     scenes="crowded",

@@ -1,24 +1,31 @@
 """`--task discovery`."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...recipe import described
 from ..arguments import MaskArguments, NetworkArguments
 from ..result import Result
 from ..rows import image_column, object_mask_column, only_test
-from ..task import Task
+from ..task import Evaluation, Task
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
 
 
 @dataclass
 class DiscoveryArguments:
-    """True boxes."""
+    """True boxes of objects."""
 
     box_column: str | None = described(
-        "column of true boxes [x0, y0, x1, y1] for discovery; null: from the masks", None
+        "discovery: column of the true boxes, lists of [x0, y0, x1, y1]; null: boxes of the masks", None
     )
 
 
-def run(bench, train, test, recipe) -> Result:
+def run(bench: "Bench", train: None, test: "Dataset", recipe: Evaluation) -> Result:
     from ..discovery import evaluate_discovery
 
     columns = (image_column(test, recipe), object_mask_column(recipe), recipe.of(DiscoveryArguments).box_column)
@@ -27,7 +34,7 @@ def run(bench, train, test, recipe) -> Result:
 
 TASK = Task(
     name="discovery",
-    help="the main object found without labels (TokenCut), CorLoc",
+    help="unsupervised localisation of the main object (TokenCut), CorLoc",
     reads=(NetworkArguments, MaskArguments, DiscoveryArguments),
     run=run,
     scenes="single",

@@ -1,28 +1,38 @@
-"""`--task fairness`: the accuracy of others, split by group."""
+"""`--task fairness`: the accuracy of other tasks, split by group."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...recipe import described, require
 from ..arguments import NetworkArguments, RepeatArguments
 from ..result import Result
-from ..task import Repetition
+from ..task import Evaluation, Repetition
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
 
 
 @dataclass
 class FairnessArguments:
-    """Which groups."""
+    """The column of groups."""
 
-    group_column: str | None = described("column of the groups whose accuracies fairness compares", None, common=True)
+    group_column: str | None = described(
+        "fairness: column of the groups whose accuracies are compared", None, common=True
+    )
 
     def validate(self) -> None:
         require(self.group_column, "group_column", self.group_column, "for fairness a column of groups")
 
 
-def run(bench, evaluate, test, recipe) -> Result:
+def run(bench: "Bench", evaluate: Callable[["Bench"], Result], test: "Dataset", recipe: Evaluation) -> Result:
     from ..fairness import by_group, read_groups
 
     column = recipe.of(FairnessArguments).group_column
-    # Refused before anything is measured.
+    # Raises `Refused` before anything is measured.
     read_groups(test, column)
     return by_group(evaluate(bench), test, column)
 

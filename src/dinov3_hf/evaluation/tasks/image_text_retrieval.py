@@ -1,24 +1,29 @@
 """`--task image-text-retrieval`."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...recipe import described
 from ..arguments import DataArguments
 from ..result import Result
 from ..rows import image_column, only_test
-from ..task import Task
+from ..task import Evaluation, Task
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..loading import Aligned
 
 
 @dataclass
 class CaptionArguments:
     """Captions."""
 
-    caption_columns: list[str] = described(
-        "columns of captions, for image-text-retrieval; none: caption, captions", []
-    )
+    caption_columns: list[str] = described("image-text-retrieval: columns of captions; none: caption and captions", [])
 
 
-def rows(task, recipe) -> tuple:
+def rows(task: Task, recipe: Evaluation) -> "tuple[None, Dataset]":
     from ...data.captions import find_caption_columns
 
     train, test = only_test(task, recipe)
@@ -26,7 +31,7 @@ def rows(task, recipe) -> tuple:
     return train, test
 
 
-def run(aligned, train, test, recipe) -> Result:
+def run(aligned: "Aligned", train: None, test: "Dataset", recipe: Evaluation) -> Result:
     from ..image_text_retrieval import evaluate_retrieval
 
     columns = (image_column(test, recipe), recipe.of(CaptionArguments).caption_columns)
@@ -36,7 +41,7 @@ def run(aligned, train, test, recipe) -> Result:
 
 TASK = Task(
     name="image-text-retrieval",
-    help="images by captions and captions by images, recall@k",
+    help="retrieval of images by captions and of captions by images, recall@k",
     reads=(CaptionArguments,),
     run=run,
     scenes="crowded",

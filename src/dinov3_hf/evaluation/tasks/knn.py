@@ -1,12 +1,20 @@
 """`--task knn`."""
 
+from typing import TYPE_CHECKING
+
 from ..arguments import LabelArguments, NeighbourArguments, NetworkArguments, TrainArguments
 from ..result import Result
 from ..rows import image_column
-from ..task import Task
+from ..task import Evaluation, Task
 
 
-def run(bench, train, test, recipe) -> Result:
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
+
+
+def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -> Result:
     from ..knn import evaluate_knn
 
     columns = (image_column(train, recipe), recipe.of(LabelArguments).label_column)

@@ -1,6 +1,7 @@
 """`--task linear`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import Refused
 from ..arguments import (
@@ -12,31 +13,37 @@ from ..arguments import (
 )
 from ..result import Result
 from ..rows import draw_images, image_column, load_rows
-from ..task import Task
+from ..task import Evaluation, Task
 
 
-def run(bench, train, test, recipe) -> Result:
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
+
+
+def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -> Result:
     from ..linear import evaluate_linear
 
     columns = (image_column(train, recipe), recipe.of(LabelArguments).label_column)
     return evaluate_linear(bench, train, test, *columns, load_others(recipe))
 
 
-def load_others(recipe) -> dict:
-    """Load the out-of-distribution test sets, each under the last part of its source's name."""
-    found, data = {}, recipe.of(DataArguments)
+def load_others(recipe: Evaluation) -> "dict[str, Dataset]":
+    """Load the out-of-distribution test sets, named by the last part of their source."""
+    others, data = {}, recipe.of(DataArguments)
     for source in recipe.of(OutOfDistributionArguments).ood_data:
         title = Path(source.split("*")[0].rstrip("/")).stem or source
-        if title in found:
+        if title in others:
             raise Refused(f"ood_data: got two sources called {title!r}, accepted: different names")
         rows = load_rows(source, data.test_split, data.num_test, recipe)
-        found[title] = draw_images(rows, data.num_test, recipe)
-    return found
+        others[title] = draw_images(rows, data.num_test, recipe)
+    return others
 
 
 TASK = Task(
     name="linear",
-    help="logistic regression, its strength of regularisation chosen on a part of train",
+    help="logistic regression, its regularisation chosen on a held-out part of train",
     reads=(TrainArguments, NetworkArguments, LabelArguments, OutOfDistributionArguments),
     run=run,
     scenes="single",

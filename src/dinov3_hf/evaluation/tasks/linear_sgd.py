@@ -1,5 +1,7 @@
 """`--task linear-sgd`."""
 
+from typing import TYPE_CHECKING
+
 from ..arguments import (
     AugmentArguments,
     LabelArguments,
@@ -10,18 +12,24 @@ from ..arguments import (
 )
 from ..result import Result
 from ..rows import image_column
-from ..task import Task
+from ..task import Evaluation, Task
 from .linear import load_others
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
 
 
 DEFAULT_STEPS = 2000
 
 
-def run(bench, train, test, recipe) -> Result:
+def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -> Result:
     from ..linear_sgd import evaluate_linear_sgd
 
     columns = (image_column(train, recipe), recipe.of(LabelArguments).label_column)
-    # The paper's batch of 1024 would be all of a small data set.
+    # The paper's batch size of 1024 would exceed a small data set.
     batch_size = min(1024, max(32, len(train) // 8))
     augment = recipe.of(AugmentArguments).augment
     steps = head_steps(recipe)
@@ -30,8 +38,8 @@ def run(bench, train, test, recipe) -> Result:
     return evaluate_linear_sgd(bench, train, test, *columns, others, **settings)
 
 
-def head_steps(recipe) -> int | None:
-    """Return how long a head is trained: as asked, else few, None for the paper's with augment."""
+def head_steps(recipe: Evaluation) -> int | None:
+    """Return the steps of the recipe, by default 2000; None with augment, which stands for the paper's number."""
     steps = recipe.of(StepsArguments).steps
     return steps or (None if recipe.of(AugmentArguments).augment else DEFAULT_STEPS)
 

@@ -1,6 +1,7 @@
 """`--task patch-knn`."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...recipe import described
 from ..arguments import (
@@ -11,17 +12,25 @@ from ..arguments import (
 )
 from ..result import Result
 from ..rows import class_mask_column, ignored_class, image_column
-from ..task import Task
+from ..task import Evaluation, Task
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
 
 
 @dataclass
 class PatchKnnArguments:
-    """Patches as neighbours."""
+    """Bank of patches."""
 
-    max_bank_patches: int = described("patches kept as neighbours, for patch-knn", 50_000, at_least=1)
+    max_bank_patches: int = described(
+        "patch-knn: largest number of train patches kept as neighbours", 50_000, at_least=1
+    )
 
 
-def run(bench, train, test, recipe) -> Result:
+def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -> Result:
     from ..patch_knn import evaluate_patch_knn
 
     columns = (image_column(train, recipe), class_mask_column(recipe))

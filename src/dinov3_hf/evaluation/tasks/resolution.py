@@ -1,21 +1,31 @@
-"""`--task resolution`: others repeated at several image sizes."""
+"""`--task resolution`: other tasks repeated at several image sizes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...recipe import described
 from ..arguments import NetworkArguments, RepeatArguments
 from ..result import Result
-from ..task import Repetition
+from ..task import Evaluation, Repetition
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
 
 
 @dataclass
 class ResolutionArguments:
-    """Which image sizes."""
+    """The image sizes to measure."""
 
-    sizes: list[int] = described("image sizes of resolution, in pixels", [224, 448, 896], at_least=1, common=True)
+    sizes: list[int] = described(
+        "resolution: image sizes to measure, in pixels", [224, 448, 896], at_least=1, common=True
+    )
 
 
-def run(bench, evaluate, test, recipe) -> Result:
+def run(bench: "Bench", evaluate: Callable[["Bench"], Result], test: "Dataset", recipe: Evaluation) -> Result:
     from ..resolution import evaluate_resolution
 
     return evaluate_resolution(bench, evaluate, recipe.of(ResolutionArguments).sizes)
@@ -23,7 +33,7 @@ def run(bench, evaluate, test, recipe) -> Result:
 
 TASK = Repetition(
     name="resolution",
-    help="the tasks of --of from --sizes small to large",
+    help="the tasks of --of repeated at the image sizes of --sizes",
     reads=(NetworkArguments, RepeatArguments, ResolutionArguments),
     run=run,
     default=("knn", "patch-knn"),

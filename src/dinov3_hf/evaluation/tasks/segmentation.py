@@ -1,5 +1,7 @@
 """`--task segmentation`."""
 
+from typing import TYPE_CHECKING
+
 from ..arguments import (
     AugmentArguments,
     DataArguments,
@@ -12,12 +14,18 @@ from ..arguments import (
 )
 from ..result import Result
 from ..rows import class_mask_column, ignored_class, image_column, is_rendered
-from ..task import Task
+from ..task import Evaluation, Task
 from .linear_sgd import head_steps
 from .zero_shot_segmentation import mask_names
 
 
-def run(bench, train, test, recipe) -> Result:
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
+
+
+def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -> Result:
     from ..segmentation import PAPER_STEPS, evaluate_segmentation
 
     data = recipe.of(DataArguments).data
@@ -35,8 +43,12 @@ def run(bench, train, test, recipe) -> Result:
     )
 
 
-def head_training(recipe, paper_steps: int, paper_rate: float) -> dict:
-    """Return how long and at which rate a dense head is trained; few steps at the paper's rate would leave it where it starts."""
+def head_training(recipe: Evaluation, paper_steps: int, paper_rate: float) -> dict[str, int | float | bool]:
+    """Return steps, learning rate and augmentation of a dense head.
+
+    Below a quarter of the paper's steps the default rate is ten times the paper's, at which the head would hardly
+    move.
+    """
     steps = head_steps(recipe) or paper_steps
     rate = recipe.of(DenseHeadArguments).lr or (paper_rate if steps >= paper_steps / 4 else 10 * paper_rate)
     return {"steps": steps, "lr": rate, "augment": recipe.of(AugmentArguments).augment}

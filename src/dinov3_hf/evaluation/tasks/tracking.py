@@ -1,16 +1,24 @@
 """`--task tracking`."""
 
+from typing import TYPE_CHECKING
+
 from ..arguments import MaskArguments, NetworkArguments, SequenceArguments
 from ..result import Result
 from ..rows import draw_sequences, image_column, object_mask_column, only_test, sequence_column
-from ..task import Task
+from ..task import Evaluation, Task
 
 
-def rows(task, recipe) -> tuple:
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
+
+
+def rows(task: Task, recipe: Evaluation) -> "tuple[None, Dataset]":
     return only_test(task, recipe, draw_sequences)
 
 
-def run(bench, train, test, recipe) -> Result:
+def run(bench: "Bench", train: None, test: "Dataset", recipe: Evaluation) -> Result:
     from ..tracking import evaluate_tracking
 
     return evaluate_tracking(
@@ -26,7 +34,7 @@ def run(bench, train, test, recipe) -> Result:
 
 TASK = Task(
     name="tracking",
-    help="masks propagated through a video, J&F",
+    help="object masks propagated through a video, J&F",
     reads=(NetworkArguments, MaskArguments, SequenceArguments),
     run=run,
     scenes="clips",

@@ -1,20 +1,28 @@
 """`--task video`."""
 
+from typing import TYPE_CHECKING
+
 from ..arguments import LabelArguments, NetworkArguments, SequenceArguments, StepsArguments, TrainArguments
 from ..result import Result
 from ..rows import draw_sequences, image_column, sequence_column, train_and_test
-from ..task import Task
+from ..task import Evaluation, Task
 
 
-# The probe is a transformer: a step on a CPU takes a second.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..bench import Bench
+
+
+# The probe is a transformer: a step takes about a second on a CPU.
 DEFAULT_STEPS = 300
 
 
-def rows(task, recipe) -> tuple:
+def rows(task: Task, recipe: Evaluation) -> "tuple[Dataset, Dataset]":
     return train_and_test(task, recipe, draw_sequences)
 
 
-def run(bench, train, test, recipe) -> Result:
+def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -> Result:
     from ..video import evaluate_video
 
     return evaluate_video(
@@ -31,7 +39,7 @@ def run(bench, train, test, recipe) -> Result:
 
 TASK = Task(
     name="video",
-    help="classes of clips by an attentive probe",
+    help="classification of clips by an attentive probe, top-1",
     reads=(TrainArguments, NetworkArguments, LabelArguments, SequenceArguments, StepsArguments),
     run=run,
     scenes="clips",

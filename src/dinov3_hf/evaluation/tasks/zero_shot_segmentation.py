@@ -1,14 +1,21 @@
 """`--task zero-shot-segmentation`."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...errors import Refused
 from ...recipe import described
 from ..arguments import DataArguments, MaskArguments, NameArguments, PromptArguments
 from ..result import Result
 from ..rows import class_mask_column, ignored_class, image_column, is_rendered, only_test
-from ..task import Task
+from ..task import Evaluation, Task
 from .zero_shot import read_names, read_templates
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..loading import Aligned
 
 
 BACKGROUND = "background"
@@ -16,19 +23,24 @@ BACKGROUND = "background"
 
 @dataclass
 class ZeroShotSegmentationArguments:
-    """How pixels get the class they have."""
+    """How pixels are classified."""
 
     background_threshold: float | None = described(
-        "how far the best cosine must stand above the mean, else background; null: a name as others",
+        "pixels are background where the best cosine exceeds the mean by less than this; null: background is "
+        "predicted by its name",
         None,
         at_least=0,
         at_most=2,
     )
-    scales: list[float] = described("sizes of the images over which zero-shot-segmentation averages", [1.0], above=0)
-    whole_windows: bool = described("zero-shot-segmentation: count what a window shows as a whole too", False)
+    scales: list[float] = described(
+        "zero-shot-segmentation: scales of the image over which scores are averaged", [1.0], above=0
+    )
+    whole_windows: bool = described(
+        "zero-shot-segmentation: add the score of each whole window to the scores of its patches", False
+    )
 
 
-def rows(task, recipe) -> tuple:
+def rows(task: Task, recipe: Evaluation) -> "tuple[None, Dataset]":
     from ...data.columns import check_column
 
     train, test = only_test(task, recipe)
@@ -36,7 +48,7 @@ def rows(task, recipe) -> tuple:
     return train, test
 
 
-def run(aligned, train, test, recipe) -> Result:
+def run(aligned: "Aligned", train: None, test: "Dataset", recipe: Evaluation) -> Result:
     from ..zero_shot_segmentation import evaluate_zero_shot_segmentation
 
     settings = recipe.of(ZeroShotSegmentationArguments)
@@ -58,7 +70,7 @@ def run(aligned, train, test, recipe) -> Result:
 
 
 def mask_names(data: str) -> list[str]:
-    """Return what the values of the masks are called: known of the scenes only."""
+    """Return the names of the mask values of rendered scenes; raises `Refused` for other data."""
     if not is_rendered(data):
         raise Refused("class_names: missing, accepted: the names of the mask's values, in order, from 0")
     from ...data.scenes import SCENE_CLASSES
@@ -68,7 +80,7 @@ def mask_names(data: str) -> list[str]:
 
 TASK = Task(
     name="zero-shot-segmentation",
-    help="segmentation by the classes' names, mIoU",
+    help="segmentation by class names, mIoU",
     reads=(MaskArguments, NameArguments, PromptArguments, ZeroShotSegmentationArguments),
     run=run,
     scenes="crowded",
