@@ -1,4 +1,4 @@
-"""How good did the features get, and when? Measures every checkpoint a run kept, beside both controls.
+"""How do features improve during training? Measures every checkpoint of a run, and the baselines once.
 
 python benchmarks/checkpoint_curve.py outputs/mine --data scenes --task knn patch-knn
 """
@@ -36,16 +36,19 @@ def main() -> None:
             resize_size=arguments.resize_size,
             k=[10],
             cache_dir=str(arguments.run / "features"),
-            baselines=index == 0,  # the controls do not depend on the checkpoint
+            baselines=index == 0,  # they do not depend on the checkpoint
         )
-        found = [metric for result in evaluate(settings)["results"] for metric in result.metrics]
+        measured = [metric for result in evaluate(settings)["results"] for metric in result.metrics]
         if metrics is None:
-            metrics = [metric["metric"] for metric in found]
+            metrics = [metric["metric"] for metric in measured]
             print("| step | loss | " + " | ".join(metrics) + " |\n|" + "---|" * (2 + len(metrics)))
             for baseline in ("chance", "raw_pixels", "random_init"):
-                print(f"| {baseline} | | " + " | ".join(f"{metric[baseline]:.4f}" for metric in found) + " |")
-        print(f"| {step} | {losses[step]:.3f} | " + " | ".join(f"{m['model']:.4f}" for m in found) + " |", flush=True)
-        records.append({"step": step, "metrics": found})
+                values = " | ".join(f"{metric[baseline]:.4f}" for metric in measured)
+                print(f"| {baseline.replace('_', ' ')} | | {values} |")
+        print(
+            f"| {step} | {losses[step]:.3f} | " + " | ".join(f"{m['model']:.4f}" for m in measured) + " |", flush=True
+        )
+        records.append({"step": step, "metrics": measured})
     (arguments.run / "curve.json").write_text(json.dumps(records, indent=2) + "\n")
 
 

@@ -1,7 +1,7 @@
-"""How long does a person in front of a Space wait: for its first picture, a click, words, a slider?
+"""How long does a user of a Space wait for the first picture, and after a click, a text or a move of a slider?
 
-Spaces run as `dinov3 demo` starts them, on two threads and with the bundled checkpoint; a headless Chromium does what a
-hand would and waits until the new picture or sentence is on the page. Images are 512 pixels a side.
+Spaces run as `dinov3 demo` starts them, on two threads and with the bundled checkpoint; a headless Chromium performs
+the actions and waits until the new picture or sentence is on the page. Images are 512 pixels a side.
 
     python benchmarks/demo_latency.py
     python benchmarks/demo_latency.py --docs docs/demos.md
@@ -34,7 +34,7 @@ LIMITS = {"start": 30.0, "first picture": 5.0, "upload": 2.0, "click": 0.3, "wor
 
 @contextmanager
 def running(name: str) -> Iterator[tuple[str, float]]:
-    """Start a Space; gives its address and the seconds that starting took."""
+    """Start a Space; yield its address and the seconds that starting took."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -51,7 +51,7 @@ def running(name: str) -> Iterator[tuple[str, float]]:
 
 
 def wait(page: Page, field: str, act: Callable[[], None]) -> float:
-    """Seconds from what a hand does to the change of a picture or sentence on the page."""
+    """Return the seconds from an action to the change of a picture or sentence on the page."""
     show = "field => (place => place?.src ?? place?.innerHTML)(document.querySelector(field))"
     before = page.evaluate(show, field)
     start = time.perf_counter()

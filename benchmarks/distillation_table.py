@@ -1,9 +1,10 @@
-"""Is a small network better distilled than pretrained alone, for the same compute?
+"""Is a small network better if distilled than if pretrained from scratch, for the same compute?
 
-Students of the model that comes with the package are distilled together on rendered scenes (recipe distill_tiny_cpu);
-each is also pretrained alone (recipe tiny_cpu) for as many steps as cost the same FLOPs, the teacher's pass counted in
-full for every student. k-NN on scenes and on CIFAR-10 (a folder of Parquet files, cifar10, inside --data); prints one Markdown
-table; with --docs it goes between the marks of that file. What lies in --output-dir is not trained again.
+Students of the bundled checkpoint are distilled together on rendered scenes (recipe distill_tiny_cpu); each is also
+pretrained alone (recipe tiny_cpu) for the number of steps that costs the same FLOPs, with the teacher's forward pass
+counted in full for every student. Measures k-NN on scenes and on CIFAR-10 (Parquet files in the folder cifar10 inside
+--data) and prints one Markdown table; --docs FILE replaces the table in that file. Finished runs in --output-dir are
+reused.
 
     python benchmarks/distillation_table.py --data FOLDER --docs docs/distillation.md
 """
@@ -30,7 +31,7 @@ from dinov3_hf.training.self_distillation import SelfDistillation
 from dinov3_hf.training.students import load_teacher, new_student, student_config
 
 
-# Both halves of the teacher: half its blocks, half its width.
+# One student has half of the teacher's blocks, the other half of its width.
 SHAPES = {
     "shallow": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 384},
     "narrow": {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 192},
@@ -44,7 +45,7 @@ def entry(name: str) -> str:
 
 
 def flops(objective: torch.nn.Module, batch: dict, values: dict) -> int:
-    """FLOPs of the forward and backward pass of a batch."""
+    """Return the FLOPs of the forward and backward pass of a batch."""
     with FlopCounterMode(display=False) as counter:
         objective.train()(batch, values).loss.backward()
     return counter.get_total_flops()
@@ -81,14 +82,14 @@ def flops_pretrained(name: str) -> int:
 
 
 def train(verb: str, output: Path, flags: list[str]) -> None:
-    """Run a verb of the package to the end, or go on with what lies there."""
+    """Run a command of the package to the end, resuming an interrupted run; skip it if it is finished."""
     if not (output / "model").exists() and dinov3([verb, *flags, "--resume", "--output-dir", str(output)]):
         raise SystemExit(f"dinov3 {verb} did not finish: {output}")
 
 
 def measure(model: Path | str, data: Path | None, output: Path, quick: bool) -> list[dict]:
-    """k-NN of a model on scenes and CIFAR-10: measures with their controls."""
-    # Differences of two per cent are to be told apart from chance.
+    """Return the k-NN metrics of a model, with baselines, on scenes and CIFAR-10."""
+    # Enough images to resolve differences of two per cent.
     counts = {"num_train": 200, "num_test": 100} if quick else {"num_train": 5000, "num_test": 5000}
     metrics = []
     for name, source in (("scenes", None), ("cifar10", data)):
@@ -115,10 +116,12 @@ def measure(model: Path | str, data: Path | None, output: Path, quick: bool) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder that holds cifar10; without it scenes alone")
+    parser.add_argument("--data", type=Path, help="folder that contains cifar10; without it only scenes are measured")
     parser.add_argument("--steps", type=int, default=1500, help="steps of the distillation")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="few images to measure on: only to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure on few images, only to check that the script runs"
+    )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/distillation_table"))
     parser.add_argument("--docs", type=Path)
     arguments = parser.parse_args()
@@ -126,7 +129,7 @@ def main() -> None:
     common = ["--seed", str(arguments.seed)]
 
     def times(steps: int) -> list[str]:
-        """Flags of a run's length: a twentieth of it is warm-up, as in the recipes; checkpoints and probes are few."""
+        """Return the flags for a run of `steps` steps: a twentieth is warm-up, as in the recipes; few checkpoints."""
         every = max(1, steps // 3)
         lengths = {
             "steps": steps,
@@ -142,16 +145,16 @@ def main() -> None:
         output / "distilled",
         ["--config", "distill_tiny_cpu", "--students", *map(entry, names), *times(arguments.steps), *common],
     )
-    table = [("network", "parameters", "steps", "GFLOP an image and step", "k-NN, scenes", "k-NN, CIFAR-10")]
+    table = [("network", "parameters", "steps", "GFLOP per image and step", "k-NN, scenes", "k-NN, CIFAR-10")]
 
     def row(name: str, folder: Path | str, steps: str, cost: str) -> None:
         from dinov3_hf import Dinov3Model
 
         count = sum(parameter.numel() for parameter in Dinov3Model.from_pretrained(folder).parameters())
-        found = measure(
+        metrics = measure(
             folder, arguments.data, output / "measured" / name.replace(" ", "_").replace(",", ""), arguments.quick
         )
-        cells = [f"{one['model']:.3f} (untrained {one['random_init']:.3f})" for one in found]
+        cells = [f"{one['model']:.3f} (random init {one['random_init']:.3f})" for one in metrics]
         table.append((name, f"{count:,}", steps, cost, *cells, *[""] * (2 - len(cells))))
 
     row("the teacher", tiny_checkpoint(), "", "")

@@ -1,7 +1,8 @@
-"""What is gained by distilling three students together, over three runs apart? The ratio of their times.
+"""How much time does distilling three students together save over three separate runs?
 
-Both make the same three optimizer steps on the same batch: together, the teacher looks once; apart, once for each.
-Rounds are interleaved and their order changes; medians are printed. Weights are random: only the time counts.
+Both take the same optimizer steps on the same batch: together, the teacher runs once; separately, once for each
+student. Rounds are interleaved in changing order; medians are printed. Weights are random, because only times are
+compared.
 
     python benchmarks/distillation_throughput.py --teacher vitl16 --students vits16 vits16plus convnext_tiny
 """
@@ -29,7 +30,7 @@ from dinov3_hf.training.students import HeadedNetwork, new_student, student_conf
 def training_step(
     teacher: HeadedNetwork, names: list[str], batch: dict, device: str, half: torch.autocast
 ) -> Callable:
-    """One whole step of these students as the loop takes it."""
+    """Return a function that takes one whole training step of these students, as the training loop does."""
     arguments = DistillArguments(students=names)
     crops = CropArguments(global_crop_size=batch["global_crops"].shape[-1], local_crops=0)
     students = {}

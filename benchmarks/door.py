@@ -1,8 +1,8 @@
-"""How many CPU seconds pass before `dinov3` says a word, or a DataLoader's workers hand over a first batch?
+"""How many CPU seconds does `dinov3` take to start, or a DataLoader's workers to return a first batch?
 
-Each line is a process of its own, with all those that it starts: user and system seconds, which other work on the machine
-disturbs less than the clock. Rounds are interleaved; medians are printed, and how many lines came on stderr. Two versions
-of the package are compared by running this with one, then the other, on PYTHONPATH.
+Each line is measured in a process of its own, including its child processes: user and system seconds, which other work
+on the machine disturbs less than wall time. Rounds are interleaved; printed are medians and the number of lines on
+stderr. To compare two versions of the package, run this with one, then the other, on PYTHONPATH.
 
     python benchmarks/door.py --rounds 5
 """
@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 def make_first_batch(context: str) -> None:
-    """Take one batch of eight scenes from a loader with four workers, and end them."""
+    """Take one batch of eight scenes from a loader with four workers, and stop the workers."""
     from dinov3_hf.training.arguments import CropArguments, DataArguments
     from dinov3_hf.training.batches.collate import TrainingBatches, make_loader
     from dinov3_hf.training.run import open_sources
@@ -44,12 +44,12 @@ def make_first_batch(context: str) -> None:
     loader.multiprocessing_context = context
     batches = iter(loader)
     assert next(batches)["global_crops"].shape == (2, 8, 3, 64, 64)
-    # Waits for the workers, whose seconds are counted only then.
+    # Waits for the workers to end, which is when their CPU seconds are counted.
     del batches
 
 
 def run(command: list[str]) -> tuple[float, int]:
-    """Run Python with these arguments; returns its CPU seconds and the number of lines it wrote to stderr."""
+    """Run Python with these arguments; return its CPU seconds and the number of lines it wrote to stderr."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=errors)
         _, status, used = os.wait4(process.pid, 0)
@@ -61,16 +61,16 @@ def run(command: list[str]) -> tuple[float, int]:
     return used.ru_utime + used.ru_stime, len(text.splitlines())
 
 
-def measure(runs: dict[str, Callable], rounds: int) -> dict[str, tuple[float, int]]:
-    """Median CPU seconds of each run, and most lines on stderr."""
-    found: dict[str, list] = {name: [] for name in runs}
+def measure(runs: dict[str, Callable[[], tuple[float, int]]], rounds: int) -> dict[str, tuple[float, int]]:
+    """Return each run's median CPU seconds and largest number of lines on stderr."""
+    measured: dict[str, list[tuple[float, int]]] = {name: [] for name in runs}
     for index in range(rounds + 1):
         for name in list(runs)[index % len(runs) :] + list(runs)[: index % len(runs)]:
-            found[name].append(runs[name]())
-    # The first round compiles what is not compiled yet.
+            measured[name].append(runs[name]())
+    # Without the first round, which compiles modules to bytecode.
     return {
         name: (statistics.median(seconds for seconds, _ in values[1:]), max(lines for _, lines in values[1:]))
-        for name, values in found.items()
+        for name, values in measured.items()
     }
 
 
@@ -82,11 +82,11 @@ def main() -> None:
     if arguments.first_batch:
         make_first_batch(arguments.first_batch)
         return
-    found = measure({name: partial(run, command) for name, command in COMMANDS.items()}, arguments.rounds)
+    measured = measure({name: partial(run, command) for name, command in COMMANDS.items()}, arguments.rounds)
     print(
         f"torch {version('torch')}, transformers {version('transformers')}; median CPU seconds of {arguments.rounds}"
     )
-    for name, (seconds, lines) in found.items():
+    for name, (seconds, lines) in measured.items():
         print(f"{name:32} {seconds:7.2f}   {lines} lines on stderr")
 
 

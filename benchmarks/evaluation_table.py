@@ -1,7 +1,7 @@
-"""Can each task of `dinov3 evaluate` tell a trained network from an untrained one, on real images?
+"""Can each task of `dinov3 evaluate` tell a trained network from a randomly initialised one, on real images?
 
-Runs every task on small public data sets (Parquet folders, named as below, inside --data) with several seeds and prints one
-table; with --docs it goes between the marks of that file. Each finished run is kept in --output-dir and not run again.
+Runs every task on small public data sets (folders of Parquet files in --data, named as below) with several seeds and
+prints one table; --docs FILE replaces the table in that file. Finished runs in --output-dir are reused.
 
     python benchmarks/evaluation_table.py --data FOLDER --docs docs/evaluation.md
 """
@@ -26,7 +26,7 @@ from dinov3_hf.recipe import build_recipe
 
 ALSO = ("top-1 (corrupted)", "top-1 difference (corrupted - test)")
 CAMVID = {"data": "camvid", "mask_column": "label", "ignore_index": 11, "image_size": 128, "resize_size": 128}
-# Name of a run: the task and its settings, the measure to show, the number of seeds.
+# By name of a run: the task and its settings, the metric to show, and the number of seeds.
 RUNS = {
     "knn, cifar10": ({"task": "knn", "data": "cifar10", "num_train": 5000, "num_test": 2000, "k": [10]}, "top-1", 3),
     "knn, uc_merced": (
@@ -117,7 +117,7 @@ def save(rows: Dataset, folder: Path, split: str) -> None:
 
 
 def prepare(data: Path, folder: Path) -> None:
-    """Write what is derived from the data sets: groups by brightness, corrupted images, stills and clips of videos."""
+    """Write the derived data sets: groups by brightness, corrupted images, stills and clips of videos."""
     if (folder / "done").exists():
         return
     for split in ("train", "test"):
@@ -147,7 +147,7 @@ def prepare(data: Path, folder: Path) -> None:
     save(concatenate_datasets(parts), folder / "corrupted", "test")
     davis = rows_of(data, "davis2016_small", "test")
     save(davis.select(range(0, len(davis), 4)), folder / "davis_stills", "test")
-    # Which of the four videos is a clip of: from the first half for training, the second half for the test.
+    # The class of a clip is its video, one of four: train clips are from its first half, test clips from the second.
     names = [str(value) for value in davis.unique("sequence")]
     clips = {"train": [], "test": []}
     for row, (sequence, frame) in enumerate(zip(davis["sequence"], davis["frame"], strict=True)):
@@ -162,8 +162,8 @@ def prepare(data: Path, folder: Path) -> None:
     (folder / "done").touch()
 
 
-def run(name: str, settings: dict, seed: int, arguments) -> dict:
-    """Return a run's record, from its folder if it was finished before."""
+def run(name: str, settings: dict, seed: int, arguments: argparse.Namespace) -> dict:
+    """Return the record of a run; a finished run is read from its folder."""
     folder = arguments.output_dir / re.sub(r"[^a-z0-9]+", "-", name) / f"seed{seed}"
     if not (folder / "results.json").exists():
         prepared = arguments.output_dir / "data"
@@ -189,7 +189,7 @@ def run(name: str, settings: dict, seed: int, arguments) -> dict:
 
 
 def cell(values: list[float | None]) -> str:
-    """Write a mean, and its range over seeds where there is one."""
+    """Format a mean, and its range over seeds if the values differ."""
     values = [value for value in values if value is not None]
     if not values:
         return ""
@@ -199,7 +199,7 @@ def cell(values: list[float | None]) -> str:
 
 
 def verdict(lines: list[dict]) -> str:
-    """Say whether every seed of the model is on the better side of every seed of the untrained network."""
+    """Say whether every seed of the model is better, or worse, than every seed of the randomly initialised network."""
     models, random_init = ([line[name] for line in lines] for name in ("model", "random_init"))
     if lines[0].get("lower_is_better"):
         models, random_init = [-x for x in models], [-x for x in random_init]
@@ -217,21 +217,21 @@ def main() -> None:
     parser.add_argument("--docs", type=Path)
     arguments = parser.parse_args()
     prepare(arguments.data, arguments.output_dir / "data")
-    table = [("task, data", "metric", "model", "random_init", "raw pixels", "chance", "trained is")]
+    table = [("task, data", "metric", "model", "random init", "raw pixels", "chance", "trained is")]
     for name in arguments.only:
         settings, shown, seeds = RUNS[name]
         records = [run(name, dict(settings), seed, arguments) for seed in range(seeds)]
         by_title = {}
         for record in records:
             for metric in record["results"][0]["metrics"]:
-                # Discovery also tells what each tau would have given.
+                # Discovery also reports every tau, which the table omits.
                 if metric["metric"] in (shown, *ALSO) and "tau" not in metric:
                     by_title.setdefault(metric_title(metric), []).append(metric)
         for title, lines in by_title.items():
             cells = [
                 cell([line.get(who) for line in lines]) for who in ("model", "random_init", "raw_pixels", "chance")
             ]
-            # Shares of outliers are facts, neither good nor bad.
+            # The metrics of outliers are neither better high nor low.
             table.append((name, title, *cells, "" if name.startswith("outliers") else verdict(lines)))
     text = markdown(table)
     print(text)

@@ -1,8 +1,9 @@
-"""What does each layout hold, how exactly, in how many bytes, and how fast is its own reader beside this package?
+"""What does each export layout contain, how exactly and in how many bytes, and how fast is its own library?
 
-Every layout is written, read back by its own library, and compared with the model it was written from: tensor by tensor
-where the layout keeps them, and by tokens for a square and another size. All readers run in one process, in interleaved
-rounds, so that a busy machine slows each alike. "int8" is torchao's dynamic quantisation of the transformers layout.
+Every layout is written, read back by its own library, and compared with the original model: tensor by tensor where the
+layout keeps tensors, and by output tokens for a square and another image size. All libraries run in one process, in
+interleaved rounds, so that other load on the machine slows them equally. "int8" is torchao's dynamic quantisation of
+the transformers layout.
 
     python benchmarks/exports_table.py
     python benchmarks/exports_table.py --size vits16 --image-size 224 --docs docs/heads.md
@@ -40,13 +41,13 @@ def make_model(size: str | None) -> Dinov3Model:
     torch.manual_seed(0)
     model = Dinov3Model(Dinov3Config.from_size(size, layerscale_value=0.5)).eval()
     for module in model.modules():
-        # So that blocks change their input, as they do in a trained network.
+        # Large enough that blocks change their input, as in a trained network.
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.normal_(module.weight, std=0.04)
     return model
 
 
-def quantise(folder: Path, directory: Path) -> Callable:
+def quantise(folder: Path, directory: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
     config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
@@ -56,7 +57,7 @@ def quantise(folder: Path, directory: Path) -> Callable:
 
 
 def tensors_held(model: Dinov3Model, layout: str, folder: Path) -> tuple[int, str]:
-    """Number of tensors that come back bit-equal, and names of the others; a graph's are told by what it computes."""
+    """Return the number of tensors that are read back bit-equal, and the names of the others."""
     ours = model.state_dict()
     if layout == "int8":
         return sum(tensor.ndim != 2 for tensor in ours.values()), "linear weights are rounded"
@@ -68,7 +69,7 @@ def tensors_held(model: Dinov3Model, layout: str, folder: Path) -> tuple[int, st
 
 
 def measure(runs: dict[str, Callable], images: torch.Tensor, rounds: int) -> dict[str, float]:
-    """Median seconds of each run; the first round warms up."""
+    """Return the median seconds of each run; the first round warms up and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds + 1):
         for name in list(runs)[index % len(runs) :] + list(runs)[: index % len(runs)]:
@@ -105,13 +106,13 @@ def main() -> None:
                     export(model, folder, layout)
                     runs[layout] = reader(folder, layout)[0]
             except ImportError as error:
-                print(f"{layout}: left out, {error}")
+                print(f"{layout}: skipped, {error}")
                 continue
             seconds, differences, cosines = time.perf_counter() - start, [], []
             for images in pictures:
-                expected, found = model(images).last_hidden_state, runs[layout](images)
-                differences.append((found - expected).abs().max().item())
-                cosines.append(torch.nn.functional.cosine_similarity(found, expected, dim=-1).min().item())
+                expected, tokens = model(images).last_hidden_state, runs[layout](images)
+                differences.append((tokens - expected).abs().max().item())
+                cosines.append(torch.nn.functional.cosine_similarity(tokens, expected, dim=-1).min().item())
             held, lost = tensors_held(model, layout, folder)
             size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
             values = [f"{max(differences):.1e}", f"{min(cosines):.5f}", f"{size:.2f}", f"{seconds:.1f}"]

@@ -1,8 +1,8 @@
-"""Do frozen features come at the network's own speed? Extraction of real files beside bare forwards in the same run.
+"""How much slower is the extraction of frozen features than the bare forward passes of the network?
 
-Writes JPEG files of rendered scenes, then in interleaved rounds extracts the features of a part of them (decoding,
-resizing, the network, writing to disk) and runs the network alone as often on a batch that is ready. What a second
-extraction takes, all features being there, is printed too.
+Encodes rendered scenes as JPEG files, then in interleaved rounds extracts the features of a part of them (decoding,
+resizing, forward pass, writing to disk) and runs the network alone on equally many images in memory. The time of a
+second extraction, with all features cached, is printed too.
 
     python benchmarks/feature_extraction.py --num-images 2000 --size vits16
 """
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()
-    # A few hundred different files, repeated: what matters is that each is decoded.
+    # 200 different files, repeated: each repetition is decoded again.
     files = [jpeg(index, arguments.file_side) for index in range(200)]
     rows = Dataset.from_dict(
         {"image": [files[index % len(files)] for index in range(arguments.num_images)]}, Features({"image": Image()})
@@ -57,10 +57,10 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(model, view, FeatureStore(folder), arguments.batch_size, baselines=False)
-        # Warm up, and keep the digest of the weights (once a run) out of the first round.
+        # Warm up, so that the digest of the weights, computed once per run, is not part of the first round.
         bench.extract(rows.select(range(arguments.batch_size)), "image", arguments.kind, "warm-up")
 
-        def extract(part, description) -> float:
+        def extract(part: Dataset, description: str) -> float:
             start = time.perf_counter()
             bench.extract(part, "image", arguments.kind, description)
             return time.perf_counter() - start
@@ -82,13 +82,13 @@ def main() -> None:
             if not number % 2:
                 bare.append(forward(len(part)))
         again = sum(extract(part, "again") for part in parts)
-    print("| what | images/s | time / bare forward |\n|---|---|---|")
+    print("| run | images/s | time / bare forward |\n|---|---|---|")
     print(f"| bare forward | {len(rows) / sum(bare):.1f} | 1.000 |")
     ratio = statistics.median(t / b for t, b in zip(taken, bare, strict=True))
     print(
         f"| extraction | {len(rows) / sum(taken):.1f} | {ratio:.3f} (rounds: {', '.join(f'{t / b:.3f}' for t, b in zip(taken, bare, strict=True))}) |"
     )
-    print(f"| extraction again, all there | {len(rows) / again:.0f} | {again / sum(bare):.3f} |")
+    print(f"| extraction again, all cached | {len(rows) / again:.0f} | {again / sum(bare):.3f} |")
 
 
 if __name__ == "__main__":

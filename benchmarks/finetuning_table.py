@@ -1,12 +1,12 @@
-"""What does pretraining bring to a fine-tuned classifier, segmenter and depth estimator?
+"""How much does pretraining improve a fine-tuned classifier, segmenter and depth estimator?
 
-Every row is `finetune` on real images, once on a pretrained backbone and once on the same backbone with random weights
-(the control), both with the same head, steps and seed. Runs that a folder already holds are not repeated. Prints a
-Markdown table; with --docs it goes between the marks of that file.
+Every row compares `finetune` on real images with a pretrained backbone and with the same backbone with random weights
+(the baseline), with the same head, steps and seed. Finished runs in --output-dir are reused. Prints a Markdown table;
+--docs FILE replaces the table in that file.
 
     python benchmarks/finetuning_table.py --data FOLDER --output-dir outputs/finetuning --docs docs/results.md
 
-FOLDER holds uc_merced, camvid and rgbd7scenes as Parquet files.
+FOLDER contains uc_merced, camvid and rgbd7scenes as Parquet files.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dinov3_hf.finetuning.run import finetune
 
 
 METHODS = ("frozen", "lora", "full")
-# Of each row its recipe's fields, and those of a head narrower than transformers' own, which were made for GPUs.
+# By data set: fields of the recipe, and settings of the head, narrower than transformers' defaults (sized for GPUs).
 CASES = {
     "uc_merced": ({"task": "classification", "data": "uc_merced", "image_size": 64, "batch_size": 32}, {}),
     "camvid": (
@@ -52,8 +52,8 @@ def recipe_of(fields: dict) -> FinetuneRecipe:
 
 
 def run(case: str, method: str, random_init: bool, arguments: argparse.Namespace) -> dict:
-    """Return the result of one run, from its folder if it is there."""
-    folder = arguments.output_dir / f"{case}-{method}{'-untrained' if random_init else ''}"
+    """Return the result of one run; a finished run is read from its folder."""
+    folder = arguments.output_dir / f"{case}-{method}{'-random-init' if random_init else ''}"
     file = folder / "result.json"
     if not file.exists():
         fields, head = CASES[case]
@@ -64,7 +64,7 @@ def run(case: str, method: str, random_init: bool, arguments: argparse.Namespace
             "random_init": random_init,
             "epochs": arguments.epochs,
             "num_workers": 0,
-            # A whole backbone wants smaller steps than a head or adapters.
+            # Training the whole backbone needs a smaller rate than training a head or adapters.
             "lr": 5e-4 if method == "full" else 1e-3,
             "output_dir": str(folder),
             "overwrite": True,
@@ -76,21 +76,21 @@ def run(case: str, method: str, random_init: bool, arguments: argparse.Namespace
 
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", default=tiny_checkpoint(), help="[default: the package's checkpoint]")
+    parser.add_argument("--data", type=Path, required=True, help="folder that contains the data sets")
+    parser.add_argument("--model", default=tiny_checkpoint(), help="[default: the bundled checkpoint]")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/finetuning"))
     parser.add_argument("--docs", type=Path, help="file whose table is replaced")
     arguments = parser.parse_args()
-    lines = [("data", "method", "metric", "pretrained", "random_init", "constant", "trained parameters", "seconds")]
+    lines = [("data", "method", "metric", "pretrained", "random init", "constant", "trained parameters", "seconds")]
     for case in arguments.cases:
         for method in arguments.methods:
             trained, baseline = (run(case, method, random_init, arguments) for random_init in (False, True))
             metric, other = trained["metrics"][0], baseline["metrics"][0]
-            found = (metric["model"], other["random_init"], metric["chance"])
-            shown = (f"{value:.3f}" for value in found)
+            values = (metric["model"], other["random_init"], metric["chance"])
+            shown = (f"{value:.3f}" for value in values)
             title = metric["metric"] + (" (m), lower is better" if metric.get("lower_is_better") else "")
             lines.append(
                 (

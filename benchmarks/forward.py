@@ -1,7 +1,7 @@
-"""How fast is a forward pass, beside transformers, timm and the bare matrix products of the same shapes?
+"""How fast is a forward pass, compared with transformers, timm and the bare matrix products of the same shapes?
 
-All run the same weights in one process, in interleaved rounds (the order changes from round to round), so that a busy
-machine slows each alike; medians are printed.
+All run the same weights in one process, in interleaved rounds whose order changes, so that other load on the machine
+slows them equally; medians are printed.
 
     python benchmarks/forward.py --sizes vits16 vitb16 --dtypes float32 bfloat16
 """
@@ -24,8 +24,10 @@ from dinov3_hf.checkpoints import export
 TIMM_NAMES = {"vits16": "vit_small_patch16_dinov3_qkvb", "vitb16": "vit_base_patch16_dinov3_qkvb"}
 
 
-def matrix_products(config: Dinov3Config, batch: int, image_size: int, dtype: torch.dtype, device: str) -> Callable:
-    """Patch embedding, linear layers and the two products of attention alone: no implementation can do without."""
+def matrix_products(
+    config: Dinov3Config, batch: int, image_size: int, dtype: torch.dtype, device: str
+) -> Callable[[], None]:
+    """Return a function that runs only the matrix products every implementation needs: linear layers and attention."""
     width, hidden, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     patches = (image_size // config.patch_size) ** 2
     tokens = patches + 1 + config.num_register_tokens
@@ -68,7 +70,7 @@ def contenders(size: str, dtype: torch.dtype, batch: int, image_size: int, devic
         import timm
         from timm.models.eva import checkpoint_filter_fn
     except ImportError:
-        print("timm is not installed: left out")
+        print("timm is not installed: skipped")
     else:
         models["timm"] = timm.create_model(TIMM_NAMES[size], num_classes=0).eval()
         converted = checkpoint_filter_fn(state, models["timm"])
@@ -81,7 +83,7 @@ def contenders(size: str, dtype: torch.dtype, batch: int, image_size: int, devic
 
 
 def measure(runs: dict[str, Callable], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each run."""
+    """Return the median seconds of each run."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds + 1):
         names = list(runs)[index % len(runs) :] + list(runs)[: index % len(runs)]

@@ -1,7 +1,8 @@
-"""Does Gram anchoring hold dense features in place? Two arms from one checkpoint, with and without it, several seeds.
+"""Does Gram anchoring keep dense features from degrading? Trains with and without it from one checkpoint.
 
-The arms leave the patch loss and KoLeo out and press small local crops on the student, which drives the cosine of class
-and patch tokens up, the sign of the paper's failure (DINOv3, section 4.1). The Gram teacher is the checkpoint itself.
+Both arms train without the patch loss and KoLeo and with a large weight of small local crops. This raises the cosine
+of class and patch tokens, the sign of the paper's dense degradation (DINOv3, section 4.1). The Gram teacher is the
+starting checkpoint.
 
 python benchmarks/gram_anchoring.py outputs/gram --steps 600 --seeds 0 1 2
 """
@@ -42,8 +43,8 @@ ANCHOR = {"gram-teacher": "checkpoint", "gram-weight": 2, "gram-crop-size": 64}
 METRICS = ("patch mIoU", "cls-patch cosine", "cls k-NN")
 
 
-def pretrain(output: Path, **flags) -> None:
-    """Run `dinov3 pretrain --config tiny_cpu` with flags, unless it is there already."""
+def pretrain(output: Path, **flags: object) -> None:
+    """Run `dinov3 pretrain --config tiny_cpu` with flags, unless `output` holds a finished run."""
     if (output / "model").is_dir():
         return
     command = [sys.executable, "-m", "dinov3_hf.cli", "pretrain", "--config", "tiny_cpu", "--resume"]
@@ -58,7 +59,7 @@ def measure(folder: Path, images: torch.Tensor) -> dict[str, float]:
     with torch.inference_mode():
         output = model(images)
     cosine = cosine_similarity(output.pooler_output[:, None], output.patch_tokens, dim=-1).mean().item()
-    found = {}
+    values = {}
     for task, count in (("patch-knn", 500), ("knn", 2000)):
         settings = build_recipe(
             EvaluateRecipe,
@@ -70,8 +71,8 @@ def measure(folder: Path, images: torch.Tensor) -> dict[str, float]:
             k=[10],
             baselines=False,
         )
-        found[task] = evaluate(settings)["results"][0].metrics[0]["model"]
-    return dict(zip(METRICS, (found["patch-knn"], cosine, found["knn"]), strict=True))
+        values[task] = evaluate(settings)["results"][0].metrics[0]["model"]
+    return dict(zip(METRICS, (values["patch-knn"], cosine, values["knn"]), strict=True))
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """Does every dense head of transformers work on a pretrained backbone of this package?
 
-Builds each head at tiny size around one backbone and checks that the features it sees are the backbone's, that its
-loss on rendered scenes (the sum of its outputs where transformers has no loss) reaches the patch embedding, and that
-what it saves loads to equal outputs. Prints one Markdown table; with --docs it goes between the marks of that file.
+Builds each head at a tiny size on one backbone and checks that it receives the backbone's features, that gradients of
+its loss on rendered scenes (of the sum of its outputs if transformers has no loss) reach the patch embedding, and that
+a saved model gives equal outputs after loading. Prints one Markdown table; --docs FILE replaces the table in that
+file.
 
     python benchmarks/heads_table.py --docs docs/heads.md
 """
@@ -11,10 +12,12 @@ import argparse
 import copy
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.ops import box_convert
-from transformers.utils import logging
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput, logging
 
 from dinov3_hf import Dinov3Backbone, Dinov3Config
 from dinov3_hf.data.boxes import boxes_of_masks
@@ -30,7 +33,7 @@ _DETR = {"d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads":
 _DETR |= {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
 _DEPTH = {"fusion_hidden_size": 32, "neck_hidden_sizes": [8, 16, 24, 32]}
 _MASKS = {"num_queries": 12, "train_num_points": 256}
-# Settings that make each head small. (Widths of 32, because some of its norms have 32 groups.)
+# Settings that make each head small. (Widths of 32, because some norms have 32 groups.)
 TINY = {
     "upernet": {"hidden_size": 32, "auxiliary_channels": 16},
     "mask2former": {
@@ -75,7 +78,7 @@ CASES = [(name, task) for name, head in DENSE_HEADS.items() for task in head.tas
 NOTES = {
     "upernet": "batch norm: batches of two or more images",
     "mask2former": "pyramid of strides 4 to 32; sides that are multiples of 32",
-    "eomt": "blocks of its own, from the stock export; square images of image_size",
+    "eomt": "blocks of its own, from the exported transformers checkpoint; square images of image_size",
     "conditional_detr": "one map, plain attention, an encoder of its own",
     "rtdetr_v2": "pyramid of strides 8 to 32; sides that are multiples of 32; at most as many queries as positions",
     "dpt": "no loss in transformers; 16 depths a patch side",
@@ -98,19 +101,19 @@ def make_backbone(patch_size: int = 8) -> Dinov3Backbone:
         )
     )
     for parameter in backbone.parameters():
-        # So that every weight, layer scale included, matters.
+        # So that every weight, including layer scale, affects the outputs.
         torch.nn.init.normal_(parameter, std=0.2)
     return backbone.eval()
 
 
-def make_head(backbone: Dinov3Backbone, name: str, task: str, **config):
+def make_head(backbone: Dinov3Backbone, name: str, task: str, **config: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     labels = {} if task == "depth" else {"num_labels": len(SCENE_CLASSES) + (task == "segmentation")}
     return build_head(backbone, task, name, **labels, **TINY[name], **config)
 
 
 def scenes(num_images: int, split: str = "train") -> dict:
-    """Images [B,3,S,S], masks [B,S,S] (0 background, 1 + class), metres [B,S,S], and the objects as DETR's labels."""
+    """Return images [B,3,S,S], masks [B,S,S] (0 background, 1 + class), depths (m) [B,S,S], and DETR's labels."""
     batch = {"pixel_values": [], "masks": [], "depths": [], "objects": []}
     for row in load_scenes(split, num_images, subset="crowded", image_size=IMAGE_SIZE).with_format(None).to_list():
         mask, instances = read_mask(row["mask"]), read_mask(row["instances"])
@@ -124,30 +127,30 @@ def scenes(num_images: int, split: str = "train") -> dict:
 
 
 def targets(name: str, task: str, batch: dict) -> dict:
-    """The head's own arguments for its loss; none where transformers has no loss."""
+    """Return the arguments with which the head computes its loss; empty if transformers has no loss for it."""
     if task == "depth":
         return {}
     if task == "detection":
         return {"labels": copy.deepcopy(batch["objects"])}
     if name == "upernet":
         return {"labels": batch["masks"]}
-    # Background is a class of semantic segmentation, and no segment of the universal kind.
+    # Background is a class in semantic segmentation, but no segment in instance and panoptic segmentation.
     return mask_targets(batch["masks"]) if task == "segmentation" else mask_targets(batch["masks"] - 1, -1)
 
 
-def predictions(outputs) -> dict[str, torch.Tensor]:
-    """What the outputs predict, by name."""
+def predictions(outputs: ModelOutput) -> dict[str, torch.Tensor]:
+    """Return the predictions among the outputs, by name."""
     names = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits", "predicted_depth")
     return {name: outputs[name] for name in names if outputs.get(name) is not None}
 
 
-def largest_difference(outputs, others) -> float:
+def largest_difference(outputs: ModelOutput, others: ModelOutput) -> float:
     ours, theirs = predictions(outputs), predictions(others)
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 
 
-def seen_features(model, pixel_values: torch.Tensor) -> tuple[tuple[int, ...], list[torch.Tensor]]:
-    """Stages of the backbone that a head reads, and what it sees there in a forward pass."""
+def seen_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[tuple[int, ...], list[torch.Tensor]]:
+    """Return the stages of the backbone that a head reads, and the features that it receives in a forward pass."""
     seen = []
     if model.config.model_type == "eomt_dinov3":
         place, queries = model.config.num_hidden_layers - model.config.num_blocks, model.config.num_queries
@@ -158,14 +161,16 @@ def seen_features(model, pixel_values: torch.Tensor) -> tuple[tuple[int, ...], l
         backbone = next(module for module in model.modules() if isinstance(module, Dinov3Backbone))
         handle = backbone.register_forward_hook(lambda _, __, output: seen.extend(output.feature_maps))
         stages = tuple(backbone.out_indices)
-    # Asked for besides, hidden states must not change what the head sees.
+    # Also asking for hidden states must not change the features that the head receives.
     model(pixel_values, output_hidden_states=True)
     handle.remove()
     return stages, seen
 
 
-def expected_features(backbone: Dinov3Backbone, model, pixel_values: torch.Tensor, stages) -> list[torch.Tensor]:
-    """The same, told by the given backbone's hidden states alone."""
+def expected_features(
+    backbone: Dinov3Backbone, model: PreTrainedModel, pixel_values: torch.Tensor, stages: tuple[int, ...]
+) -> list[torch.Tensor]:
+    """Return the features that a head should receive, computed from the hidden states of `backbone`."""
     states = backbone(pixel_values, output_hidden_states=True).hidden_states
     if model.config.model_type == "eomt_dinov3":
         return [states[stage] for stage in stages]
@@ -178,7 +183,7 @@ def expected_features(backbone: Dinov3Backbone, model, pixel_values: torch.Tenso
 
 
 def check(name: str, task: str) -> dict:
-    """One row: a forward pass, features, a backward pass and a round trip of one head."""
+    """Check one head: a forward pass, its features, a backward pass, and saving and loading."""
     backbone, batch = make_backbone(), scenes(2)
     model, pixel_values = make_head(backbone, name, task), batch["pixel_values"]
     with torch.no_grad():
@@ -211,7 +216,7 @@ def check(name: str, task: str) -> dict:
     }
 
 
-def embedding_of(model) -> torch.nn.Conv2d:
+def embedding_of(model: PreTrainedModel) -> torch.nn.Conv2d:
     return next(module for module in model.modules() if isinstance(module, Dinov3Backbone)).get_input_embeddings()
 
 

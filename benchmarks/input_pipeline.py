@@ -1,8 +1,8 @@
-"""How many images a second does one core decode, crop and augment, beside torchvision's transforms on PIL images?
+"""How many images per second does one core decode, crop and augment, compared with torchvision on PIL images?
 
 Both make the crops of a training step (two global, eight local, every augmentation) from the same JPEG files, in one
-thread, in interleaved rounds (the order changes from round to round), so that a busy machine slows each alike; medians
-are printed. Files are rendered scenes unless a folder of JPEGs is given; photographs take longer to decode.
+thread, in interleaved rounds whose order changes, so that other load on the machine slows them equally; medians are
+printed. Files are rendered scenes unless a folder of JPEG files is given; photographs take longer to decode.
 
     python benchmarks/input_pipeline.py --images FOLDER
 """
@@ -41,7 +41,7 @@ def scene_files(count: int, size: int) -> list[bytes]:
 
 
 def torchvision_crop(crops: CropArguments, size: int, scale: list[float], blur: float, solarize: float) -> v2.Compose:
-    """One crop as torchvision's transforms make it from a PIL image."""
+    """Make one crop of a PIL image with torchvision's transforms."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -58,7 +58,7 @@ def torchvision_crop(crops: CropArguments, size: int, scale: list[float], blur: 
 
 
 def torchvision_crops(crops: CropArguments) -> Callable[[Image.Image], list[torch.Tensor]]:
-    """Two global and L local crops, as `MultiCrop` makes them."""
+    """Make two global and L local crops, as `MultiCrop` does."""
     first, second, local = crops.blur_probability
     wide, narrow = (crops.global_crop_size, crops.global_crop_scale), (crops.local_crop_size, crops.local_crop_scale)
     kinds = [(*wide, first, 0.0), (*wide, second, crops.solarize_probability)]
@@ -87,7 +87,7 @@ def run_torchvision(files: list[bytes], crops: CropArguments | None) -> None:
 
 
 def measure(runs: dict[tuple[str, str], Callable], rounds: int) -> dict[tuple[str, str], float]:
-    """Median seconds of each run."""
+    """Return the median seconds of each run."""
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
     for index in range(rounds + 1):
         for name in list(runs)[index % len(runs) :] + list(runs)[: index % len(runs)]:

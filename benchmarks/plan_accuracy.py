@@ -1,9 +1,9 @@
-"""How near is `dinov3 pretrain --plan` to the memory that training really takes?
+"""How close is the memory estimated by `dinov3 pretrain --plan` to that of real training?
 
-A fresh process builds the recipe's networks and takes a few real training steps in fp32 on the CPU, in the loop's order.
-Measured is its highest resident set above what was resident just before the networks were built; planned is the plan's
-total. Kernels' scratch space and the holes that freed tensors leave in the heap are in the one and not in the other: the
-second line is without such holes, with every large tensor in a mapping of its own (glibc's MALLOC_MMAP_THRESHOLD_).
+A fresh process builds the recipe's networks and takes a few training steps in fp32 on the CPU, as the training loop
+does. "measured" is its peak resident memory minus the resident memory just before the networks are built; "planned" is
+the plan's total. Only the measured value includes kernels' scratch space and heap fragmentation by freed tensors. The
+second line avoids fragmentation by allocating every large tensor with its own mmap (glibc's MALLOC_MMAP_THRESHOLD_).
 
     python benchmarks/plan_accuracy.py --size vits16 --batch-size 4
 """
@@ -30,8 +30,8 @@ from dinov3_hf.training.self_distillation import SelfDistillation
 TOLERANCE = 0.25
 
 
-def train_steps(recipe, steps: int) -> None:
-    """Take real steps of the recipe on random pixels."""
+def train_steps(recipe: PretrainRecipe, steps: int) -> None:
+    """Take training steps of the recipe on random pixels."""
     optimization, crops = recipe.optimization, recipe.crops
     student, _ = build_student(recipe.model, recipe.crops)
     objective = SelfDistillation(student, recipe.objective).train()
@@ -56,7 +56,7 @@ def train_steps(recipe, steps: int) -> None:
 
 
 def resident() -> int:
-    """Return the bytes of this process that are resident now."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -78,7 +78,7 @@ def main() -> int:
         dino_head_num_prototypes=arguments.prototypes,
         ibot_head_num_prototypes=arguments.prototypes,
     )
-    if arguments.metric:
+    if arguments.measure:
         before = resident()
         train_steps(recipe, arguments.steps)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)

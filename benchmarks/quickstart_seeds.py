@@ -1,4 +1,4 @@
-"""Is the quickstart's gain larger than luck? Runs it for several seeds and prints each figure and the spread.
+"""Is the quickstart's gain larger than the variation between seeds? Prints metrics of several seeds.
 
 python benchmarks/quickstart_seeds.py --seeds 0 1 2 --output-dir outputs/seeds
 """
@@ -26,15 +26,15 @@ def main() -> None:
         for result in json.loads((folder / "results.json").read_text())["results"]:
             for metric in result["metrics"]:
                 rows.setdefault(f"{result['task']} {metric['metric']}", {})[seed] = metric
-    print("| measure | " + " | ".join(f"seed {seed}" for seed in arguments.seeds) + " | mean | largest - smallest |")
+    print("| metric | " + " | ".join(f"seed {seed}" for seed in arguments.seeds) + " | mean | largest - smallest |")
     print("|" + "---|" * (3 + len(arguments.seeds)))
     for name, metrics in rows.items():
         for column in ("model", "random_init", "raw_pixels", "chance"):
             values = [metrics[seed][column] for seed in arguments.seeds if column in metrics[seed]]
             if values:
-                figures = [*values, statistics.mean(values), max(values) - min(values)]
+                numbers = [*values, statistics.mean(values), max(values) - min(values)]
                 print(
-                    f"| {name}, {column.replace('_', ' ')} | " + " | ".join(f"{value:.3f}" for value in figures) + " |"
+                    f"| {name}, {column.replace('_', ' ')} | " + " | ".join(f"{value:.3f}" for value in numbers) + " |"
                 )
 
 

@@ -1,10 +1,11 @@
-"""How fast is a training step, beside the matrix products it cannot do without? Images per second and peak memory.
+"""How fast is a training step, compared with its bare matrix products? Prints images per second and peak memory.
 
-Both run in one process in interleaved rounds. The products are those of the student's forward and backward pass, of the
-teacher's forward pass and of all heads, on random numbers of the same shapes and type, and nothing else.
+Both run in one process in interleaved rounds. The products are those of the student's forward and backward pass, of
+the teacher's forward pass and of all heads, on random numbers of the same shapes and data type.
 
     python benchmarks/training_step.py --dtypes float32 bfloat16
-    python benchmarks/training_step.py --device cuda --compile --sizes vits16 vitb16 vitl16 --batch 64 --prototypes 65536
+    python benchmarks/training_step.py --device cuda --compile --sizes vits16 vitb16 vitl16 --batch 64 \\
+        --prototypes 65536
 """
 
 import argparse
@@ -33,7 +34,7 @@ GPU_PEAK = 989e12
 
 
 def training_step(config: Dinov3Config, batch: int, dtype: torch.dtype, device: str, compiled: bool) -> Callable:
-    """One whole step as the loop takes it: schedules, forward, backward, clipping, AdamW, moving average."""
+    """Return a function that takes one whole training step: schedules, forward, backward, clipping, AdamW, EMA."""
     torch.manual_seed(0)
     objective = SelfDistillation(Dinov3ForPreTraining(config), ObjectiveArguments()).to(device).train()
     if compiled:
@@ -68,7 +69,7 @@ def training_step(config: Dinov3Config, batch: int, dtype: torch.dtype, device: 
 
 
 def linear_products(rows: int, inputs: int, outputs: int, backward: str, options: dict) -> tuple[list, float]:
-    """The products of a linear layer on `rows`: forward; "both" adds weight and input gradient, "weight" the first."""
+    """Return the products of a linear layer on `rows`; "both" adds weight and input gradients, "weight" the first."""
     x, weight, gradient = (
         torch.randn(*shape, **options) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
     )
@@ -83,7 +84,7 @@ def linear_products(rows: int, inputs: int, outputs: int, backward: str, options
 def attention_products(
     batch: int, tokens: int, heads: int, width: int, backward: bool, options: dict
 ) -> tuple[list, float]:
-    """The products of attention over [batch, tokens]: scores and values, and the four of the backward pass."""
+    """Return the products of attention over [batch, tokens]: scores and values, and the four of the backward pass."""
     q = torch.randn(batch * heads, tokens, width // heads, **options)
     scores = torch.randn(batch * heads, tokens, tokens, **options)
     runs = [lambda: torch.bmm(q, q.transpose(1, 2)), lambda: torch.bmm(scores, q)]
@@ -93,7 +94,7 @@ def attention_products(
 
 
 def products(config: Dinov3Config, batch: int, masked: int, dtype: torch.dtype, device: str) -> tuple[Callable, float]:
-    """All matrix products of a step, and their FLOPs."""
+    """Return all matrix products of a training step, and their FLOPs."""
     options = {"dtype": dtype, "device": device}
     width, depth, hidden, patch = (
         config.hidden_size,
@@ -140,7 +141,7 @@ def synchronize(device: str) -> None:
 
 
 def peak_memory(device: str) -> float:
-    """Return the most memory taken so far, in GB."""
+    """Return the peak memory so far, in GB."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

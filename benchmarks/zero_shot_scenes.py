@@ -1,13 +1,15 @@
-"""What can a text tower name in rendered scenes it never saw? Classification, retrieval and segmentation, beside chance.
+"""How good is a text tower on unseen rendered scenes? Classification, retrieval and segmentation against chance.
 
-The threshold of the background is chosen on scenes of the train split. "compositional" holds only combinations of class,
-colour and material that never occur in train.
+The background threshold is chosen on scenes of the train split. The split "compositional" contains only combinations
+of class, colour and material that never occur in train.
 
-    python benchmarks/zero_shot_scenes.py                       # the model that comes with the package
+    python benchmarks/zero_shot_scenes.py                       # the bundled checkpoint
     python benchmarks/zero_shot_scenes.py outputs/tiny_text/model
 """
 
 import argparse
+
+from datasets import Dataset
 
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, tiny_checkpoint
 from dinov3_hf.data.scene_rendering import SCENE_CLASSES
@@ -21,8 +23,8 @@ GALLERY = 100
 TEMPLATES = ["{}", "a {}"]
 
 
-def distinct(rows, count: int):
-    """Return the first rows whose captions are all different."""
+def distinct(rows: Dataset, count: int) -> Dataset:
+    """Return the first `count` rows with different captions."""
     seen, keep = set(), []
     for index, caption in enumerate(rows["caption"]):
         if caption not in seen and len(keep) < count:
@@ -43,9 +45,7 @@ def main() -> None:
     windows = {"scales": (1.0, 2.0, 3.0), "whole_windows": True}
     known = load_scenes("train", 100, subset="crowded")
     threshold = choose_background_threshold(model, processor, known, names, TEMPLATES, **windows)
-    print(
-        f"background where no name stands out by {threshold}\n\n| split | measure | model | chance |\n|---|---|---|---|"
-    )
+    print(f"background threshold: {threshold}\n\n| split | metric | model | chance |\n|---|---|---|---|")
     for split in ("test", "compositional"):
         single = load_scenes(split, arguments.num_test)
         crowded = load_scenes(split, arguments.num_test, subset="crowded")
