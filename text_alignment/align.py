@@ -1,18 +1,34 @@
-"""Align a text tower to a frozen backbone: the main of `dinov3 align`, read from top to bottom.
+"""Align a text tower to a frozen backbone: the main function of `dinov3 align`.
 
-Images pass through the frozen backbone and a few trainable blocks, captions through a text tower from scratch; a pair's
-features are drawn together and all others of the global batch pushed apart (dino.txt; DINOv3, section 5.3).
+Images pass through the frozen backbone and a few trainable blocks, captions through a text tower trained from scratch.
+The contrastive loss brings the features of a pair together and pushes apart those of different pairs in the global
+batch (dino.txt; DINOv3, section 5.3).
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinov3_hf.errors import Refused
 
 from .arguments import AlignRecipe, CaptionArguments
 
 
-def open_sources(data: CaptionArguments) -> list:
-    """Open every source of pairs, its images undecoded and all other columns but the captions left out."""
+if TYPE_CHECKING:
+    import datasets
+    from accelerate import Accelerator
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    from dinov3_hf.models.modeling_dinov3 import Dinov3Model
+    from dinov3_hf.models.tokenization_dinotxt import DinoTxtTokenizer
+    from dinov3_hf.training.engine.loop import RunResult
+
+    from .alignment import TextAlignment
+    from .health import RetrievalProbe
+    from .pairs import ImageTransform
+
+
+def open_sources(data: CaptionArguments) -> list["datasets.Dataset | datasets.IterableDataset"]:
+    """Open every source of pairs with its image and caption columns only, images undecoded."""
     from dinov3_hf.data.captions import find_caption_columns
     from dinov3_hf.data.streams import load_source
 
@@ -24,8 +40,10 @@ def open_sources(data: CaptionArguments) -> list:
     return sources
 
 
-def build_probe(data: CaptionArguments, transform, tokenizer):
-    """Read the held-out pairs whose retrieval is measured during training, None where the recipe names none."""
+def build_probe(
+    data: CaptionArguments, transform: "ImageTransform", tokenizer: "DinoTxtTokenizer"
+) -> "RetrievalProbe | None":
+    """Build the probe that evaluates retrieval on held-out pairs; None if the recipe has no held-out pairs."""
     from dinov3_hf.data.streams import load_source
     from dinov3_hf.training.run import probe_source
 
@@ -38,8 +56,14 @@ def build_probe(data: CaptionArguments, transform, tokenizer):
     return RetrievalProbe(rows, data, transform, tokenizer)
 
 
-def cache_features(data: CaptionArguments, sources: list, transform, backbone, accelerator) -> list:
-    """Have the backbone's tokens of every image computed once, by the first process; returns them as the sources."""
+def cache_features(
+    data: CaptionArguments,
+    sources: list["datasets.Dataset | datasets.IterableDataset"],
+    transform: "ImageTransform",
+    backbone: "Dinov3Model",
+    accelerator: "Accelerator",
+) -> list["datasets.Dataset | datasets.IterableDataset"]:
+    """Compute the backbone's tokens of every image once, on the first process; returns the cache as the new source."""
     from dinov3_hf.data.streams import load_source
     from dinov3_hf.provenance import weights_digest
 
@@ -56,8 +80,8 @@ def cache_features(data: CaptionArguments, sources: list, transform, backbone, a
     return [load_source(data.cache_features, "train", **cached)]
 
 
-def parameter_groups(objective) -> list[dict]:
-    """Return AdamW's groups: matrices are decayed, biases, norms, scales and the logit scale are not."""
+def parameter_groups(objective: "TextAlignment") -> list[dict]:
+    """Return AdamW's groups: weight decay for matrices, none for biases, norms, layer scales and the logit scale."""
     trained = [(name, tensor) for name, tensor in objective.named_parameters() if tensor.requires_grad]
     groups = []
     for decayed in (True, False):
@@ -68,8 +92,8 @@ def parameter_groups(objective) -> list[dict]:
     return groups
 
 
-def align(recipe: AlignRecipe):
-    """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
+def align(recipe: AlignRecipe) -> "RunResult":
+    """Train as the recipe says; raises `Refused` for a recipe that cannot be run, before the first step."""
     import numpy as np
     import torch
 
@@ -117,7 +141,7 @@ def align(recipe: AlignRecipe):
     rank, processes = accelerator.process_index, accelerator.num_processes
     width = backbone.config.hidden_size
 
-    def build_loader(step: int, epoch: int):
+    def build_loader(step: int, epoch: int) -> "StatefulDataLoader":
         first = step * alignment.gradient_accumulation_steps
         place = (alignment.batch_size, run.seed, rank, processes, first, epoch)
         return make_loader(CaptionBatches(sources, data, transform, tokenizer, width, *place), data.num_workers)
@@ -151,4 +175,4 @@ def align(recipe: AlignRecipe):
         export,
         None if probe is None else lambda: probe(objective.model),
     )
-    return finish(accelerator, result, [output_dir / "model"], "pairs", "left out")
+    return finish(accelerator, result, [output_dir / "model"], "pairs", "skipped")

@@ -1,4 +1,7 @@
-"""The objective of dino.txt: blocks on a frozen backbone and a text tower meet in one space (locked-image tuning)."""
+"""The objective of dino.txt: blocks on a frozen backbone and a text tower with a shared embedding space.
+
+This is locked-image tuning.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +19,9 @@ from .contrastive import contrastive_loss
 
 
 class TextAlignment(Objective):
-    """A `DinoTxtModel` whose backbone is frozen, and the contrastive loss, with a Gram loss on patches if asked.
+    """A `DinoTxtModel` with a frozen backbone, the contrastive loss, and an optional Gram loss on patches.
 
-    An exported model holds its backbone, or by `backbone` names the folder or hub id where it is.
+    With `backbone`, an exported model contains this folder or hub id instead of the weights of the backbone.
     """
 
     shown_metrics = ("contrastive", "gram", "batch_accuracy")
@@ -29,11 +32,11 @@ class TextAlignment(Objective):
         self.model.vision_model.requires_grad_(False).eval()
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return what is trained; the frozen backbone inside has no gradients to clip."""
+        """Return the model, whose frozen backbone has no gradients to clip."""
         return {"dinotxt": self.model}
 
     def frozen_networks(self) -> dict[str, nn.Module]:
-        """Return the backbone, which is a part of the model."""
+        """Return the backbone, a part of the model."""
         return {"backbone": self.model.vision_model}
 
     @torch.no_grad()
@@ -56,7 +59,7 @@ class TextAlignment(Objective):
         return ObjectiveOutput(loss, {name: value.detach().float() for name, value in metrics.items()})
 
     def export(self, directory: Path) -> Path:
-        """Write the model as transformers does; the first process writes, all must call."""
+        """Write the model in the transformers layout; all processes must call it, the first one writes."""
         tensors = gather(self.model)
         if not dist.is_initialized() or dist.get_rank() == 0:
             self.model.save_pretrained(directory, backbone=self.backbone, state_dict=tensors)

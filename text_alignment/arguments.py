@@ -1,4 +1,4 @@
-"""The fields of a text alignment recipe, typed, with their defaults and bounds."""
+"""The fields of a text alignment recipe, with their types, defaults and bounds."""
 
 from dataclasses import dataclass, field
 
@@ -12,35 +12,40 @@ class TowerArguments:
     """The frozen backbone, the blocks trained on it, and the text tower (defaults: the released model's sizes)."""
 
     backbone: str | None = described(
-        "frozen backbone: a model folder (ours or stock), a hub id, or a file of Meta's; null: the one that comes with "
-        "the package",
+        "frozen backbone: a model folder (saved by this package or by transformers), a hub id, or a file in Meta's "
+        "layout; null: the small backbone bundled with the package",
         None,
         common=True,
     )
     save_backbone: bool = described(
-        "save the backbone inside the exported model; false names it there instead (backbone by reference)", True
+        "store the backbone's weights in the exported model; false: store only its name", True
     )
     projection_dim: int | None = described(
         "width E of the shared space; null: twice the backbone's width", None, at_least=2
     )
-    vision_head_layers: int = described("trainable blocks on the backbone", 2, at_least=1)
+    vision_head_layers: int = described("number of trainable transformer blocks on top of the backbone", 2, at_least=1)
     vision_head_drop_path_rate: float = described(
-        "share of a batch's rows each of their branches skips", 0.3, at_least=0, below=1
+        "stochastic depth of these blocks: share of the batch for which each residual branch is skipped",
+        0.3,
+        at_least=0,
+        below=1,
     )
-    vision_head_layerscale_value: float = described("their initial layer scale", 1e-5, at_least=0)
+    vision_head_layerscale_value: float = described("initial layer scale of these blocks", 1e-5, at_least=0)
     text_hidden_size: int = described("width of the text tower", 1280, at_least=1)
-    text_num_hidden_layers: int = described("its blocks", 24, at_least=1)
-    text_num_attention_heads: int = described("its attention heads", 20, at_least=1)
-    text_intermediate_size: int = described("hidden width of its MLPs", 5120, at_least=1)
-    context_length: int = described("longest text in tokens, start and end included", 77, at_least=3)
+    text_num_hidden_layers: int = described("number of blocks of the text tower", 24, at_least=1)
+    text_num_attention_heads: int = described("attention heads of the text tower", 20, at_least=1)
+    text_intermediate_size: int = described("hidden width of the MLPs of the text tower", 5120, at_least=1)
+    context_length: int = described(
+        "maximum text length in tokens, including the start and end tokens", 77, at_least=3
+    )
     tokenizer: str = described(
-        "clip (CLIP's, from open_clip_torch), or the folder of a tokenizer", "clip", common=True
+        "clip (CLIP's tokenizer, from open_clip_torch), or a folder with a tokenizer", "clip", common=True
     )
     train_tokenizer: bool = described(
-        "train a tokenizer on the captions first, in place of tokenizer", False, common=True
+        "train a new tokenizer on the captions first, instead of using tokenizer", False, common=True
     )
-    vocab_size: int = described("entries of a trained tokenizer", 4096, at_least=259)
-    tokenizer_captions: int = described("captions a trained tokenizer is trained on", 20000, at_least=1)
+    vocab_size: int = described("vocabulary size of a newly trained tokenizer", 4096, at_least=259)
+    tokenizer_captions: int = described("number of captions on which a new tokenizer is trained", 20000, at_least=1)
 
     def validate(self) -> None:
         good = self.text_hidden_size % self.text_num_attention_heads == 0
@@ -49,7 +54,7 @@ class TowerArguments:
         width = self.projection_dim
         require(width is None or width % 2 == 0, "projection_dim", width, "null or an even number")
         good = self.save_backbone or self.backbone is not None
-        require(good, "save_backbone", self.save_backbone, "true without backbone: there is no name to put down")
+        require(good, "save_backbone", self.save_backbone, "true without backbone, because there is no name to save")
 
 
 @dataclass
@@ -57,37 +62,37 @@ class CaptionArguments(SourceArguments):
     """Where the images and their captions come from, and what is done to the images."""
 
     caption_columns: list[str] = described(
-        "columns that hold a caption or a list of captions, of which each step draws one; empty: caption or captions",
+        "columns with a caption or a list of captions, one of which is drawn each time; empty: caption or captions",
         [],
         common=True,
     )
     word_dropout: float = described(
-        "share of a caption's words left out at each draw, so that single words are learned too, as prompts use them",
+        "share of a caption's words dropped at random, so that single words, as used in prompts, are learned too",
         0.0,
         at_least=0,
         below=1,
     )
     image_size: int | None = described(
-        "side of the images in pixels; null: that of the backbone's processor", None, at_least=1, common=True
+        "side of the images in pixels; null: the size in the backbone's image processor", None, at_least=1, common=True
     )
     random_crop_scale: list[float] = described(
-        "smallest and largest share of the image that a random crop covers; empty: the whole image, resized",
+        "smallest and largest share of the image covered by a random crop; empty: the whole image, resized",
         [],
         above=0,
         at_most=1,
     )
     cache_features: str | None = described(
-        "folder for the backbone's tokens of every image, computed once (only without random_crop_scale); null: none",
+        "folder in which the backbone's tokens of every image are cached (only without random_crop_scale); null: none",
         None,
         common=True,
     )
     probe_data: str | None = described(
-        "held-out pairs whose retrieval is measured during training; null: the scenes' test split when training on "
-        "scenes, else nothing",
+        "held-out pairs on which retrieval is evaluated during training; null: the test split of the scenes when "
+        "training on scenes, otherwise no evaluation",
         None,
     )
     probe_split: str = described("split of the held-out pairs", "test")
-    probe_images: int = described("held-out pairs read", 500, at_least=2)
+    probe_images: int = described("number of held-out pairs", 500, at_least=2)
 
     def validate(self) -> None:
         super().validate()
@@ -95,29 +100,33 @@ class CaptionArguments(SourceArguments):
         good = not scale or (len(scale) == 2 and scale[0] <= scale[1])
         require(good, "random_crop_scale", scale, "empty, or two shares, the smaller first, from 0 to 1")
         good = self.cache_features is None or not scale
-        accepted = "null with random_crop_scale: a random crop has new features every time"
+        accepted = "null with random_crop_scale, because random crops have different features at every step"
         require(good, "cache_features", self.cache_features, accepted)
 
 
 @dataclass
 class AlignmentArguments:
-    """The objective and its optimizer (METHOD of dino.txt: AdamW, warm-up, cosine to 0)."""
+    """The objective and its optimizer (dino.txt: AdamW, warm-up, cosine to 0)."""
 
     gram_weight: float = described(
-        "weight of a Gram loss that holds the blocks' patches to the backbone's", 0.0, at_least=0
+        "weight of a Gram loss that keeps the patch similarities of the new blocks close to the backbone's",
+        0.0,
+        at_least=0,
     )
     steps: int = described("optimizer steps of the run", 50000, at_least=1, common=True)
     batch_size: int = described("pairs per process and forward pass", 256, at_least=2, common=True)
     gradient_accumulation_steps: int = described(
-        "forward passes summed into one step; each is still compared within itself only", 1, at_least=1
+        "forward passes whose gradients are summed into one step; the loss compares pairs of one pass only",
+        1,
+        at_least=1,
     )
     lr: float = described("peak learning rate", 7e-4, at_least=0, common=True)
     lr_warmup_steps: int = described("steps of linear warm-up of the learning rate", 2000, at_least=0)
     weight_decay: float = described(
-        "weight decay; none for biases, norms, scales and the logit scale", 1e-4, at_least=0
+        "weight decay, except for biases, norms, layer scales and the logit scale", 1e-4, at_least=0
     )
     adam_betas: list[float] = described("AdamW betas", [0.9, 0.99], at_least=0, below=1)
-    clip_grad_norm: float | None = described("largest gradient norm; null: no limit", None, above=0)
+    clip_grad_norm: float | None = described("maximum gradient norm; null: no clipping", None, above=0)
 
     def validate(self) -> None:
         good = self.lr_warmup_steps <= self.steps
@@ -127,16 +136,16 @@ class AlignmentArguments:
 
 @dataclass
 class AlignRunArguments(RunArguments):
-    """Where a run writes, how often, and how it goes on after a stop."""
+    """Where a run writes, how often, and how it is resumed."""
 
     output_dir: str = described(
-        "folder of the run: recipe, metrics, checkpoints and the exported model", "outputs/align", common=True
+        "output folder for the recipe, metrics, checkpoints and the exported model", "outputs/align", common=True
     )
 
 
 @dataclass
 class AlignRecipe(Recipe):
-    """All fields of a text alignment, in the groups above."""
+    """All fields of a text alignment recipe, in the groups defined above."""
 
     towers: TowerArguments = field(default_factory=TowerArguments)
     data: CaptionArguments = field(default_factory=CaptionArguments)

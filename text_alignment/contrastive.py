@@ -15,9 +15,9 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """Return the mean of the image-to-text and the text-to-image cross-entropy, fp32 [].
 
-    Row i of `image_embeds` [B,E] and of `text_embeds` [B,E], both L2-normalised, belong together; `logit_scale` [] or
-    [1] multiplies their cosines. With a process group each row is compared with the rows of all processes, and the
-    mean of the processes' losses, gradients included, is that of one process with the global batch.
+    Row i of `image_embeds` [B,E] and row i of `text_embeds` [B,E], both L2-normalised, are a pair; `logit_scale` [] or
+    [1] multiplies their cosine similarities. With a process group, each row is compared with the rows of all
+    processes; the mean of the processes' losses and gradients equals that of one process with the global batch.
     """
     with torch.autocast(image_embeds.device.type, enabled=False):
         image_embeds, text_embeds = image_embeds.float(), text_embeds.float()

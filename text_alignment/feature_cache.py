@@ -1,7 +1,10 @@
 """The frozen backbone's tokens of every image, computed once and kept in Parquet files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
@@ -10,10 +13,14 @@ from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.columns import find_image_column
 from dinov3_hf.data.pixels import BadImage, decode_image
 from dinov3_hf.errors import Refused
+from dinov3_hf.models.modeling_dinov3 import Dinov3Model
 from dinov3_hf.recipe import make_folder
 
-from .pairs import TOKENS
+from .pairs import TOKENS, ImageTransform
 
+
+if TYPE_CHECKING:
+    import datasets
 
 ROWS_PER_FILE = 2048
 CAPTIONS = "captions"
@@ -21,12 +28,18 @@ CAPTIONS = "captions"
 
 @torch.inference_mode()
 def write_feature_cache(
-    folder: Path, sources: list, image_column: str | None, caption_columns: list[str], transform, backbone, about: dict
+    folder: Path,
+    sources: Sequence["datasets.Dataset | datasets.IterableDataset"],
+    image_column: str | None,
+    caption_columns: list[str],
+    transform: ImageTransform,
+    backbone: Dinov3Model,
+    about: dict,
 ) -> dict:
-    """Write the backbone's tokens and the captions of every usable row, and return what was written.
+    """Write the backbone's tokens and the captions of every usable row; returns the state of the cache.
 
-    Goes on where it was stopped, file by file. Raises `Refused` where the folder holds features of something else:
-    `about` says of what these are (backbone, image size, data).
+    An interrupted cache is continued after its last complete file. `about` describes the features (backbone, image
+    size, data); raises `Refused` if the folder contains features with another description.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -52,7 +65,7 @@ def write_feature_cache(
             pixels, captions = [], []
             for row in rows:
                 read += 1
-                # What an earlier run wrote is passed over.
+                # Rows that are already in the cache are skipped.
                 if read <= state["read"]:
                     continue
                 bar.update()
@@ -74,8 +87,18 @@ def write_feature_cache(
     return state
 
 
-def _write(folder: Path, state: dict, pixels: list, captions: list, read: int, backbone, device, pa, pq) -> None:
-    """Write one file aside, rename it, and note that it is there."""
+def _write(
+    folder: Path,
+    state: dict,
+    pixels: list[torch.Tensor],
+    captions: list[list[str]],
+    read: int,
+    backbone: Dinov3Model,
+    device: torch.device,
+    pa: ModuleType,
+    pq: ModuleType,
+) -> None:
+    """Write one file under a temporary name, rename it, and record it in features.json."""
     tokens = []
     for batch in torch.stack(pixels).split(64):
         tokens += backbone(batch.to(device)).last_hidden_state.to(torch.float16).cpu().unbind()

@@ -1,4 +1,4 @@
-"""The model card of an alignment: what the model is, how to use it, which words it was taught."""
+"""The model card of a text alignment: what the model is, how to use it, and which words it was trained on."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ TEXT = """{header}
 
 # dino.txt: images and texts in one space
 
-A text tower trained from random weights beside a frozen DINOv3 backbone{backbone} by
-[dino.txt](https://arxiv.org/abs/2412.16334)'s locked-image alignment, with `dinov3-hf`. {seen}
+A text tower trained from random weights on a frozen DINOv3 backbone{backbone} with the locked-image alignment of
+[dino.txt](https://arxiv.org/abs/2412.16334), by `dinov3-hf`. {seen}
 
 ## Use it
 
@@ -49,28 +49,28 @@ segment("image.jpg", candidate_labels=["{first}", "{second}"])
 
 ## Limits
 
-- It knows the words of its captions, and no others; of those it knows what the captions said about these images.
-- Recall is measured among few held-out pairs: it says how training went, and is no benchmark.
-- Not examined for bias, fairness or safety: what is uneven in images and captions is uneven in the model.
+- The model knows only the words of its training captions, in the sense in which they describe the training images.
+- Recall is measured on few held-out pairs: it shows the course of training and is not a benchmark.
+- Not examined for bias, fairness or safety: biases of the images and captions carry over to the model.
 """
 
 
 def write_model_card(
     directory: Path, recipe: dict, state: dict, metrics: dict | None, versions: dict, known_words: list[str] | None
 ) -> Path:
-    """Write README.md beside an exported `DinoTxtModel` and return its path."""
+    """Write the model card README.md into the folder of an exported `DinoTxtModel` and return its path."""
     shown = {name: public(value) for name, value in recipe.items() if name not in PRIVATE_FIELDS}
-    words = "Those of its tokenizer's training text, which is not known here."
+    words = "The words of the training captions are not recorded."
     if known_words is not None:
         more = f" and {len(known_words) - SHOWN_WORDS:,} more" if len(known_words) > SHOWN_WORDS else ""
-        words = f"It was taught {len(known_words):,} words: {', '.join(known_words[:SHOWN_WORDS])}{more}."
-    # Long words are names more often than short ones.
+        words = f"The model was trained on {len(known_words):,} words: {', '.join(known_words[:SHOWN_WORDS])}{more}."
+    # Long words are more often names of objects, which make good examples.
     names = sorted(known_words or [], key=len)[-2:] or ["cat", "dog"]
     text = TEXT.format(
         header="---\n"
         + ModelCardData(library_name="transformers", tags=["dinov3", "dino.txt", "dinov3-hf"]).to_yaml()
         + "\n---",
-        backbone=f" (`{shown['backbone']}`)" if shown["backbone"] else " (the one that comes with the package)",
+        backbone=f" (`{shown['backbone']}`)" if shown["backbone"] else " (the one bundled with the package)",
         seen=f"{state['step']:,} steps of {recipe['steps']:,}, {state['images_read']:,} pairs read, repeats counted.",
         first=names[0],
         second=names[-1],

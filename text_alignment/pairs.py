@@ -1,4 +1,7 @@
-"""Batches of images with one of their captions, as a function of (seed, step, place in the global batch)."""
+"""Batches of images with one of their captions, depending only on seed, step and position in the global batch."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,28 +16,33 @@ from dinov3_hf.training.batches.collate import StreamBatches
 from .arguments import CaptionArguments
 
 
-# The stream of random numbers of captions and crops, apart from others under the same seed.
+if TYPE_CHECKING:
+    import datasets
+
+    from dinov3_hf.models.tokenization_dinotxt import DinoTxtTokenizer
+
+# A constant that gives captions and crops an independent random stream under the same seed.
 CAPTIONS = 0xCA97
-# A column of a feature cache: the backbone's tokens [N, D] of an image, the bytes of fp16 row by row.
+# A column of a feature cache: the backbone's tokens [N, D] of an image, as the bytes of an fp16 array.
 TOKENS = "vision_tokens"
 
 
 def drop_words(caption: str, share: float, rng: np.random.Generator) -> str:
-    """Leave out each word with probability `share`, but never all of them."""
+    """Drop each word with probability `share`, but keep at least one."""
     words = caption.split()
     kept = [word for word, draw in zip(words, rng.random(len(words)), strict=True) if draw >= share]
     return " ".join(kept or [words[int(rng.integers(len(words)))]])
 
 
 class ImageTransform:
-    """Decoded images uint8 [3,H,W] to normalised pixels [3,S,S], as a stock image processor makes them."""
+    """Convert decoded images uint8 [3,H,W] to normalised pixels [3,S,S], as transformers' image processor does."""
 
-    def __init__(self, size: int, mean, std, crop_scale: list[float] | None = None):
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], crop_scale: list[float] | None = None):
         self.size, self.crop_scale = size, crop_scale
         self.mean, self.std = (torch.tensor(value).view(3, 1, 1) for value in (mean, std))
 
     def __call__(self, image: torch.Tensor, rng: np.random.Generator | None = None) -> torch.Tensor:
-        """Resize the whole image, or a random crop drawn from `rng`."""
+        """Resize and normalise the whole image, or with `crop_scale` and `rng` a random crop."""
         if self.crop_scale and rng is not None:
             top, left, height, width = draw_box(*image.shape[-2:], self.crop_scale, rng)
             image = image[:, top : top + height, left : left + width]
@@ -43,9 +51,20 @@ class ImageTransform:
 
 
 class CaptionBatches(StreamBatches):
-    """Batches of pairs: input_ids [B,N], and pixel_values [B,3,S,S] or, from a feature cache, vision_tokens [B,T,D]."""
+    """Batches of pairs: input_ids [B,N] and pixel_values [B,3,S,S], or vision_tokens [B,T,D] from a feature cache.
 
-    def __init__(self, rows, data: CaptionArguments, transform: ImageTransform, tokenizer, width: int, *args):
+    `width` is D; further arguments are those of `StreamBatches` from batch_size on.
+    """
+
+    def __init__(
+        self,
+        rows: "datasets.Dataset | datasets.IterableDataset | list[datasets.Dataset | datasets.IterableDataset]",
+        data: CaptionArguments,
+        transform: ImageTransform,
+        tokenizer: "DinoTxtTokenizer",
+        width: int,
+        *args: int,
+    ):
         super().__init__(rows, data, *args)
         self.transform, self.tokenizer, self.width = transform, tokenizer, width
         self.caption_columns = [find_caption_columns(source, data.caption_columns) for source in self.sources]

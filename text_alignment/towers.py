@@ -1,8 +1,9 @@
-"""What an alignment starts from: a frozen backbone, new blocks on it, a new text tower, and its tokenizer."""
+"""The networks of a text alignment: a frozen backbone with new blocks, a new text tower, and its tokenizer."""
 
 import itertools
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -14,18 +15,30 @@ from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.pixels import BadImage
 from dinov3_hf.errors import Refused
 from dinov3_hf.models.modeling_dinotxt import DinoTxtModel
+from dinov3_hf.models.modeling_dinov3 import Dinov3Model
 
 from .arguments import TowerArguments
 
 
-def load_backbone(towers: TowerArguments):
-    """Return the frozen backbone and the image processor beside it (a stock one where there is none)."""
+if TYPE_CHECKING:
+    import datasets
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    from dinov3_hf.models.tokenization_dinotxt import DinoTxtTokenizer
+
+
+def load_backbone(towers: TowerArguments) -> tuple[Dinov3Model, "BaseImageProcessor"]:
+    """Return the frozen backbone and its image processor, or one with ImageNet statistics if it has none."""
     name = towers.backbone or tiny_checkpoint()
     model = load_vit(name, "backbone")
     return model.eval(), processor_for(name, model.config.image_size, "backbone")
 
 
-def build_tokenizer(towers: TowerArguments, sources: list, caption_columns: list[str]):
+def build_tokenizer(
+    towers: TowerArguments,
+    sources: list["datasets.Dataset | datasets.IterableDataset"],
+    caption_columns: list[str],
+) -> "DinoTxtTokenizer":
     """Return the tokenizer of the recipe: CLIP's, one from a folder, or one trained on the captions."""
     from dinov3_hf.models.tokenization_dinotxt import DinoTxtTokenizer, clip_tokenizer, train_tokenizer
 
@@ -40,7 +53,7 @@ def build_tokenizer(towers: TowerArguments, sources: list, caption_columns: list
             return clip_tokenizer(towers.context_length)
         except ImportError as error:
             raise Refused(
-                f"tokenizer: got 'clip', accepted: another one, or after its library is there: {error}"
+                f"tokenizer: got 'clip', accepted: another one, or clip after its library is installed: {error}"
             ) from None
     if not os.path.isdir(towers.tokenizer):
         raise Refused(f"tokenizer: got {towers.tokenizer!r}, accepted: clip, or the folder of a tokenizer")
@@ -48,10 +61,12 @@ def build_tokenizer(towers: TowerArguments, sources: list, caption_columns: list
         return DinoTxtTokenizer.from_pretrained(towers.tokenizer, model_max_length=towers.context_length)
 
 
-def captions_of(sources: list, caption_columns: list[str]) -> Iterator[str]:
-    """Yield the captions of all sources in turn, one row of each at a time; rows without any are passed over."""
+def captions_of(
+    sources: list["datasets.Dataset | datasets.IterableDataset"], caption_columns: list[str]
+) -> Iterator[str]:
+    """Yield the captions of all sources in turn, one row of each at a time; rows without captions are skipped."""
     columns = [find_caption_columns(rows, caption_columns) for rows in sources]
-    # Images are not needed, and a stream of columns is read without them.
+    # Selecting the columns avoids reading the images.
     streams = [iter(rows.select_columns(names)) for rows, names in zip(sources, columns, strict=True)]
     for rows in itertools.zip_longest(*streams):
         for row, names in zip(rows, columns, strict=True):
@@ -61,8 +76,8 @@ def captions_of(sources: list, caption_columns: list[str]) -> Iterator[str]:
                 continue
 
 
-def build_model(towers: TowerArguments, backbone, tokenizer) -> DinoTxtModel:
-    """Put new blocks and a new text tower beside a backbone; torch's generator decides what is drawn."""
+def build_model(towers: TowerArguments, backbone: Dinov3Model, tokenizer: "DinoTxtTokenizer") -> DinoTxtModel:
+    """Add new blocks and a new text tower to a backbone; random weights depend on torch's random state."""
     head = {
         "num_hidden_layers": towers.vision_head_layers,
         "drop_path_rate": towers.vision_head_drop_path_rate,

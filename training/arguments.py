@@ -1,4 +1,4 @@
-"""The fields of a recipe: everything that defines a training run, typed, with its default and its bounds."""
+"""The fields of a pretraining recipe, with their types, defaults and bounds."""
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -10,44 +10,53 @@ from .gram_arguments import GramArguments
 from .source_arguments import SourceArguments
 
 
-# Those of `Dinov3Config.from_size`, written out here because its module imports torch.
+# The sizes of `Dinov3Config.from_size`, repeated here because its module imports torch.
 Size = Literal["vits16", "vits16plus", "vitb16", "vitl16", "vith16plus", "vit7b16"]
 
 
 @dataclass
 class ModelArguments:
-    """The student: a named size or somebody's weights, and overrides of single fields of its configuration."""
+    """The student: a named size or existing weights, and overrides of single fields of its configuration."""
 
     init_from: str | None = described(
-        "weights to go on from: a model folder (ours or stock), a hub id, or a .pth or .safetensors file of Meta's",
+        "weights to start from: a model folder (saved by this package or by transformers), a hub id, or a .pth or "
+        ".safetensors file in Meta's layout; null: random weights",
         None,
         common=True,
     )
-    init_heads: bool = described("with init_from, take its heads and their sizes if it has them", True)
+    init_heads: bool = described(
+        "with init_from, also load its projection heads and their sizes, if it has them", True
+    )
     size: Size | None = described(
-        "named size; null: vits16, or init_from's own",
+        "named model size; null: vits16, or the size of init_from",
         None,
         common=True,
     )
     lora_rank: int | None = described(
-        "train adapters of this rank on frozen blocks (LoRA), and the heads; null: everything", None, at_least=1
+        "train LoRA adapters of this rank on frozen blocks, plus the heads; null: train all weights", None, at_least=1
     )
-    lora_alpha: float = described("LoRA's scale is lora_alpha / lora_rank", 16.0, above=0)
+    lora_alpha: float = described("scale of the LoRA update: lora_alpha / lora_rank", 16.0, above=0)
     patch_size: int | None = described("side of a patch in pixels; null keeps the size's own", None, at_least=1)
     hidden_size: int | None = described("width D; null keeps the size's own", None, at_least=1)
     num_hidden_layers: int | None = described("number of blocks; null keeps the size's own", None, at_least=1)
     num_attention_heads: int | None = described("attention heads; null keeps the size's own", None, at_least=1)
     intermediate_size: int | None = described("hidden width of the MLP; null keeps the size's own", None, at_least=1)
     num_register_tokens: int | None = described("register tokens R; null keeps the size's own", None, at_least=0)
-    key_bias: bool | None = described("train a bias on the keys; null keeps the size's own (none)", None)
+    key_bias: bool | None = described(
+        "add a trained bias to the attention keys; null keeps the size's own (none)", None
+    )
     layerscale_value: float | None = described(
         "initial layer scale; null keeps the size's own (1e-5)", None, at_least=0
     )
     layer_norm_eps: float | None = described(
         "epsilon of every LayerNorm; null keeps the size's own (1e-5)", None, above=0
     )
-    untie_global_and_local_cls_norm: bool = described("own final norm for cls and registers of local crops", False)
-    drop_path_rate: float = described("share of a batch's rows each residual branch skips", 0.0, at_least=0, below=1)
+    untie_global_and_local_cls_norm: bool = described(
+        "use a separate final norm for the class and register tokens of local crops", False
+    )
+    drop_path_rate: float = described(
+        "stochastic depth: share of the batch for which each residual branch is skipped", 0.0, at_least=0, below=1
+    )
     pos_embed_shift: float | None = described(
         "RoPE augmentation: shift coordinates by up to this much", None, at_least=0
     )
@@ -68,26 +77,30 @@ class ModelArguments:
 
     def validate(self) -> None:
         good = self.lora_rank is None or self.init_from is not None
-        require(good, "lora_rank", self.lora_rank, "null without init_from: adapters need weights worth keeping")
+        require(good, "lora_rank", self.lora_rank, "null without init_from: adapters need pretrained weights")
 
 
 @dataclass
 class DataArguments(SourceArguments):
-    """Where the images come from, and those held out to watch the run."""
+    """Where the training images come from, and the held-out images on which the run is monitored."""
 
     probe_data: str | None = described(
-        "held-out images on which the teacher is measured during training; null: the scenes' test split when training on "
-        "scenes, else nothing",
+        "held-out images on which the teacher is evaluated during training; null: the test split of the scenes when "
+        "training on scenes, otherwise no evaluation",
         None,
     )
     probe_split: str = described("split of the held-out images", "test")
-    probe_label_column: str | None = described("column of their classes, for k-NN; null: label, if there is one", None)
-    probe_images: int = described("held-out images read, four fifths of them as the k-NN bank", 1000, at_least=20)
+    probe_label_column: str | None = described(
+        "column with the classes of the held-out images, for k-NN; null: label, if it exists", None
+    )
+    probe_images: int = described(
+        "number of held-out images; four fifths of them form the k-NN bank", 1000, at_least=20
+    )
 
 
 @dataclass
 class CropArguments:
-    """Crops, their augmentation and the masks of the patch objective."""
+    """Crops, their augmentation, and the masks of the patch objective."""
 
     global_crop_size: int = described("side of the two global crops in pixels", 224, at_least=1, common=True)
     local_crop_size: int = described("side of the local crops in pixels", 96, at_least=1)
@@ -99,46 +112,52 @@ class CropArguments:
         "smallest and largest share of the image a local crop covers", [0.05, 0.32], at_least=0, at_most=1
     )
     horizontal_flips: bool = described("flip half of the crops", True)
-    color_jitter_probability: float = described("share of the crops with colour jitter", 0.8, at_least=0, at_most=1)
+    color_jitter_probability: float = described(
+        "share of the crops to which colour jitter is applied", 0.8, at_least=0, at_most=1
+    )
     color_jitter: list[float] = described(
         "strength of brightness, contrast, saturation and hue", [0.4, 0.4, 0.2, 0.1], at_least=0, at_most=1
     )
-    grayscale_probability: float = described("share of the crops turned grey", 0.2, at_least=0, at_most=1)
+    grayscale_probability: float = described("share of the crops converted to greyscale", 0.2, at_least=0, at_most=1)
     # The paper prints 1.0 / 0.1 / 0.5; the published weights were trained with 0 / 0.9 / 0.5.
     blur_probability: list[float] = described(
-        "share blurred: first global, second global, local crops", [0.0, 0.9, 0.5], at_least=0, at_most=1
+        "share of crops that are blurred: first global, second global, local", [0.0, 0.9, 0.5], at_least=0, at_most=1
     )
-    blur_kernel_size: int = described("kernel of the blur in pixels, odd; sigma is drawn from .1 to 2", 9, at_least=1)
+    blur_kernel_size: int = described(
+        "side of the blur kernel in pixels, odd; sigma is drawn from 0.1 to 2", 9, at_least=1
+    )
     solarize_probability: float = described(
-        "share of the second global crops that is solarized", 0.2, at_least=0, at_most=1
+        "share of the second global crops that are solarized", 0.2, at_least=0, at_most=1
     )
     image_mean: list[float] = described("mean of the normalisation, on the 0..1 scale", [0.485, 0.456, 0.406])
     image_std: list[float] = described(
-        "deviation of the normalisation, on the 0..1 scale", [0.229, 0.224, 0.225], above=0
+        "standard deviation of the normalisation, on the 0..1 scale", [0.229, 0.224, 0.225], above=0
     )
-    mask_probability: float = described("share of the global crops that is masked", 0.5, at_least=0, at_most=1)
+    mask_probability: float = described("share of the global crops that are masked", 0.5, at_least=0, at_most=1)
     mask_ratio: list[float] = described(
         "smallest and largest share of patches masked in a masked crop", [0.1, 0.5], at_least=0, at_most=1
     )
     crop_size_sets: list[list[int]] = described(
-        "sizes [global, local, gram] one of which is drawn each step, in place of the sizes above; empty: always those",
+        "list of crop sizes [global, local, gram], one of which is drawn at every step and replaces the sizes above; "
+        "empty: the sizes above at every step",
         [],
         at_least=1,
     )
     crop_size_probabilities: list[float] = described(
-        "how often each set of crop sizes is drawn; empty: equally", [], at_least=0
+        "probability of each entry of crop_size_sets; empty: all equal", [], at_least=0
     )
 
     def sizes(self, gram_crop_size: int | None) -> list[tuple[int, int, int | None]]:
-        """Return every (global, local, gram) size of the run; gram is None where the Gram teacher has no own crops."""
+        """Return every (global, local, gram) crop size of the run; gram is None without separate Gram crops."""
         if self.crop_size_sets:
             return [(sizes[0], sizes[1], sizes[2]) for sizes in self.crop_size_sets]
         return [(self.global_crop_size, self.local_crop_size, gram_crop_size)]
 
     def check_patches(self, patch_size: int, gram_crop_size: int | None) -> None:
-        """Refuse crops of no whole number of patches, except local crops of sets: the model cuts off their rest.
+        """Raise `Refused` if a crop side is not a multiple of the patch size.
 
-        Of the published sets one has local crops of 10.5 patches.
+        Local crops of `crop_size_sets` may be: the model drops incomplete patches. One published set has local crops
+        of 10.5 patches.
         """
         names = ["global_crop_size", "local_crop_size", "gram_crop_size"]
         if self.crop_size_sets:
@@ -176,16 +195,16 @@ class ObjectiveArguments:
 
     dino_weight: float = described("weight of the image objective", 1.0, at_least=0)
     ibot_weight: float = described("weight of the patch objective", 1.0, at_least=0)
-    koleo_weight: float = described("weight of KoLeo", 0.1, at_least=0)
+    koleo_weight: float = described("weight of the KoLeo loss", 0.1, at_least=0)
     student_temperature: float = described("temperature of the student's softmax", 0.1, above=0)
-    ignore_diagonal: bool = described("leave out pairs of a global crop with itself", True)
+    ignore_diagonal: bool = described("do not compare a global crop with itself in the image loss", True)
     sinkhorn_iterations: int = described("Sinkhorn-Knopp iterations on the teacher's logits", 3, at_least=1)
-    koleo_topk: int = described("nearest neighbours that KoLeo pushes away", 1, at_least=1)
+    koleo_topk: int = described("number of nearest neighbours in the KoLeo loss", 1, at_least=1)
     koleo_distributed: bool = described(
-        "look for KoLeo neighbours over all processes instead of the local batch", False
+        "search KoLeo neighbours in the batches of all processes instead of the local batch", False
     )
     koleo_group_size: int | None = described(
-        "rows of the gathered batch among which KoLeo looks (distributed only); null: all", None, at_least=1
+        "with koleo_distributed: images per group in which neighbours are searched; null: all images", None, at_least=1
     )
 
     def validate(self) -> None:
@@ -200,7 +219,7 @@ class OptimizationArguments:
     steps: int = described("optimizer steps of the run", 125000, at_least=1, common=True)
     batch_size: int = described("images per process and forward pass", 64, at_least=1, common=True)
     gradient_accumulation_steps: int = described(
-        "forward passes summed into one step; Sinkhorn-Knopp and KoLeo still see one pass at a time",
+        "forward passes whose gradients are summed into one step; Sinkhorn-Knopp and KoLeo are computed per pass",
         1,
         at_least=1,
         common=True,
@@ -210,29 +229,35 @@ class OptimizationArguments:
         "sqrt_wrt_1024 multiplies lr and lr_end by 4 sqrt(global batch / 1024)", "sqrt_wrt_1024"
     )
     lr_end: float | None = described(
-        "learning rate at the last step, reached by a cosine; null keeps the peak (DINOv3's choice)", None, at_least=0
+        "learning rate at the last step of a cosine schedule; null: constant after the warm-up, as in DINOv3",
+        None,
+        at_least=0,
     )
     lr_warmup_steps: int = described("steps of linear warm-up of the learning rate", 12500, at_least=0, common=True)
     weight_decay: float = described("weight decay at the first step", 0.04, at_least=0)
     weight_decay_end: float | None = described(
-        "weight decay at the last step, reached by a cosine; null keeps it constant", None, at_least=0
+        "weight decay at the last step of a cosine schedule; null: constant", None, at_least=0
     )
     adam_betas: list[float] = described("AdamW betas", [0.9, 0.999], at_least=0, below=1)
     clip_grad_norm: float | None = described(
-        "largest gradient norm of each network (backbone and both heads apart)", 3.0, above=0
+        "maximum gradient norm, applied separately to the backbone and each head; null: no clipping", 3.0, above=0
     )
-    layerwise_decay: float = described("learning-rate multiplier from each block to the one below", 0.9, above=0)
-    patch_embed_lr_mult: float = described("further multiplier for the patch embedding", 0.2, at_least=0)
-    freeze_last_layer_steps: int = described("first steps in which the prototypes do not move", 1250, at_least=0)
+    layerwise_decay: float = described(
+        "factor by which the learning rate falls from each block to the one before it", 0.9, above=0
+    )
+    patch_embed_lr_mult: float = described("extra learning-rate multiplier for the patch embedding", 0.2, at_least=0)
+    freeze_last_layer_steps: int = described(
+        "number of first steps in which the prototypes are frozen", 1250, at_least=0
+    )
     head_warmup_steps: int | None = described(
-        "first steps in which only the heads learn, the backbone at rest; null: a tenth of the steps if init_from brings "
-        "no heads, else none",
+        "number of first steps that train only the heads, with the backbone frozen; null: a tenth of the steps if "
+        "init_from has no heads, otherwise 0",
         None,
         at_least=0,
     )
-    momentum: float = described("EMA momentum of the teacher at the first step", 0.992, at_least=0, at_most=1)
+    momentum: float = described("momentum of the EMA teacher at the first step", 0.992, at_least=0, at_most=1)
     momentum_end: float | None = described(
-        "EMA momentum at the last step, reached by a cosine; null keeps it constant", None, at_least=0, at_most=1
+        "momentum at the last step of a cosine schedule; null: constant", None, at_least=0, at_most=1
     )
     teacher_temperature_start: float = described("teacher temperature at the first step", 0.04, above=0)
     teacher_temperature: float = described("teacher temperature after its warm-up", 0.07, above=0)
@@ -240,10 +265,10 @@ class OptimizationArguments:
         "steps of linear warm-up of the teacher temperature", 37500, at_least=0
     )
     local_weight: float = described(
-        "extra weight of the local-crop part of the image objective at the first step", 1.0, at_least=0
+        "additional weight of the local crops in the image loss at the first step", 1.0, at_least=0
     )
     local_weight_end: float | None = described(
-        "its value at the last step, reached by a cosine; null keeps it constant", None, at_least=0
+        "local_weight at the last step of a cosine schedule; null: constant", None, at_least=0
     )
 
     def validate(self) -> None:
@@ -261,34 +286,36 @@ class OptimizationArguments:
 
 @dataclass
 class RunArguments:
-    """Where a run writes, how often, and how it goes on after a stop."""
+    """Where a run writes, how often, and how it is resumed."""
 
     output_dir: str = described(
-        "folder of the run: recipe, metrics, checkpoints and the exported model", "outputs/pretrain", common=True
+        "output folder for the recipe, metrics, checkpoints and the exported model", "outputs/pretrain", common=True
     )
     seed: int = described(
         "seed of the weights, the data order, crops and masks", 0, at_least=0, at_most=2**32 - 1, common=True
     )
-    resume: bool = described("go on from the newest checkpoint in output_dir", False, common=True)
-    overwrite: bool = described("delete the run that output_dir holds and start anew", False, common=True)
+    resume: bool = described("continue from the newest checkpoint in output_dir", False, common=True)
+    overwrite: bool = described("delete the previous run in output_dir and start again", False, common=True)
     log_every: int = described("steps between two lines of metrics.jsonl", 10, at_least=1)
     save_every: int = described("steps between two checkpoints", 500, at_least=1, common=True)
-    keep_checkpoints: int = described("newest checkpoints kept", 2, at_least=1)
+    keep_checkpoints: int = described("number of newest checkpoints to keep", 2, at_least=1)
     milestone_every: int | None = described(
-        "checkpoints at multiples of this many steps are kept for good (a Gram teacher is an early one); null: none",
+        "keep checkpoints at multiples of this many steps permanently (a Gram teacher needs an early one); null: none",
         None,
         at_least=1,
     )
     probe_every: int = described(
-        "steps between two measurements of the EMA teacher's features on held-out images", 500, at_least=1
+        "steps between two evaluations of the EMA teacher on the held-out images", 500, at_least=1
     )
     activation_checkpointing: bool = described(
-        "recompute the student's blocks in the backward pass, to save memory", False
+        "recompute the student's blocks in the backward pass to save memory", False
     )
-    report_to: Literal["none", "tensorboard", "trackio"] = described("tracker that also gets the metrics", "none")
+    report_to: Literal["none", "tensorboard", "trackio"] = described(
+        "experiment tracker to which metrics are also sent", "none"
+    )
     mixed_precision: Literal["no", "bf16", "fp8"] | None = described(
-        "compute precision, fp8 for the blocks' linear layers and bf16 for the rest (needs torchao and a GPU that has it); "
-        "null takes Accelerate's (no, unless launched otherwise)",
+        "compute precision; fp8: linear layers of the blocks in fp8, the rest in bf16 (needs torchao and a GPU with "
+        "fp8); null: as in Accelerate's launch configuration (default: no)",
         None,
         common=True,
     )
@@ -303,12 +330,12 @@ class RunArguments:
         good = tracker == "none" or find_spec(tracker) is not None
         require(good, "report_to", tracker, f"none, or after pip install {tracker}")
         both = self.resume and self.overwrite
-        require(not both, "resume", self.resume, "resume or overwrite, not both")
+        require(not both, "resume", self.resume, "either resume or overwrite, not both")
 
 
 @dataclass
 class PretrainRecipe(Recipe):
-    """All fields of a pretraining run, in the groups above."""
+    """All fields of a pretraining recipe, in the groups defined above."""
 
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
@@ -328,7 +355,9 @@ class PretrainRecipe(Recipe):
         for global_size, _, gram_size in crops.sizes(gram.gram_crop_size):
             name = "crop_size_sets" if crops.crop_size_sets else "gram_crop_size"
             if anchored and gram_size is not None:
-                require(gram_size >= global_size, name, gram_size, f"at least the global crops ({global_size})")
+                require(
+                    gram_size >= global_size, name, gram_size, f"at least the size of the global crops ({global_size})"
+                )
         if anchored:
             steps = self.optimization.steps
             good = gram.gram_start_step + gram.gram_ramp_steps < steps

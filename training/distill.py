@@ -1,21 +1,34 @@
-"""Distil one teacher into students: the main of `dinov3 distill`, read from top to bottom.
+"""Distil one teacher into several students: the main function of `dinov3 distill`.
 
-The teacher is fixed and looks once at the two global crops of every image; each student, trained in company or alone,
-learns to give what the teacher gives (DINOv3, section 5.2). What is measured and exported is its moving average.
+The teacher is frozen and processes the two global crops of every image once. Each student learns to reproduce the
+teacher's output, independently of the other students (DINOv3, section 5.2). A moving average of each student is
+evaluated and exported.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinov3_hf.provenance import versions
 
+from .arguments import CropArguments
 from .distill_arguments import DistillRecipe
 from .run import build_probe, check_output_folder, crop_processor, finish, open_sources, prepare_output
 
 
-class StudentAlarms:
-    """One alarm for each student, which reads the student's own part of a line of metrics."""
+if TYPE_CHECKING:
+    from torchdata.stateful_dataloader import StatefulDataLoader
 
-    def __init__(self, alarms: dict):
+    from dinov3_hf.models.configuration_dinov3 import Dinov3Config
+    from dinov3_hf.models.configuration_dinov3_convnext import Dinov3ConvNextConfig
+
+    from .engine.loop import RunResult
+    from .health import CollapseAlarm
+
+
+class StudentAlarms:
+    """One collapse alarm per student; each reads only the metrics of its student."""
+
+    def __init__(self, alarms: dict[str, "CollapseAlarm"]):
         self.alarms = alarms
 
     def check(self, line: dict) -> list[str]:
@@ -27,12 +40,17 @@ class StudentAlarms:
 
 
 def of_student(name: str, metrics: dict) -> dict:
-    """Return a student's own metrics, under their plain names."""
+    """Return the metrics of one student, without the `NAME/` prefix."""
     return {key.removeprefix(f"{name}/"): value for key, value in metrics.items() if key.startswith(f"{name}/")}
 
 
-def check_crops(crops, teacher_patch: int, students: dict, is_full: bool) -> None:
-    """Refuse crops that the networks' grids do not cover, and local crops that nobody would look at."""
+def check_crops(
+    crops: CropArguments,
+    teacher_patch: int,
+    students: dict[str, "Dinov3Config | Dinov3ConvNextConfig"],
+    is_full: bool,
+) -> None:
+    """Raise `Refused` for crops that do not fit the networks' patch sizes, and for local crops in headless mode."""
     from dinov3_hf.recipe import require
 
     crops.check_patches(teacher_patch, None)
@@ -44,12 +62,12 @@ def check_crops(crops, teacher_patch: int, students: dict, is_full: bool) -> Non
             require(
                 local_size >= size or not crops.local_crops, "local_crop_size", local_size, f"at least {size} ({name})"
             )
-    accepted = "0 in headless mode, which compares crops that teacher and student both see"
+    accepted = "0 in headless mode, in which teacher and student receive the same crops"
     require(is_full or not crops.local_crops, "local_crops", crops.local_crops, accepted)
 
 
 def check_batches(recipe: DistillRecipe, processes: int) -> list[list[int]] | None:
-    """Return the ranks of each student's processes, None without groups; refuse what cannot be shared out evenly."""
+    """Return the ranks of each student's processes, None without groups; raises `Refused` for an uneven split."""
     from dinov3_hf.recipe import require
 
     from .batches.row_exchange import ranks_of
@@ -66,8 +84,8 @@ def check_batches(recipe: DistillRecipe, processes: int) -> list[list[int]] | No
     return ranks_of(sizes) if sizes else None
 
 
-def distill(recipe: DistillRecipe):
-    """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
+def distill(recipe: DistillRecipe) -> "RunResult":
+    """Train as the recipe says; raises `Refused` for a recipe that cannot be run, before the first step."""
     import torch
 
     from .batches.collate import DistillationBatches, make_loader
@@ -109,7 +127,7 @@ def distill(recipe: DistillRecipe):
         decay, patch_embedding = optimization.layerwise_decay, optimization.patch_embed_lr_mult
         return [group for net in students.values() for group in parameter_groups(net, decay, patch_embedding)]
 
-    def build_loader(step: int, epoch: int):
+    def build_loader(step: int, epoch: int) -> "StatefulDataLoader":
         first, patch_size = step * optimization.gradient_accumulation_steps, teacher.config.patch_size
         place = (rows, data, crops, optimization.batch_size, run.seed, patch_size, rank, processes, None, first, epoch)
         sizes = sorted({config.patch_size for config in configs.values()})
@@ -131,8 +149,8 @@ def distill(recipe: DistillRecipe):
         )
     accelerator.print(
         f"teacher: {sum(p.numel() for p in teacher.parameters()):,} parameters; the targets are "
-        f"{'its prototypes' if heads else 'its features'}; {optimization.steps} steps of {global_batch} images; peak learning rate "
-        f"{schedules.values['lr'].max():.3g} after lr_scaling"
+        f"{'its prototypes' if heads else 'its features'}; {optimization.steps} steps of {global_batch} images; "
+        f"peak learning rate {schedules.values['lr'].max():.3g} after lr_scaling"
     )
     processor = crop_processor(crops)
     shown = recipe.as_flat_dict() | {"students": [f"{spec.name}={Path(spec.source).name}" for spec in specs]}

@@ -1,4 +1,4 @@
-"""The fields of a distillation's recipe, besides those it shares with pretraining."""
+"""The fields of a distillation recipe that pretraining does not have."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from .arguments import CropArguments, DataArguments, ObjectiveArguments, Optimiz
 
 @dataclass
 class StudentSpec:
-    """One entry of `students`: a name, a named size or folder, and fields of the size that are changed."""
+    """One entry of `students`: its name, a named size or folder, and configuration fields that override the size."""
 
     name: str
     source: str
@@ -21,12 +21,12 @@ class StudentSpec:
 
     @property
     def has_weights(self) -> bool:
-        """Say whether the student starts from the weights of a folder."""
+        """Whether the student starts from the weights in its folder."""
         return os.path.isfile(Path(self.source) / "model.safetensors")
 
 
 def parse_student(text: str) -> StudentSpec:
-    """Read `[NAME=]SIZE[:FIELD=VALUE,...]` or `[NAME=]FOLDER`; raises `Refused` for what is neither."""
+    """Parse `[NAME=]SIZE[:FIELD=VALUE,...]` or `[NAME=]FOLDER`; raises `Refused` for any other text."""
     from dinov3_hf.recipe.yaml_text import NotYaml, parse
 
     name, source = re.fullmatch(r"(?:([\w-]+)=)?(.+)", text).groups() if text else (None, "")
@@ -44,44 +44,50 @@ def parse_student(text: str) -> StudentSpec:
         bool(re.fullmatch(r"[\w-]+", name)),
         "students",
         text,
-        "a name of letters, digits, _ and - before it (NAME=...)",
+        "a name of letters, digits, _ and - in front (NAME=...)",
     )
     return StudentSpec(name, source, overrides)
 
 
 @dataclass
 class DistillArguments:
-    """A fixed teacher and the students that learn from it (DINOv3, section 5.2)."""
+    """A frozen teacher and the students that learn from it (DINOv3, section 5.2)."""
 
     teacher: str | None = described(
-        "weights of the teacher: a model folder (ours or stock), a hub id, or a .pth or .safetensors file of Meta's; null: the "
-        "small model that comes with the package",
+        "weights of the teacher: a model folder (saved by this package or by transformers), a hub id, or a .pth or "
+        ".safetensors file in Meta's layout; null: the small model bundled with the package",
         None,
         common=True,
     )
     students: list[str] = described(
-        "each a named size (vits16 to vit7b16, convnext_tiny to convnext_large), one with changed fields "
-        "(vits16:num_hidden_layers=6), or a folder with a config.json (and weights to start from); NAME=... names it",
+        "students to train, each a named size (vits16 to vit7b16, convnext_tiny to convnext_large), a size with "
+        "changed fields (vits16:num_hidden_layers=6), or a folder with a config.json and optional initial "
+        "weights; prefix NAME= to name a student",
         ["vits16"],
         common=True,
     )
     mode: Literal["full", "headless"] | None = described(
-        "full: the teacher's prototypes are the targets; headless: its features are, through a linear map of the student; "
-        "null: full if the teacher has heads",
+        "full: the targets are the teacher's prototype assignments; headless: the targets are its features, which the "
+        "student predicts through a linear layer; null: full if the teacher has heads, otherwise headless",
         None,
         common=True,
     )
     feature_loss: Literal["cosine", "smooth_l1"] = described(
-        "headless: 1 - cosine to the teacher's features, or smooth L1 to their layer norm", "cosine"
+        "loss of headless mode: 1 - cosine similarity to the teacher's features, or smooth L1 to their layer norm",
+        "cosine",
     )
     group_sizes: list[int] = described(
-        "processes of each student, in their order, whose sum is all processes; empty: every process trains all",
+        "number of processes for each student, in order, adding up to all processes; empty: every process trains all "
+        "students",
         [],
         at_least=1,
         common=True,
     )
     drop_path_rate: float = described(
-        "share of a batch's rows each residual branch of a student skips", 0.0, at_least=0, below=1
+        "stochastic depth of the students: share of the batch for which each residual branch is skipped",
+        0.0,
+        at_least=0,
+        below=1,
     )
     pos_embed_shift: float | None = described(
         "RoPE augmentation of ViTs: shift coordinates by up to this much", None, at_least=0
@@ -95,20 +101,24 @@ class DistillArguments:
     dino_head_hidden_size: int | None = described(
         "hidden width of the students' image head; null: the teacher's", None, at_least=1
     )
-    dino_head_bottleneck_size: int | None = described("its bottleneck width; null: the teacher's", None, at_least=1)
+    dino_head_bottleneck_size: int | None = described(
+        "bottleneck width of the students' image head; null: the teacher's", None, at_least=1
+    )
     ibot_head_hidden_size: int | None = described(
         "hidden width of the students' patch head; null: the teacher's", None, at_least=1
     )
-    ibot_head_bottleneck_size: int | None = described("its bottleneck width; null: the teacher's", None, at_least=1)
+    ibot_head_bottleneck_size: int | None = described(
+        "bottleneck width of the students' patch head; null: the teacher's", None, at_least=1
+    )
     head_initializer_range: float = described(
-        "standard deviation of the students' initial head weights", 0.02, above=0
+        "standard deviation of the initial weights of the students' heads", 0.02, above=0
     )
 
     def validate(self) -> None:
         names = [spec.name for spec in self.specs()]
         require(len(names) >= 1, "students", self.students, "at least one")
         good = len(set(names)) == len(names)
-        require(good, "students", self.students, f"different names (they are {', '.join(names)}; NAME=... gives one)")
+        require(good, "students", self.students, f"different names (got {', '.join(names)}; set names with NAME=...)")
         sizes = self.group_sizes
         good = not sizes or len(sizes) == len(names)
         require(good, "group_sizes", sizes, f"empty, or one for each of the {len(names)} students")
@@ -119,10 +129,10 @@ class DistillArguments:
 
 @dataclass
 class DistillRunArguments(RunArguments):
-    """Where a run writes, how often, and how it goes on after a stop."""
+    """Where a run writes, how often, and how it is resumed."""
 
     output_dir: str = described(
-        "folder of the run: recipe, metrics, checkpoints and an exported model for each student",
+        "output folder for the recipe, metrics, checkpoints and one exported model per student",
         "outputs/distill",
         common=True,
     )
@@ -130,7 +140,7 @@ class DistillRunArguments(RunArguments):
 
 @dataclass
 class DistillRecipe(Recipe):
-    """All fields of a distillation, in the groups above."""
+    """All fields of a distillation recipe, in the groups defined above."""
 
     distillation: DistillArguments = field(default_factory=DistillArguments)
     data: DataArguments = field(default_factory=DataArguments)

@@ -1,4 +1,4 @@
-"""The objective of distillation: a fixed teacher looks once at every batch, any number of students learn from it."""
+"""The objective of distillation: several students learn from one pass of a frozen teacher over each batch."""
 
 import copy
 import zlib
@@ -20,23 +20,23 @@ from .batches.row_exchange import RowExchange, slices_of
 from .losses import sinkhorn_knopp
 from .objective import Objective, ObjectiveOutput, local
 from .self_distillation import mask_weights, mean_koleo, prototype_losses
-from .students import HeadedNetwork
+from .students import HeadedNetwork, HeadedOutput
 
 
-# Names of the students' networks among the objective's children: these, then the student's name.
+# Prefixes of the objective's child modules of each student, followed by the student's name.
 STUDENT, EMA = "student_", "ema_"
 
 
 class Distillation(Objective):
-    """A frozen teacher, and for every student it trains here, the student and its moving average (DINOv3, section 5.2).
+    """A frozen teacher, and each student trained by this process with its moving average (DINOv3, section 5.2).
 
-    Full mode: the teacher's prototypes are the targets, as in pretraining, but the student sees whole crops; the patch
-    loss compares both where the masks are true. Headless mode: the class and patch tokens of the teacher are the
-    targets of linear maps of the student's. Students share nothing but the targets: what one learns does not depend on
-    the others.
+    Full mode: the targets are the teacher's prototype assignments, as in pretraining, but the student's crops are not
+    masked: the masks only select the patches of the patch loss. Headless mode: the targets are the teacher's class and
+    patch tokens, predicted from the student's tokens by linear layers. Students share only the targets: the training
+    of one does not depend on the others.
 
-    With `groups` (ranks of each student's processes, in the order of `skeletons`) a process has one student; each group
-    sees the whole global batch. `skeletons` has every student of the run, on the meta device.
+    With `groups` (ranks of each student's processes, in the order of `skeletons`) a process trains one student, and
+    each group processes the whole global batch. `skeletons` contains every student of the run, on the meta device.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Distillation(Objective):
             ema = copy.deepcopy(student).requires_grad_(False).eval()
             ema.backbone.rope_augmentation = None
             self.add_module(EMA + name, ema)
-        # The teacher is read again from where it lies: a checkpoint holds what the run made.
+        # Checkpoints omit the teacher; it is loaded again from its own files.
         self.register_state_dict_post_hook(_without_teacher)
 
     @property
@@ -70,16 +70,16 @@ class Distillation(Objective):
         return self.get_submodule(STUDENT + name)
 
     def ema(self, name: str) -> HeadedNetwork:
-        """Return the student's moving average, which is what is measured and exported."""
+        """Return the moving average of a student, which is evaluated and exported."""
         return self.get_submodule(EMA + name)
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return what is trained, each part of each student clipped by itself."""
+        """Return the trained networks: each part of each student, clipped separately."""
         parts = ("backbone", "dino_head", "ibot_head")
         return {f"{name}/{part}": getattr(self.student(name), part) for name in self.names for part in parts}
 
     def frozen_networks(self) -> dict[str, nn.Module]:
-        """Return the teacher and the averages."""
+        """Return the teacher and the moving averages of the students."""
         return {"teacher": self.teacher} | {EMA + name: self.ema(name) for name in self.names}
 
     def process_groups(self) -> list[list[int]] | None:
@@ -87,16 +87,16 @@ class Distillation(Objective):
         return self.groups
 
     def spanning_networks(self) -> tuple[str, ...]:
-        """Return the teacher: its one look at a batch is everybody's."""
+        """Return the teacher, which computes the targets of all groups."""
         return ("teacher",)
 
     def part_of(self, name: str) -> str:
-        """Return the student that a tensor of this name belongs to: each has a part of the checkpoint to itself."""
+        """Return the student to which the named tensor belongs; each student is a separate part of a checkpoint."""
         return name.partition(".")[0].partition("_")[2]
 
     @torch.no_grad()
     def after_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Move every student's average towards it: ema = m ema + (1 - m) student."""
+        """Update every student's moving average: ema = m ema + (1 - m) student."""
         for name in self.names:
             mine, theirs = (list(network.parameters()) for network in (self.ema(name), self.student(name)))
             torch._foreach_lerp_([local(p) for p in mine], [local(p) for p in theirs], 1 - values["momentum"])
@@ -105,7 +105,7 @@ class Distillation(Objective):
     def targets(
         self, crops: torch.Tensor, masks: Mapping[int, torch.Tensor], temperature: float
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """Return the targets of crops [G, B, K] and, for each patch size, of patches [M, K]: one teacher pass."""
+        """Return the targets of crops [G, B, K] and, for each patch size, of patches [M, K], from one teacher pass."""
         output = self.teacher(crops, masks=masks)
         if self.feature_loss is not None:
             return output.dino_logits_global.float(), {size: rows.float() for size, rows in output.ibot_logits.items()}
@@ -129,7 +129,7 @@ class Distillation(Objective):
         image_targets: torch.Tensor,
         patch_targets: Mapping[int, torch.Tensor],
     ) -> ObjectiveOutput:
-        """Compute the sum of the losses of this process's students with the teacher's targets of the batch.
+        """Compute the sum of the losses of this process's students, given the teacher's targets.
 
         `batch`: global_crops [G, B, 3, H, W], local_crops [L, B, 3, h, w] (absent without local crops), masks_S
         [G, B, P_S] for every patch size S of a student; `values`: teacher_temperature and local_weight of this step.
@@ -144,7 +144,7 @@ class Distillation(Objective):
             masks, image_targets = moved, exchange.images(image_targets)
             global_crops = exchange.images(global_crops)
             local_crops = None if local_crops is None else exchange.images(local_crops)
-        # Every student draws from a seed of its own, and the next pass from one drawn here: company changes nothing.
+        # Each student has its own seed, and so has the next pass: a student does not depend on the others.
         seed, following = torch.randint(2**62, (2,)).tolist()
         total, metrics = 0.0, {}
         for name in self.names:
@@ -169,13 +169,22 @@ class Distillation(Objective):
         return ObjectiveOutput(total, metrics)
 
     def feature_losses(
-        self, student, patch_features, image_targets, patch_targets, masks, arguments, local_weight, group
+        self,
+        student: HeadedOutput,
+        patch_features: torch.Tensor,
+        image_targets: torch.Tensor,
+        patch_targets: torch.Tensor,
+        masks: torch.Tensor,
+        arguments: ObjectiveArguments,
+        local_weight: float,
+        group: dist.ProcessGroup | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the weighted sum of the losses of class tokens, patch tokens and KoLeo, and its parts.
+        """Return the weighted sum of the class token, patch token and KoLeo losses, and these parts.
 
-        Each global crop's tokens are compared with the teacher's of the same crop. The cosine is blind to the length of
-        a token, whose direction carries what is used; smooth L1 compares with the teacher's token after a layer norm
-        without weights, so that no dimension of large variance rules, and no statistics of batches have to be kept.
+        The tokens of each global crop are compared with the teacher's tokens of the same crop. The cosine loss ignores
+        the length of a token, because its direction carries the information that is used. Smooth L1 compares with the
+        teacher's token after a layer norm without weights, so that dimensions of large variance do not dominate and no
+        batch statistics are needed.
         """
 
         def distance(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -195,9 +204,10 @@ class Distillation(Objective):
 
     @torch.no_grad()
     def export(self, directory: Path) -> list[Path]:
-        """Write every student's average as a stock directory of its name; the first process writes, all must call.
+        """Write every student's moving average in the transformers layout, into a folder with the student's name.
 
-        A ViT distilled with the teacher's heads has its own beside it.
+        All processes must call it; the first one writes. A ViT trained in full mode is written with its projection
+        heads.
         """
         device, is_first = next(self.teacher.parameters()).device, not dist.is_initialized() or dist.get_rank() == 0
         owners = (
@@ -219,12 +229,12 @@ class Distillation(Objective):
 
 
 def masks_of(batch: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """Return the masks of a batch by the patch size that they are for."""
+    """Return the masks of a batch by patch size."""
     return {int(name.removeprefix(MASKS)): mask for name, mask in batch.items() if name.startswith(MASKS)}
 
 
 def with_tensors(skeleton: HeadedNetwork, tensors: dict[str, torch.Tensor], with_heads: bool) -> nn.Module:
-    """Return the model to export: a ViT with its heads where they mean something, else the backbone alone."""
+    """Return the model to export: a ViT with its heads if `with_heads`, otherwise the backbone alone."""
     backbone = {
         name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")
     }

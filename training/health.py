@@ -1,8 +1,9 @@
-"""Is a run healthy: measures of collapse, a small online probe of the teacher, and alarms in plain sentences."""
+"""Health of a run: metrics of collapse, a small online probe of the teacher, and alarms with advice."""
 
 import itertools
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,23 +18,26 @@ from dinov3_hf.errors import Refused
 from dinov3_hf.pipelines.neighbours import knn_classify
 
 
+if TYPE_CHECKING:
+    import datasets
+
 RANKME_EPSILON = 1e-7
 NEIGHBOURS, BATCH_SIZE = 10, 64
 
-# When an alarm sounds. Plateau and collapse of small runs lie far on the other side of each: on the plateau the image
-# loss is within 0.1 % of ln K, healthy runs are some percent below it; collapsed to one prototype it is below 0.1 % of
-# ln K, and RankMe between 3 and 4 where healthy runs have 7 to 13.
+# Thresholds of the alarms, chosen between healthy and failed small runs. On the plateau the image loss is within 0.1 %
+# of ln K, while healthy runs are some percent below it. After a collapse to one prototype it is below 0.1 % of ln K,
+# and RankMe is 3 to 4, while healthy runs have 7 to 13.
 PLATEAU_SHARE, ZERO_SHARE = 0.99, 0.01
 USED_SHARE, MIN_USED = 0.05, 2
 MIN_RANKME = 4
-# Mean log distance to the nearest neighbour: 3e-4 on the unit sphere. Equal features give 16 to 18.
+# Minus the mean log distance to the nearest neighbour: 8 is a distance of 3e-4. Equal features give 16 to 18.
 MAX_KOLEO = 8
 COSINE_RISE = 0.2
-# An absolute fall as well: two points are the sampling error of a probe of 500 images.
+# A minimal absolute fall as well: 0.02 is the sampling error of a probe of 500 images.
 KNN_FALL_SHARE, KNN_FALL = 0.1, 0.02
-# One line may be noise; this many in a row are not.
+# Number of consecutive lines of metrics that must show a symptom, because a single one may be noise.
 LINES_IN_A_ROW = 2
-# Steps after the warm-up that a run is given before it is judged, if its warm-up is shorter.
+# Minimum number of steps after the warm-up before the plateau, RankMe and cosine alarms are active.
 MIN_SETTLING_STEPS = 200
 LOSS_PARTS = ("dino_global", "dino_local", "ibot", "koleo", "gram")
 
@@ -43,9 +47,9 @@ def prototype_usage(assignments: torch.Tensor, group: dist.ProcessGroup | None =
     """Return the share of prototypes in use: exp(entropy of the mean assignment) / K, from 1 / K to 1, in fp32.
 
     `assignments` [N, K] are the student's softmax at its own temperature over the image logits of the global crops,
-    every row summing to 1. Never the teacher's targets: Sinkhorn-Knopp makes them use all prototypes equally, whatever
-    the features are; nor the teacher's softmax without it, whose offset between prototypes Sinkhorn-Knopp removes and
-    no loss restrains. N images use at most about N prototypes. With a process group the mean runs over the rows of all
+    every row summing to 1. Do not use the teacher's targets, which Sinkhorn-Knopp spreads over all prototypes
+    equally, or the teacher's plain softmax, whose offsets between prototypes no loss limits because Sinkhorn-Knopp
+    removes them. N images use at most about N prototypes. With a process group, the mean is taken over the rows of all
     its processes.
     """
     assignments = assignments.float()
@@ -59,9 +63,9 @@ def prototype_usage(assignments: torch.Tensor, group: dist.ProcessGroup | None =
 def assignment_entropy(assignments: torch.Tensor) -> torch.Tensor:
     """Return the mean entropy of the rows of `assignments` [N, K], K at least 2, divided by ln K, in fp32.
 
-    0: every image has one prototype; 1: every image has all of them equally, the plateau a run starts on. Takes what
-    `prototype_usage` takes, which cannot see that plateau (its usage is 1). Rows of the teacher's targets may be given
-    too: Sinkhorn-Knopp balances prototypes, not rows.
+    0: every image is assigned to one prototype; 1: every image is assigned to all prototypes equally, the plateau at
+    the start of a run, on which `prototype_usage` is 1 too. The input is that of `prototype_usage`; the teacher's
+    targets are also valid, because Sinkhorn-Knopp balances prototypes, not rows.
     """
     return torch.special.entr(assignments.float()).sum(dim=1).mean() / math.log(assignments.shape[1])
 
@@ -82,7 +86,7 @@ def rankme(features: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def cls_patch_cosine(cls_tokens: torch.Tensor, patch_tokens: torch.Tensor) -> torch.Tensor:
-    """Return the mean cosine of class tokens [B, D] and the patch tokens [B, P, D] of their image, in fp32.
+    """Return the mean cosine similarity of class tokens [B, D] and patch tokens [B, P, D] of the same image, in fp32.
 
     It rises as dense features degrade in a long training (DINOv3, figure 5).
     """
@@ -90,18 +94,18 @@ def cls_patch_cosine(cls_tokens: torch.Tensor, patch_tokens: torch.Tensor) -> to
 
 
 class OnlineProbe:
-    """A small fixed set of held-out images, decoded once, on which the teacher is measured during training.
+    """A small fixed set of held-out images, decoded once, on which the teacher is evaluated during training.
 
-    `rows` is a `datasets.Dataset` (a fixed random choice of its rows is taken) or an `IterableDataset` (its first
-    rows), of images that are not trained on. At most `num_train` + `num_test` images are read; those that cannot be
-    decoded are left out. Their shorter side is resized to 256 / 224 of `image_size`, the centre cropped; `mean` and
-    `std` are on the 0..1 scale. Without a `label_column` there is no k-NN. Raises `Refused` where fewer than 10 train
-    images or no test image can be decoded, or where all of them are of one class.
+    `rows` is a `datasets.Dataset` (a fixed random subset is used) or an `IterableDataset` (the first rows are used).
+    At most `num_train` + `num_test` images are read; those that cannot be decoded are skipped. The shorter side of the
+    images is resized to 256 / 224 of `image_size` and the centre is cropped; `mean` and `std` are on the 0..1 scale.
+    Without a `label_column`, k-NN is omitted. Raises `Refused` if fewer than 10 train images or no test image can be
+    decoded, or if all images have the same class.
     """
 
     def __init__(
         self,
-        rows,
+        rows: "datasets.Dataset | datasets.IterableDataset",
         image_column: str,
         label_column: str | None,
         image_size: int,
@@ -118,14 +122,14 @@ class OnlineProbe:
             except (OSError, ValueError):
                 continue
             values.append(row[label_column] if label_column else 0)
-        # Bad images shorten both parts alike.
+        # Skipped images shorten both parts in proportion.
         self.num_train = len(images) * num_train // (num_train + num_test)
         if self.num_train < NEIGHBOURS or self.num_train == len(images):
             raise Refused(
                 f"probe_data: got {self.num_train} train and {len(images) - self.num_train} test images that could be "
                 f"decoded, accepted: at least {NEIGHBOURS} and 1"
             )
-        # A stream may be sorted by class: both parts get their share of each.
+        # A stream may be sorted by class, so the images are shuffled before they are split.
         order = np.random.default_rng(0).permutation(len(images)).tolist()
         self.images = torch.stack([images[index] for index in order])
         self.labels, self.num_classes = None, 0
@@ -136,11 +140,11 @@ class OnlineProbe:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Return knn (top-1 with k = 10, 0..1), rankme and cls_patch_cosine of a model, usually the EMA teacher.
+        """Return knn (top-1 accuracy with k = 10, 0..1), rankme and cls_patch_cosine of a model, e.g. the EMA teacher.
 
-        `model` is a backbone, or a network with heads around one (`Dinov3ForPreTraining`, a student of distillation),
-        which a sharded run has to enter whole (on every process). It computes in eval mode without gradients and is left in the mode it was in, as is torch's
-        generator.
+        `model` is a backbone, or a network with heads (`Dinov3ForPreTraining`, a student of distillation), which a
+        sharded run must call as a whole, on every process. The model is evaluated in eval mode without gradients;
+        afterwards its mode and torch's random state are restored.
         """
         parameter = next(model.parameters())
         modes = {module: module.training for module in model.modules()}
@@ -162,7 +166,7 @@ class OnlineProbe:
         if self.labels is None:
             return metrics
         labels, count = self.labels.to(features.device), self.num_train
-        # Autocast would compare in half precision.
+        # Without this, autocast would compute the similarities in half precision.
         with torch.autocast(features.device.type, enabled=False):
             predictions = knn_classify(
                 features[:count], labels[:count], features[count:], NEIGHBOURS, self.num_classes
@@ -179,8 +183,10 @@ def _features(model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tenso
     return output.pooler_output, output.patch_tokens
 
 
-def _choose(rows, image_column: str, label_column: str | None, count: int) -> Iterator[dict]:
-    """Yield at most `count` rows, undecoded: a fixed random choice of a `Dataset`, the first of a stream."""
+def _choose(
+    rows: "datasets.Dataset | datasets.IterableDataset", image_column: str, label_column: str | None, count: int
+) -> Iterator[dict]:
+    """Yield at most `count` rows, undecoded: a fixed random subset of a `Dataset`, or the first rows of a stream."""
     from datasets import Dataset
 
     columns = [image_column, *([label_column] if label_column else [])]
@@ -196,7 +202,7 @@ def _choose(rows, image_column: str, label_column: str | None, count: int) -> It
 
 
 def _classes(values: list, label_column: str) -> dict:
-    """Number the different labels; raises `Refused` for rows without a label and for a single class."""
+    """Return the index of each class; raises `Refused` for rows without a label and for a single class."""
     if not all(isinstance(value, int | str) for value in values):
         raise Refused(
             f"label_column: {label_column!r} is not one class a row, accepted: a column of ClassLabel, int or text"
@@ -211,11 +217,11 @@ def _classes(values: list, label_column: str) -> dict:
 
 
 class CollapseAlarm:
-    """Say once for each kind of trouble, in one sentence, that a run goes wrong, how it shows and what to try.
+    """Detect collapse and other failures of a run, and report each kind once, in a sentence with advice.
 
-    `num_prototypes` is K of the image head; `num_rows` the student's global crops in a step over all processes, which
-    bound how many prototypes a batch can use; `warmup_steps` those of the learning rate. A resumed run feeds the
-    earlier lines of its metrics first and goes on as if it had never stopped.
+    `num_prototypes` is K of the image head; `num_rows` is the number of the student's global crops in a step over all
+    processes, which limits how many prototypes a batch can use; `warmup_steps` are those of the learning rate. After a
+    resume, `check` must first be called with the earlier lines of metrics.
     """
 
     def __init__(self, num_prototypes: int, num_rows: int, warmup_steps: int):
@@ -229,8 +235,8 @@ class CollapseAlarm:
     def check(self, line: dict) -> list[str]:
         """Return the new alarms after one line of metrics.
 
-        Reads step, the parts of the loss, prototype_usage, rankme, cls_patch_cosine and knn, each where the line has
-        it; None is a value that was not finite.
+        Uses step, the parts of the loss, prototype_usage, rankme, cls_patch_cosine and knn, if the line contains them;
+        None stands for a value that was not finite.
         """
         alarms = []
         for kind, wrong, sentence in self._symptoms(line):
@@ -241,7 +247,7 @@ class CollapseAlarm:
         return alarms
 
     def _symptoms(self, line: dict) -> Iterator[tuple[str, bool, str]]:
-        """Yield each kind of trouble that this line can show, whether it does, and the sentence."""
+        """Yield each kind of failure that this line can show, whether it shows it, and the sentence to report."""
         warm, settled = line["step"] > self.warmup_steps, line["step"] > self.settled_at
         values = {
             name: value for name, value in line.items() if isinstance(value, int | float) and math.isfinite(value)
@@ -256,16 +262,17 @@ class CollapseAlarm:
             yield (
                 "zero_loss",
                 loss < ZERO_SHARE * self.plateau,
-                f"the image loss is {loss:.2g}, almost 0: all images have the same prototypes; try a lower lr, a "
-                "higher momentum, a higher teacher_temperature or a higher koleo_weight, from an earlier checkpoint",
+                f"the image loss is {loss:.2g}, almost 0: all images are assigned to the same prototypes; try a lower "
+                "lr, a higher momentum, a higher teacher_temperature or a higher koleo_weight, from an earlier "
+                "checkpoint",
             )
             yield (
                 "plateau",
                 settled and loss > PLATEAU_SHARE * self.plateau,
-                f"the image loss is {loss:.3f}, still ln K = {self.plateau:.3f} long after the warm-up: all images "
-                f"have all prototypes alike; try fewer prototypes (dino_head_num_prototypes, now {self.num_prototypes})"
-                " or a larger batch, a lower momentum (0.9, rising to momentum_end), a larger head_initializer_range "
-                "or layerscale_value (0.1 both), or a lower teacher_temperature",
+                f"the image loss is {loss:.3f}, still ln K = {self.plateau:.3f} long after the warm-up: "
+                "every image is assigned to all prototypes equally; try fewer prototypes (dino_head_num_prototypes, "
+                f"now {self.num_prototypes}) or a larger batch, a lower momentum (0.9, rising to momentum_end), a "
+                "larger head_initializer_range or layerscale_value (0.1 both), or a lower teacher_temperature",
             )
         if (koleo := values.get("koleo")) is not None:
             yield (
@@ -286,11 +293,11 @@ class CollapseAlarm:
             yield (
                 "rankme",
                 settled and rank < MIN_RANKME,
-                f"RankMe is {rank:.1f}: the features span hardly more dimensions than that; try a higher "
+                f"RankMe is {rank:.1f}: the features span only about that many dimensions; try a higher "
                 "koleo_weight, a lower lr or a larger batch",
             )
         if (cosine := values.get("cls_patch_cosine")) is not None:
-            # It moves a lot, up and down, while a run from random weights finds its feet.
+            # In the first steps from random weights it varies too much.
             self.least_cosine = min(self.least_cosine, cosine) if settled else math.inf
             yield (
                 "cosine",

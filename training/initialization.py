@@ -1,4 +1,4 @@
-"""What a run starts from: a fresh student, or anyone's weights."""
+"""Initialisation of a run: a randomly initialised student, or existing weights."""
 
 import copy
 
@@ -16,15 +16,16 @@ from dinov3_hf.models.rope_dinov3 import RopeAugmentation
 from .arguments import CropArguments, GramArguments, ModelArguments
 
 
-# What a run may choose anew when it goes on from weights; everything else is the shape they have.
+# Fields that define no shape, and fields that may be changed when a run starts from existing weights.
 NO_SHAPE = ("init_from", "init_heads", "size", "head_num_layers", "lora_rank", "lora_alpha")
 FREE = ("drop_path_rate", "pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale", "head_initializer_range")
 
 
 def build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Config | None = None) -> Dinov3Config:
-    """Translate the recipe's model fields into a `Dinov3Config`; a null field keeps the size's (or start's) own value.
+    """Convert the recipe's model fields into a `Dinov3Config`; null fields keep the value of the size (or of `start`).
 
-    Raises `Refused` where no model can be built, and where a field contradicts `start`, the configuration of the weights the run goes on from.
+    `start` is the configuration of the weights that the run starts from. Raises `Refused` if no model can be built, or
+    if a field contradicts `start`.
     """
     try:
         return _build_config(model, crops, start)
@@ -43,7 +44,7 @@ def _build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Conf
     shape = Dinov3Config.from_size(model.size).to_dict() if model.size else {}
     shape = {name: shape[name] for name in ("hidden_size", "num_hidden_layers", "intermediate_size") if name in shape}
     for name, value in (shape | given).items():
-        # Layer scale is a weight by now, and a local norm can be added.
+        # The layer scale is part of the weights, and a norm for local crops can be added.
         if name not in (*FREE, "layerscale_value", "untie_global_and_local_cls_norm") and value != getattr(
             start, name
         ):
@@ -53,9 +54,9 @@ def _build_config(model: ModelArguments, crops: CropArguments, start: Dinov3Conf
 
 
 def build_student(model: ModelArguments, crops: CropArguments) -> tuple[Dinov3ForPreTraining, bool]:
-    """Build the student and say whether its heads are new; torch's generator decides what is drawn.
+    """Build the student; return it and whether its heads are new. Random weights depend on torch's random state.
 
-    With `init_from`, backbone and heads are those of the weights; heads that they lack are drawn.
+    With `init_from`, backbone and heads are loaded from it; missing heads are randomly initialised.
     """
     loaded = load_model(model.init_from, "init_from") if model.init_from else None
     if loaded is None:
@@ -90,7 +91,7 @@ def build_student(model: ModelArguments, crops: CropArguments) -> tuple[Dinov3Fo
 def add_adapters(student: Dinov3ForPreTraining, rank: int, alpha: float) -> None:
     """Freeze the backbone and add LoRA adapters to every linear layer of its blocks, in place.
 
-    Trained are the adapters, the mask token, the local norm and the heads. Raises `Refused` without peft.
+    The adapters, the mask token, the norm of local crops and the heads stay trainable. Raises `Refused` without peft.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -107,10 +108,10 @@ def _fields(config: Dinov3Config) -> dict:
 
 
 def build_gram_teacher(gram: GramArguments, student: Dinov3ForPreTraining) -> Dinov3Model | None:
-    """Build the Gram teacher's network, None where there is none of its own (`none`, `ema`)."""
+    """Build the Gram teacher; None if there is no separate network (`none`, `ema`)."""
     if gram.gram_teacher == "checkpoint":
         return load_backbone(gram.gram_checkpoint, "gram_checkpoint")
     if gram.gram_teacher == "ema_copy":
-        # Its weights are overwritten at gram_start_step. A copy also has the student's adapters, if any.
+        # Its weights are overwritten at gram_start_step. The copy includes the student's adapters, if any.
         return copy.deepcopy(student.dinov3)
     return None

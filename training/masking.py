@@ -1,17 +1,19 @@
-"""Block masks of the patch objective (iBOT, section 3.3, after BEiT), drawn by place in the global batch."""
+"""Block masks of the patch objective (iBOT, section 3.3, after BEiT), one for each position in the global batch."""
 
 import math
 
 import numpy as np
 
 
-# Streams of random numbers that share a seed are told apart by a constant.
+# Constants that give independent random streams under the same seed.
 SELECTION, SHAPE = 0x5E1EC7, 0x5A4BE
 MIN_BLOCK_PATCHES, MIN_ASPECT, TRIES = 4, 0.3, 10
 
 
-def mask_targets(num_crops: int, probability: float, ratio: tuple[float, float], patches: int, rng) -> np.ndarray:
-    """Return how many patches each of `num_crops` crops has masked: 0, or one of evenly spread counts, in random order."""
+def mask_targets(
+    num_crops: int, probability: float, ratio: tuple[float, float], patches: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the number of masked patches of each crop [num_crops]: 0, or one of evenly spaced counts, shuffled."""
     masked = int(num_crops * probability)
     shares = np.linspace(*ratio, masked + 1)[1:]
     targets = np.zeros(num_crops, dtype=int)
@@ -20,7 +22,7 @@ def mask_targets(num_crops: int, probability: float, ratio: tuple[float, float],
 
 
 def block_mask(grid: tuple[int, int], target: int, rng: np.random.Generator) -> np.ndarray:
-    """Mask exactly `target` patches of a grid (h, w): rectangles first, then single patches; bool [h, w]."""
+    """Return a mask of exactly `target` patches, bool [h, w]: rectangles first, then single patches."""
     height, width = grid
     mask = np.zeros(grid, dtype=bool)
     count, largest = 0, height * width // 2
@@ -59,8 +61,8 @@ def draw_masks(
 ) -> np.ndarray:
     """Draw the masks of a step for images `start` to `stop` of the global batch: bool [num_crops, stop - start, P].
 
-    Which crops are masked, and by how much, is drawn over the whole global batch; the shape of each mask from the
-    crop's own place in it. So the masks do not depend on how many processes share the batch.
+    The masked crops and their numbers of masked patches are drawn for the whole global batch, the shape of each mask
+    from the crop's position in it, so that the masks do not depend on the number of processes.
     """
     patches = grid[0] * grid[1]
     rng = np.random.default_rng([seed, SELECTION, step])

@@ -1,4 +1,4 @@
-"""The model card of a run: what the weights are, how to load them, how they were trained, what is not known."""
+"""The model card of a run: what the weights are, how to load them, how they were trained, and their limits."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from dinov3_hf.provenance import is_hub_id, public
 
 
 TAGS = ["dinov3", "self-supervised", "dinov3-hf"]
-# Of no use to a reader, or the paths of one machine.
+# Fields that are of no use to a reader, or paths of one machine.
 PRIVATE_FIELDS = ("output_dir", "resume", "overwrite", "report_to")
 PRIVATE_VERSIONS = ("command",)
 METRICS = {
@@ -48,8 +48,8 @@ patch_features = output.last_hidden_state[:, {prefix}:]  # [1, patches, {width}]
 
 `dinov3_hf.{name}.from_pretrained(name)` (package `dinov3-hf`) loads it too; its output has `patch_tokens`."""
 
-HEADS_SECTION = """`heads.safetensors` holds what such a directory has no place for: {parts}. To get the whole
-pretraining network back (from a local folder):
+HEADS_SECTION = """`heads.safetensors` contains weights that are not part of a transformers model: {parts}. To load the
+whole pretraining network (from a local folder):
 
 ```python
 from dinov3_hf.checkpoints import load_pretraining
@@ -66,13 +66,12 @@ def write_model_card(
     versions: dict[str, str],
     teacher: str | None = None,
 ) -> Path:
-    """Write README.md for the hub beside an exported stock model and return its path.
+    """Write the model card README.md into the folder of an exported model and return its path.
 
     `recipe` is the flat recipe; `state` has step, images_read, bad_images and, if there were any, alarms (sentences);
-    `metrics` is the last line of metrics, None where nothing was measured; `versions` are those of the libraries;
-    `teacher` has the weights that a distilled model learned from. The
-    same arguments give the same text. Absolute paths are cut to their last part. Raises `Refused` where the
-    directory holds no exported model.
+    `metrics` is the last line of metrics, or None; `versions` are those of the libraries; `teacher` names the
+    weights of the teacher of a distilled model. The same arguments give the same text. Absolute paths are shortened to
+    their last part. Raises `Refused` if the directory contains no exported model.
     """
     directory = Path(directory)
     for name in ("config.json", "model.safetensors"):
@@ -83,7 +82,7 @@ def write_model_card(
     sources = [recipe["data"]] if isinstance(recipe["data"], str) else list(recipe["data"])
     base_models = list(dict.fromkeys(name for weights in (start, teacher) for name in _base_models(weights)))
     data = ModelCardData(
-        # No licence: whoever publishes the weights has to choose it.
+        # No licence: it has to be chosen by whoever publishes the weights.
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=TAGS,
@@ -92,9 +91,9 @@ def write_model_card(
         datasets=[source.partition(":")[0] for source in sources if is_hub_id(source)] or None,
     )
     parameters = sum(map(math.prod, _shapes(directory / "model.safetensors").values()))
-    beside = directory / "heads.safetensors"
-    heads = _shapes(beside) if beside.is_file() else {}
-    origin = f"going on from `{public(start)}`" if start else "from random weights"
+    heads_file = directory / "heads.safetensors"
+    heads = _shapes(heads_file) if heads_file.is_file() else {}
+    origin = f"starting from `{public(start)}`" if start else "from random weights"
     paper = "[DINOv3](https://arxiv.org/abs/2508.10104)'s"
     how = f"Pretrained {origin}, without labels, on {_sources(sources, recipe)}, with {paper} self-distillation"
     average = "EMA teacher's"
@@ -139,16 +138,16 @@ def _shapes(file: Path) -> dict[str, list[int]]:
 
 
 def _base_models(start: str | None) -> list[str]:
-    """Return the hub ids of the weights that a run started from, those of a local model by its own card."""
+    """Return the hub ids of the weights that a run started from; those of a local model are read from its card."""
     if start is None or is_hub_id(start):
         return [start] if start else []
     card = Path(start).expanduser() / "README.md"
     try:
-        found = ModelCard.load(card, ignore_metadata_errors=True).data.base_model if card.is_file() else None
+        base_model = ModelCard.load(card, ignore_metadata_errors=True).data.base_model if card.is_file() else None
     except (ValueError, yaml.YAMLError):
-        # A foreign card that cannot be read is no reason to lose this one at the end of a run.
-        found = None
-    return [found] if isinstance(found, str) else list(found or [])
+        # A card that cannot be read must not stop the export at the end of a run.
+        base_model = None
+    return [base_model] if isinstance(base_model, str) else list(base_model or [])
 
 
 def _sources(sources: list[str], recipe: dict) -> str:
@@ -204,7 +203,7 @@ def _training(recipe: dict, state: dict) -> str:
     seen, bad = state["images_read"] - state["bad_images"], state["bad_images"]
     lines = [f"{state['step']:,} of {recipe['steps']:,} steps; {seen:,} images seen, repeats counted."]
     if bad:
-        lines.append(f"{bad:,} more could not be decoded and were left out.")
+        lines.append(f"{bad:,} more could not be decoded and were skipped.")
     if recipe.get("gram_teacher", "none") != "none":
         lines.append(f"With Gram anchoring (`gram_teacher: {recipe['gram_teacher']}`).")
     return " ".join(lines)
@@ -220,7 +219,7 @@ def _versions(versions: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _metrics(metrics: dict | None, heads: dict[str, list[int]]) -> str:
-    # Not the recipe's K: the heads may be those of the weights that the run started from.
+    # K is read from the heads, which may come from the weights that the run started from, not from the recipe.
     prototypes = heads.get("dino_head.last_layer.weight")
     plateau = f"; ln K = {math.log(prototypes[0]):.3f} is the uniform plateau" if prototypes else ""
     rows = [
@@ -236,24 +235,25 @@ def _metrics(metrics: dict | None, heads: dict[str, list[int]]) -> str:
 
 
 def _limits(recipe: dict, state: dict, metrics: dict | None) -> list[str]:
-    limits = [f"An alarm of the run at {alarm}" for alarm in state.get("alarms", [])]
+    limits = [f"Alarm during training, {alarm}" for alarm in state.get("alarms", [])]
     if state["step"] < recipe["steps"]:
-        limits.append("The run was not finished: this is a checkpoint on its way, its schedules cut short.")
+        limits.append("The run was not finished: this is an intermediate checkpoint; its schedules did not end.")
     if not recipe.get("init_from") and not recipe.get("teacher"):
         limits.append(
-            f"All that these weights know comes from {state['images_read'] - state['bad_images']:,} images, counted "
-            "above; the published pretraining (7B) is a million steps of 4,096 images."
+            f"These weights were trained on only {state['images_read'] - state['bad_images']:,} images (repeats "
+            "counted); the published pretraining (7B) used a million steps of 4,096 images."
         )
     if metrics and "rankme" in metrics:
         limits.append(
-            "The probe's figures come from few images and one seed: they say how training went, and are no benchmark."
+            "The metrics of the online probe come from few images and one seed: they show the course of training and "
+            "are not a benchmark."
         )
     return [
         *limits,
-        "Not evaluated on any downstream task by this card. Measure it on your own images: `dinov3 evaluate`.",
-        f"Trained on crops of {_side(recipe)} pixels of the images named above; other kinds of images and much "
-        "larger sizes are untested.",
-        "Not examined for bias, fairness or safety: what is uneven in the training images is uneven in the features.",
+        "Not evaluated on downstream tasks. To evaluate it on your own images, use `dinov3 evaluate`.",
+        f"Trained on crops of {_side(recipe)} pixels of the images named above; not tested on other kinds of images "
+        "or much larger sizes.",
+        "Not examined for bias, fairness or safety: biases of the training images carry over to the features.",
     ]
 
 
@@ -264,8 +264,8 @@ def _side(recipe: dict) -> str:
 
 def _licence(start: str | None, base_models: list[str], recipe: dict, teacher: str | None = None) -> str:
     lines = [
-        "This card sets no licence for the weights: nobody but whoever publishes them can, in keeping with the terms "
-        "of the training images"
+        "This card sets no licence for the weights: whoever publishes them has to choose it, in keeping with the "
+        "terms of the training images"
         + (" and of the weights they derive from" if start or teacher else "")
         + ". Add `license:` to the header. (The code of `dinov3-hf`, Apache-2.0, does not decide it.)"
     ]
@@ -274,16 +274,16 @@ def _licence(start: str | None, base_models: list[str], recipe: dict, teacher: s
         through = f" (itself derived from {', '.join(f'`{name}`' for name in behind)})" if behind else ""
         lines.append(
             f"**These weights derive from `{public(start)}`{through}: its licence applies to them.** Checkpoints "
-            "published by Meta come under the DINOv3 License: read what it asks of derivatives."
+            "published by Meta are under the DINOv3 License: read its terms for derivatives."
         )
     if teacher:
         lines.append(
-            f"Their teacher was `{public(teacher)}`: see whether its licence covers what is distilled from it (that "
-            "of Meta's checkpoints, the DINOv3 License, speaks of derivatives)."
+            f"Their teacher was `{public(teacher)}`: check whether its licence covers models distilled from it (the "
+            "DINOv3 License of Meta's checkpoints has terms for derivatives)."
         )
     if recipe.get("gram_checkpoint"):
         lines.append(
-            f"Their Gram teacher was `{public(recipe['gram_checkpoint'])}`: see whether its licence covers what is "
+            f"Their Gram teacher was `{public(recipe['gram_checkpoint'])}`: check whether its licence covers models "
             "trained with it."
         )
     return "\n\n".join(lines)

@@ -1,8 +1,8 @@
-"""The contract of a training objective: what the loop may call, and what it may set.
+"""The interface between a training objective and the training loop.
 
-Pretraining (`self_distillation.py`), distillation (`distillation.py`) and text alignment are three objectives of one loop.
-The loop knows processes, devices, precision and checkpoints and nothing of losses; an objective owns its networks and
-their losses and knows nothing of processes but the groups that it is given.
+Pretraining (`self_distillation.py`), distillation (`distillation.py`) and text alignment are three objectives trained
+by the same loop. The loop handles processes, devices, precision and checkpoints; an objective owns the networks and
+their losses, and knows about processes only through the process groups that it is given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,22 @@ from torch.distributed.tensor import DTensor
 
 @dataclass
 class ObjectiveOutput:
-    """The loss to minimise, a scalar, and its unweighted parts and whatever else tells of the step, fp32 scalars."""
+    """The loss to minimise, a scalar, and metrics such as its unweighted parts, fp32 scalars."""
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor]
 
 
 class Objective(nn.Module):
-    """One module that owns every network of a training. Subclasses implement what raises NotImplementedError here.
+    """Base class of training objectives: one module that owns every network of a run.
 
-    Every child is a network that is entered through its own `__call__` alone, since FSDP2 shards it as one.
+    Subclasses implement the methods that raise NotImplementedError. Every child must be called only through its own
+    `__call__`, because FSDP2 shards it as one unit.
 
     Attributes:
-        shown_metrics: names of metrics that the progress bar shows.
-        process_group: all processes, whose batches make the global batch; None for one alone.
-        group: those that train the same networks as this process; None for one alone.
+        shown_metrics: names of the metrics shown in the progress bar.
+        process_group: all processes, whose batches form the global batch; None for a single process.
+        group: the processes that train the same networks as this one; None for a single process.
     """
 
     shown_metrics: tuple[str, ...] = ()
@@ -41,49 +42,49 @@ class Objective(nn.Module):
         self.process_group: dist.ProcessGroup | None = None
         self.group: dist.ProcessGroup | None = None
 
-    # What the loop asks before training.
+    # Called by the loop before training.
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return what this process trains, by name; the gradient of each is clipped by itself."""
+        """Return the networks that this process trains, by name; the gradient of each is clipped separately."""
         raise NotImplementedError
 
     def frozen_networks(self) -> dict[str, nn.Module]:
-        """Return what only follows or stands still (teachers, moving averages): always in eval mode."""
+        """Return the networks without gradients (teachers, moving averages), which are always in eval mode."""
         raise NotImplementedError
 
     def process_groups(self) -> Sequence[Sequence[int]] | None:
-        """Return the ranks of each group of processes that trains networks of its own, None where all train all."""
+        """Return the ranks of each group of processes with its own networks; None if all train all networks."""
         return None
 
     def spanning_networks(self) -> tuple[str, ...]:
-        """Return the names of children that are sharded over all processes, whatever the groups."""
+        """Return the names of children that are sharded over all processes, even if there are groups."""
         return ()
 
     def join(self, process_group: dist.ProcessGroup, group: dist.ProcessGroup) -> None:
-        """Be told the processes of the run; the loop, which alone creates groups, calls it once where there are several."""
+        """Set the process groups, which the loop creates; called once, only with several processes."""
         self.process_group, self.group = process_group, group
 
-    # What the loop calls in every step, in this order.
+    # Called by the loop in every step, in this order.
 
     def before_step(self, step: int) -> None:
-        """Prepare the step of this number, counted from 0; by default there is nothing to prepare."""
+        """Prepare a step (counted from 0); does nothing by default."""
 
     def forward(self, batch: Mapping[str, torch.Tensor], values: Mapping[str, float]) -> ObjectiveOutput:
-        """Compute the loss of a batch with the scheduled numbers of this step."""
+        """Compute the loss of a batch with the scheduled values of this step."""
         raise NotImplementedError
 
     def after_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Follow the optimizer's step: move averages, refresh teachers. Not called where a step was not applied."""
+        """Update moving averages and teachers after an optimizer step; not called if the step was skipped."""
         raise NotImplementedError
 
-    # What the loop calls to save.
+    # Called by the loop to save.
 
     def part_of(self, name: str) -> str:
-        """Return the part of a checkpoint, a folder of its own, that the tensor of this name belongs to."""
+        """Return the part of a checkpoint (a separate folder) to which the tensor of this name belongs."""
         return ""
 
     def export(self, directory: Path) -> Path | list[Path]:
-        """Write the usable model or models; every process calls it, the first one writes."""
+        """Write the exported models and return their paths; all processes must call it, the first one writes."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Objective":
@@ -94,5 +95,5 @@ class Objective(nn.Module):
 
 
 def local(parameter: torch.Tensor) -> torch.Tensor:
-    """Return this process's shard of a sharded parameter, or the parameter."""
+    """Return this process's shard of a sharded parameter, or the parameter itself."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -1,4 +1,4 @@
-"""Parameter groups: layer-wise learning rates and what is not decayed (DINOv2, appendix; BEiT)."""
+"""Parameter groups: layer-wise learning rates, and parameters without weight decay (DINOv2, appendix; BEiT)."""
 
 from torch import nn
 
@@ -8,13 +8,14 @@ from dinov3_hf.models.layers_dinov3 import layer_number
 def parameter_groups(model: nn.Module, layerwise_decay: float, patch_embed_lr_mult: float) -> list[dict]:
     """Group the trainable parameters of a model by their multipliers.
 
-    Block i of n learns at `layerwise_decay ** (n - i)` of the rate, tokens and patch embedding (times
-    `patch_embed_lr_mult`) one power further down, final norms and heads at the full rate. Biases, norms and layer
-    scales are not decayed. Returns dictionaries of "params", "names", "lr_multiplier", "wd_multiplier", "is_last_layer"
-    (prototypes, which may be frozen at first) and "is_backbone" (which may rest while new heads warm up).
+    The learning rate of block i of n is multiplied by `layerwise_decay ** (n - i)`; that of tokens and patch embedding
+    by one more power of `layerwise_decay`, and for the patch embedding also by `patch_embed_lr_mult`; final norms and
+    heads have the full rate. Biases, norms and layer scales have no weight decay. Returns dictionaries of "params",
+    "names", "lr_multiplier", "wd_multiplier", "is_last_layer" (the prototypes, which may be frozen at first) and
+    "is_backbone" (which may be frozen while new heads warm up).
     """
     names = [name for name, _ in model.named_parameters()]
-    # What comes after the blocks has no place yet.
+    # The number of blocks decides the position of what comes after them.
     blocks = max(0, *(layer_number(name, -1) for name in names))
     groups = {}
     for name, parameter in model.named_parameters():
@@ -23,7 +24,7 @@ def parameter_groups(model: nn.Module, layerwise_decay: float, patch_embed_lr_mu
         lr_multiplier = layerwise_decay ** (blocks + 1 - layer_number(name, blocks))
         if "patch_embeddings." in name:
             lr_multiplier *= patch_embed_lr_mult
-        # Tokens have three dimensions; biases, norms and layer scales, and nothing else, have one.
+        # Only biases, norms and layer scales have one dimension; tokens have three.
         wd_multiplier = 0.0 if parameter.ndim < 2 else 1.0
         key = (lr_multiplier, wd_multiplier, "last_layer" in name, "_head." not in name)
         kinds = ("lr_multiplier", "wd_multiplier", "is_last_layer", "is_backbone")

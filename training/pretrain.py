@@ -1,11 +1,13 @@
-"""Pretrain a DINOv3: the main of `dinov3 pretrain`, read from top to bottom.
+"""Pretrain a DINOv3 model: the main function of `dinov3 pretrain`.
 
-A student sees two global crops (some of their patches masked) and several local ones; its teacher, a moving average
-of the student, sees the global crops whole. The student learns to give the teacher's prototypes for the image
-(DINO), for each masked patch (iBOT), while KoLeo spreads the batch (DINOv3, section 3).
+The student receives two global crops, with some of their patches masked, and several local crops. The teacher, a
+moving average of the student, receives the unmasked global crops. The student learns to predict the teacher's
+prototype assignments for the image (DINO) and for each masked patch (iBOT); KoLeo spreads the features of a batch.
+DINOv3, section 3.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinov3_hf.errors import Refused
 from dinov3_hf.provenance import versions
@@ -14,8 +16,14 @@ from .arguments import PretrainRecipe
 from .run import build_probe, check_output_folder, crop_processor, finish, open_sources, prepare_output
 
 
-def pretrain(recipe: PretrainRecipe):
-    """Run a recipe; everything that can be refused is refused before the first step. Returns a `RunResult`."""
+if TYPE_CHECKING:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    from .engine.loop import RunResult
+
+
+def pretrain(recipe: PretrainRecipe) -> "RunResult":
+    """Train as the recipe says; raises `Refused` for a recipe that cannot be run, before the first step."""
     import torch
 
     from .batches.collate import TrainingBatches, make_loader
@@ -41,8 +49,8 @@ def pretrain(recipe: PretrainRecipe):
     group, in_one_pass = recipe.objective.koleo_group_size, optimization.batch_size * processes
     if group is not None and (group % optimization.batch_size or in_one_pass % group):
         raise Refused(
-            f"koleo_group_size: got {group}, accepted: a multiple of batch_size ({optimization.batch_size}) that divides the "
-            f"images of all processes ({in_one_pass})"
+            f"koleo_group_size: got {group}, accepted: a multiple of batch_size ({optimization.batch_size}) that "
+            f"divides the images of all processes ({in_one_pass})"
         )
     head_warmup = optimization.head_warmup_steps
     if head_warmup is None:
@@ -52,21 +60,21 @@ def pretrain(recipe: PretrainRecipe):
     def build_groups() -> list[dict]:
         return parameter_groups(student, optimization.layerwise_decay, optimization.patch_embed_lr_mult)
 
-    def build_loader(step: int, epoch: int):
+    def build_loader(step: int, epoch: int) -> "StatefulDataLoader":
         first, batch_size = step * optimization.gradient_accumulation_steps, optimization.batch_size
         batches = TrainingBatches(
             rows, data, crops, batch_size, run.seed, patch_size, rank, processes, recipe.gram, first, epoch
         )
         return make_loader(batches, data.num_workers)
 
-    build_loader(0, 0)  # a crop size that does not fit is refused before anything is written
+    build_loader(0, 0)  # raises `Refused` for an invalid crop size, before anything is written
     probe = build_probe(data, crops)
     alarm = CollapseAlarm(student.config.dino_head_num_prototypes, 2 * global_batch, optimization.lr_warmup_steps)
     output_dir = prepare_output(recipe, accelerator, objective)
     accelerator.print(
-        f"student: {sum(p.numel() for p in student.parameters()):,} parameters with heads; {optimization.steps} steps of "
-        f"{global_batch} images; peak learning rate {schedules.values['lr'].max():.3g} after lr_scaling"
-        + (f"; the heads are new and learn alone for {head_warmup} steps" if head_warmup else "")
+        f"student: {sum(p.numel() for p in student.parameters()):,} parameters with heads; {optimization.steps} steps "
+        f"of {global_batch} images; peak learning rate {schedules.values['lr'].max():.3g} after lr_scaling"
+        + (f"; only the heads are trained in the first {head_warmup} steps" if head_warmup else "")
     )
     processor = crop_processor(crops)
 

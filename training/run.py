@@ -1,9 +1,10 @@
-"""What the mains of training share: sources, the output folder, what is measured, the processor."""
+"""Shared by pretraining, distillation and text alignment: data sources, output folder, online probe, processor."""
 
 import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from dinov3_hf.provenance import versions
 from dinov3_hf.recipe import RECIPE_FILE, Recipe, check_run_folder, write_recipe
@@ -11,7 +12,17 @@ from dinov3_hf.recipe import RECIPE_FILE, Recipe, check_run_folder, write_recipe
 from .arguments import CropArguments, DataArguments
 
 
-# A resumed run must be the same run: only these fields may differ from the recipe it was started with.
+if TYPE_CHECKING:
+    import datasets
+    from transformers import DINOv3ViTImageProcessor
+
+    from .engine.loop import RunResult
+    from .engine.sharding import Accelerator
+    from .health import OnlineProbe
+    from .objective import Objective
+
+
+# The only fields that may differ from the original recipe when a run is resumed.
 MAY_CHANGE = {
     *(
         "output_dir",
@@ -24,20 +35,30 @@ MAY_CHANGE = {
         "report_to",
     ),
     *("probe_every", "activation_checkpointing", "num_workers", "batch_size", "gradient_accumulation_steps"),
-    # Of a distillation: each student has its own part of a checkpoint.
+    # Distillation: each student has its own part of a checkpoint.
     *("students", "group_sizes"),
 }
 
 
+class ProbedData(Protocol):
+    """Data arguments with training sources and optional held-out data."""
+
+    data: list[str]
+    probe_data: str | None
+
+
 def check_output_folder(recipe: Recipe) -> bool:
-    """Refuse an output folder that cannot be written to, or holds another run; says whether the run resumes one."""
+    """Return whether the output folder holds a run to resume.
+
+    Raises `Refused` if it cannot be written to or holds another run.
+    """
     return check_run_folder(Path(recipe.run.output_dir), recipe, MAY_CHANGE)
 
 
-def prepare_output(recipe: Recipe, accelerator, objective) -> Path:
-    """Clear or reuse the output folder, and write down the recipe, the versions and the state of git.
+def prepare_output(recipe: Recipe, accelerator: "Accelerator", objective: "Objective") -> Path:
+    """Clear or reuse the output folder, and write the recipe, library versions and git state into it.
 
-    The first process does it, once all have refused what cannot be.
+    Every process checks the folder first (raising `Refused`); then the first process writes.
     """
     from .engine.checkpointing import check_parts
 
@@ -57,21 +78,21 @@ def prepare_output(recipe: Recipe, accelerator, objective) -> Path:
     return output_dir
 
 
-def open_sources(data: DataArguments) -> list:
-    """Open every source of images, undecoded and without other columns."""
+def open_sources(data: DataArguments) -> list["datasets.Dataset | datasets.IterableDataset"]:
+    """Open every data source with its image column only, images undecoded."""
     from dinov3_hf.data.streams import load_source
 
     options = {"streaming": data.streaming, "image_column": data.image_column, "num_images": data.num_images}
     return [load_source(source, data.split, columns=[], **options) for source in data.data]
 
 
-def probe_source(data) -> str | None:
-    """Return where held-out rows come from: as the recipe says, the scenes when training on scenes, else nowhere."""
+def probe_source(data: ProbedData) -> str | None:
+    """Return the source of held-out rows: probe_data, else scenes when training on scenes, else None."""
     return data.probe_data or ("scenes" if data.data[0].split(":")[0] == "scenes" else None)
 
 
-def build_probe(data: DataArguments, crops: CropArguments):
-    """Open the held-out images that the teacher is measured on, None where the recipe names none."""
+def build_probe(data: DataArguments, crops: CropArguments) -> "OnlineProbe | None":
+    """Build the probe that evaluates the teacher on held-out images; None if the recipe has no held-out images."""
     from dinov3_hf.data.columns import find_image_column
     from dinov3_hf.data.streams import load_source
 
@@ -88,16 +109,22 @@ def build_probe(data: DataArguments, crops: CropArguments):
     return OnlineProbe(rows, column, label, size, crops.image_mean, crops.image_std, bank, data.probe_images - bank)
 
 
-def crop_processor(crops: CropArguments):
-    """Return the image processor that goes with weights trained on these crops."""
+def crop_processor(crops: CropArguments) -> "DINOv3ViTImageProcessor":
+    """Return an image processor with the global crop size and the normalisation of these crops."""
     from transformers import DINOv3ViTImageProcessor
 
     size = {"height": crops.global_crop_size, "width": crops.global_crop_size}
     return DINOv3ViTImageProcessor(size=size, image_mean=crops.image_mean, image_std=crops.image_std)
 
 
-def finish(accelerator, result, models: Collection[Path], unit: str = "images", bad: str = "could not be decoded"):
-    """Say how a run ended and where its models are, and close its trackers; returns the result."""
+def finish(
+    accelerator: "Accelerator",
+    result: "RunResult",
+    models: Collection[Path],
+    unit: str = "images",
+    bad: str = "could not be decoded",
+) -> "RunResult":
+    """Print a summary of the run and the paths of its models, close the trackers, and return the result."""
     accelerator.print(f"{result.steps} steps; {result.images_read} {unit} read, {result.bad_images} of them {bad}")
     if result.finished:
         accelerator.print(f"model{'s' if len(models) > 1 else ''}: {', '.join(map(str, models))}")

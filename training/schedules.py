@@ -1,4 +1,4 @@
-"""Schedules of learning rate, weight decay, momentum, temperature and loss weights, one value a step."""
+"""Schedules of learning rate, weight decay, momentum, temperature and loss weights, one value per step."""
 
 import math
 
@@ -10,7 +10,7 @@ from .arguments import GramArguments, OptimizationArguments
 def warmup_cosine(
     start: float, peak: float, end: float, warmup_steps: int, cosine_steps: int, total_steps: int
 ) -> np.ndarray:
-    """Linear warm-up [start, peak), a cosine from peak to end including both, then constant end: [total_steps]."""
+    """Return linear warm-up [start, peak), then a cosine from peak to end (both included), then end: [total_steps]."""
     warmup = np.linspace(start, peak, warmup_steps, endpoint=False)
     phase = np.linspace(0, math.pi, cosine_steps) if cosine_steps > 1 else np.zeros(cosine_steps)
     cosine = end + (peak - end) * (1 + np.cos(phase)) / 2
@@ -19,13 +19,13 @@ def warmup_cosine(
 
 
 class StepValues:
-    """The numbers of each step of a run, arrays [steps]; a step past the end keeps the last value."""
+    """Scheduled values of a run, arrays [steps] by name; steps beyond the end have the last value."""
 
     def __init__(self, values: dict[str, np.ndarray]):
         self.values = values
 
     def values_at(self, step: int) -> dict[str, float]:
-        """Return every scheduled number of a step (counted from 0)."""
+        """Return every scheduled value of a step (counted from 0)."""
         return {name: float(values[min(step, len(values) - 1)]) for name, values in self.values.items()}
 
 
@@ -42,7 +42,7 @@ class Schedules(StepValues):
         scale = 4 * math.sqrt(global_batch_size / 1024) if arguments.lr_scaling == "sqrt_wrt_1024" else 1.0
         steps = arguments.steps
 
-        def schedule(peak, end, warmup=0, start=0.0):
+        def schedule(peak: float, end: float | None, warmup: int = 0, start: float = 0.0) -> np.ndarray:
             cosine = 0 if end is None else steps - warmup
             return warmup_cosine(start, peak, peak if end is None else end, warmup, cosine, steps)
 
@@ -66,6 +66,6 @@ class Schedules(StepValues):
             self.values["gram_weight"] = gram.gram_weight * (1 - np.cos(phase)) / 2 * (since >= 0)
         self.values["last_layer_lr"] = self.values["lr"].copy()
         self.values["last_layer_lr"][: arguments.freeze_last_layer_steps] = 0.0
-        # At a rate of 0 nothing of the backbone moves, and the teacher's stays equal to it; the moments still gather.
+        # At a learning rate of 0 the backbone is frozen, and so is the teacher's; only AdamW's moments are updated.
         self.values["backbone_lr"] = self.values["lr"].copy()
         self.values["backbone_lr"][:head_warmup_steps] = 0.0

@@ -1,15 +1,16 @@
-"""The objective of pretraining: a student learns its own moving average's view of the image (DINOv3, section 3.2)."""
+"""The objective of pretraining: self-distillation from the student's own moving average (DINOv3, section 3.2)."""
 
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from dinov3_hf.checkpoints import export
-from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
+from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3ForPreTrainingOutput, Dinov3Model
 
 from .arguments import GramArguments, ObjectiveArguments
 from .health import assignment_entropy, prototype_usage
@@ -17,8 +18,12 @@ from .losses import dino_loss, gram_loss, ibot_loss, koleo_loss, resize_patches,
 from .objective import Objective, ObjectiveOutput, local
 
 
+if TYPE_CHECKING:
+    from .students import HeadedOutput
+
+
 def prototype_losses(
-    student,
+    student: "Dinov3ForPreTrainingOutput | HeadedOutput",
     patch_logits: torch.Tensor,
     image_targets: torch.Tensor,
     patch_targets: torch.Tensor,
@@ -27,10 +32,11 @@ def prototype_losses(
     local_weight: float,
     group: dist.ProcessGroup | None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return the weighted sum of image loss, patch loss and KoLeo, its parts, and the health of the assignments.
+    """Return the weighted sum of image loss, patch loss and KoLeo, and its parts with statistics of the assignments.
 
-    `student` has dino_logits_global [G, B, K], dino_logits_local [L, B, K] or None, and cls_tokens [G, B, D]; its
-    `patch_logits` and the `patch_targets` [M, K] lie where `masks` [G, B, P] are true; `image_targets` [G, B, K].
+    `student` has dino_logits_global [G, B, K], dino_logits_local [L, B, K] or None, and cls_tokens [G, B, D].
+    `patch_logits` and `patch_targets` [M, K] are those of the patches where `masks` [G, B, P] are true;
+    `image_targets` [G, B, K].
     """
     num_global, batch_size = masks.shape[:2]
     num_local = 0 if student.dino_logits_local is None else len(student.dino_logits_local)
@@ -39,7 +45,7 @@ def prototype_losses(
     dino_local = dino_global.new_zeros(())
     if num_local:
         dino_local = dino_loss(student.dino_logits_local, image_targets, temperature)
-    # Each part counts by its number of (student, teacher) pairs.
+    # Each part is weighted by its number of (student, teacher) pairs.
     global_pairs = num_global * (num_global - 1 if arguments.ignore_diagonal else num_global)
     local_pairs = num_global * num_local
     local_share = local_pairs / (local_pairs + global_pairs)
@@ -59,7 +65,7 @@ def prototype_losses(
 
 
 def mask_weights(masks: torch.Tensor) -> torch.Tensor:
-    """Return for each masked patch [M] of masks [G, B, P] one over the number of masked patches of its crop."""
+    """Return the weight [M] of each patch masked in `masks` [G, B, P]: 1 / number of masked patches in its crop."""
     return (1 / masks.sum(dim=-1, keepdim=True).clamp(min=1)).expand(masks.shape)[masks]
 
 
@@ -75,8 +81,8 @@ def mean_koleo(
 class SelfDistillation(Objective):
     """Student, EMA teacher, Gram teacher, and the weighted sum of image loss, patch loss, KoLeo and Gram loss.
 
-    `gram_teacher` is needed where `gram` says "checkpoint" or "ema_copy" (its weights are then overwritten at
-    gram_start_step).
+    `gram_teacher` is required for the Gram teachers "checkpoint" and "ema_copy"; the weights of the latter are
+    overwritten at gram_start_step.
     """
 
     shown_metrics = ("dino_global", "dino_local", "ibot", "koleo", "gram")
@@ -96,14 +102,14 @@ class SelfDistillation(Objective):
         self.gram_teacher = gram_teacher
         if gram_teacher is not None:
             gram_teacher.requires_grad_(False).eval().rope_augmentation = None
-        # State: a resume must not refresh the Gram teacher more often than the run without a stop.
+        # Saved, so that a resumed run refreshes the Gram teacher as often as an uninterrupted one.
         self.register_buffer("gram_updates", torch.zeros((), dtype=torch.int64))
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.teacher.dinov3.rope_augmentation = None
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return what is trained, each clipped by itself."""
+        """Return the trained networks, each clipped separately."""
         return {
             "backbone": self.student.dinov3,
             "dino_head": self.student.dino_head,
@@ -111,23 +117,23 @@ class SelfDistillation(Objective):
         }
 
     def frozen_networks(self) -> dict[str, nn.Module]:
-        """Return what only follows."""
+        """Return the EMA teacher and the Gram teacher, if any."""
         networks = {"teacher": self.teacher, "gram_teacher": self.gram_teacher}
         return {name: network for name, network in networks.items() if network is not None}
 
     def before_step(self, step: int) -> None:
-        """Take the Gram teacher's weights from the EMA teacher when anchoring starts."""
+        """Copy the EMA teacher's weights into the Gram teacher when Gram anchoring starts."""
         if self.gram.gram_teacher == "ema_copy" and step == self.gram.gram_start_step:
             self._copy_gram_teacher()
 
     @torch.no_grad()
     def after_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Move the teacher towards the student (DINO, section 3.1), and refresh the Gram teacher if it is due.
+        """Update the EMA teacher (DINO, section 3.1) and refresh the Gram teacher if it is due.
 
-        teacher = m teacher + (1 - m) student. A refresh is due every gram_update_every steps from gram_first_update on,
-        gram_max_updates times (DINOv3, section 4.2).
+        teacher = m teacher + (1 - m) student. The Gram teacher is refreshed every gram_update_every steps from
+        gram_first_update on, at most gram_max_updates times (DINOv3, section 4.2).
         """
-        # Under adapters the frozen rest is the same in both.
+        # With adapters, the frozen weights are the same in both networks.
         pairs = list(zip(self.teacher.parameters(), self.student.parameters(), strict=True))
         torch._foreach_lerp_(
             [local(mine) for mine, theirs in pairs if theirs.requires_grad],
@@ -147,7 +153,9 @@ class SelfDistillation(Objective):
             local(target).copy_(local(source))
 
     @torch.no_grad()
-    def targets(self, batch: Mapping[str, torch.Tensor], temperature: float):
+    def targets(
+        self, batch: Mapping[str, torch.Tensor], temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor, Dinov3ForPreTrainingOutput]:
         """Return the teacher's assignments of the global crops [G, B, K] and masked patches [M, K], and its output."""
         output = self.teacher(batch["global_crops"], masks=batch["masks"], mask_inputs=False)
         iterations, group = self.arguments.sinkhorn_iterations, self.process_group
@@ -179,8 +187,10 @@ class SelfDistillation(Objective):
             loss = loss + values["gram_weight"] * parts["gram"]
         return ObjectiveOutput(loss, {name: value.detach().float() for name, value in parts.items()})
 
-    def _gram_loss(self, batch, student_patches: torch.Tensor, ema_patches: torch.Tensor) -> torch.Tensor:
-        """Compare the student's patches [G, B, P, D] with the Gram teacher's, resized to the student's grid."""
+    def _gram_loss(
+        self, batch: Mapping[str, torch.Tensor], student_patches: torch.Tensor, ema_patches: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the Gram loss of the student's patches [G, B, P, D]; teacher patches are resized to their grid."""
         gram, patch_size = self.gram, self.student.config.patch_size
         teacher_patches = ema_patches.flatten(0, 1)
         if self.gram_teacher is not None:
@@ -196,5 +206,5 @@ class SelfDistillation(Objective):
         )
 
     def export(self, directory: Path) -> Path:
-        """Write the teacher as a stock `dinov3_vit` directory, its heads beside it."""
+        """Write the EMA teacher in the transformers layout (`dinov3_vit`), with its heads in heads.safetensors."""
         return export(self.teacher, directory, layout="transformers")

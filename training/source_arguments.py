@@ -1,4 +1,4 @@
-"""Where images come from: the fields that every training on a stream shares."""
+"""Where images come from: the fields shared by pretraining, distillation and text alignment."""
 
 from dataclasses import dataclass
 
@@ -10,27 +10,27 @@ class SourceArguments:
     """Where the images come from."""
 
     data: list[str] = described(
-        "sources, each of them scenes, scenes:crowded, an image folder, Parquet files, WebDataset tars (paths, patterns or "
-        "URLs), or a hub data set id",
+        "training data, one or several sources: scenes, scenes:crowded, an image folder, Parquet files, WebDataset "
+        "tars (paths, patterns or URLs), or a hub data set id",
         ["scenes"],
         common=True,
     )
-    data_weights: list[float] = described("how often each source is drawn; empty: equally", [], above=0)
+    data_weights: list[float] = described("sampling weight of each source; empty: all equal", [], above=0)
     homogeneous_share: float = described(
-        "share of the steps that are drawn wholly from one source (DINOv3: 0.1)", 0.0, at_least=0, at_most=1
+        "share of the steps whose images all come from one source (DINOv3: 0.1)", 0.0, at_least=0, at_most=1
     )
     split: str = described("split to train on", "train", common=True)
     image_column: str | None = described(
-        "column that holds the images; null takes the only image column", None, common=True
+        "column that contains the images; null: the only image column", None, common=True
     )
-    streaming: bool = described("read as a stream instead of preparing the whole data set first", True)
-    num_images: int = described("how many scenes to render as the training set (data: scenes only)", 50000, at_least=1)
-    shuffle_block: int = described("rows shuffled together, read ahead by each reader", 4096, at_least=1)
+    streaming: bool = described("read the data as a stream instead of downloading and preparing it first", True)
+    num_images: int = described("number of rendered scenes in the training set (data: scenes only)", 50000, at_least=1)
+    shuffle_block: int = described("size of the shuffle buffer in rows, per worker", 4096, at_least=1)
     max_bad_images: float = described(
-        "abort when more than this share of the images read cannot be used", 0.1, at_least=0, at_most=1
+        "stop the run if more than this share of the images cannot be used", 0.1, at_least=0, at_most=1
     )
     num_workers: int = described(
-        "worker processes that decode and augment, per training process", 1, at_least=0, common=True
+        "worker processes that decode and augment images, per training process", 1, at_least=0, common=True
     )
 
     def validate(self) -> None:

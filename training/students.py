@@ -1,4 +1,4 @@
-"""The networks of a distillation: teacher and students, each a backbone with a head for images and one for patches."""
+"""The networks of distillation: teacher and students, each a backbone with an image head and a patch head."""
 
 import os
 import zlib
@@ -28,14 +28,14 @@ from .losses import resize_patches
 
 @dataclass
 class HeadedOutput:
-    """Outputs of `HeadedNetwork`; K is what the heads give: prototypes, or the teacher's width.
+    """Outputs of `HeadedNetwork`; K is the output width of the heads: number of prototypes, or the teacher's width.
 
     Args:
         dino_logits_global: [G,B,K].
         dino_logits_local: [L,B,K], None without local crops.
-        ibot_logits: for each patch size [M,K] where its masks are true, crop by crop and row by row.
+        ibot_logits: for each patch size, the logits [M,K] of the masked patches, crop by crop and row by row.
         cls_tokens: [G,B,D], before the head.
-        patch_tokens: [G,B,P,D], before the head, on the backbone's own grid.
+        patch_tokens: [G,B,P,D], before the head, on the backbone's grid.
     """
 
     dino_logits_global: torch.Tensor
@@ -46,14 +46,14 @@ class HeadedOutput:
 
 
 class HeadedNetwork(nn.Module):
-    """A backbone (ViT or ConvNeXt) with an image head and a patch head, entered through one `forward`."""
+    """A backbone (ViT or ConvNeXt) with an image head and a patch head."""
 
     def __init__(self, backbone: nn.Module, dino_head: nn.Module, ibot_head: nn.Module):
         super().__init__()
         self.backbone, self.dino_head, self.ibot_head = backbone, dino_head, ibot_head
 
     @property
-    def config(self):
+    def config(self) -> Dinov3Config | Dinov3ConvNextConfig:
         return self.backbone.config
 
     def activation_checkpointing_enable(self) -> None:
@@ -65,10 +65,11 @@ class HeadedNetwork(nn.Module):
         local_crops: torch.Tensor | None = None,
         masks: Mapping[int, torch.Tensor] | None = None,
     ) -> HeadedOutput:
-        """Global crops [G,B,3,H,W] and local ones [L,B,3,h,w], both whole; masks [G,B,P_S] bool for each patch size S.
+        """Compute logits of global crops [G,B,3,H,W] and local crops [L,B,3,h,w], neither of them masked.
 
-        The patch head runs where the masks are true. Where S is not the backbone's own patch size, its tokens are first
-        resized to the grid of S: index p of a mask is the same place of the crop in every network.
+        `masks` [G,B,P_S] bool, one for each patch size S, select the patches given to the patch head. If S is not
+        the patch size of the backbone, the tokens are first resized to the grid of S, so that index p of a mask is the
+        same position of the crop in every network.
         """
         crops = [global_crops] if local_crops is None else [global_crops, local_crops]
         images = [crop.flatten(0, 1) for crop in crops]
@@ -98,9 +99,9 @@ def grid_of(crops: torch.Tensor, patch_size: int) -> tuple[int, int]:
 
 
 def load_teacher(arguments: DistillArguments) -> tuple[HeadedNetwork, Dinov3Config | None]:
-    """Load the teacher, and the configuration of its heads, None where they do not take part (headless mode).
+    """Load the teacher and the configuration of its heads, which is None in headless mode.
 
-    Raises `Refused` for mode full with a teacher that has no heads.
+    Raises `Refused` for full mode with a teacher without heads.
     """
     name = arguments.teacher or tiny_checkpoint()
     loaded = load_model(name, "teacher")
@@ -115,9 +116,9 @@ def load_teacher(arguments: DistillArguments) -> tuple[HeadedNetwork, Dinov3Conf
 def student_config(
     spec: StudentSpec, arguments: DistillArguments, crops: CropArguments, heads: Dinov3Config | None
 ) -> Dinov3Config | Dinov3ConvNextConfig:
-    """Return a student's configuration: a named size, or that of a folder, with the recipe's training settings.
+    """Return a student's configuration: that of a named size or of a folder, with the recipe's training settings.
 
-    With the teacher's heads (full mode) a ViT's also has its own heads: the teacher's prototypes, the recipe's widths.
+    With `heads` (full mode), a ViT also has heads with the teacher's number of prototypes and the recipe's widths.
     """
     free = {"drop_path_rate": arguments.drop_path_rate, "image_size": crops.global_crop_size}
     try:
@@ -140,18 +141,18 @@ def student_config(
         fields |= {
             f"pos_embed_{kind}": getattr(arguments, f"pos_embed_{kind}") for kind in ("shift", "jitter", "rescale")
         }
-        # The norm of local crops would never be used without them.
+        # Without local crops, their final norm would never be used.
         fields["untie_global_and_local_cls_norm"] &= heads is not None and crops.local_crops > 0
         return Dinov3Config(**fields | (head_fields(arguments, heads) if heads is not None else {}))
     except (TypeError, ValueError, StrictDataclassError) as error:
-        # A field that the configuration does not know, or a value that its own checks do not take.
+        # An unknown configuration field, or a value that the configuration does not accept.
         raise Refused(
             str(error) if str(error).startswith("students:") else f"students: {spec.name}: {error}"
         ) from error
 
 
 def head_fields(arguments: DistillArguments, teacher: Dinov3Config) -> dict[str, int | float]:
-    """Return the fields of a student's heads: prototypes and layers of the teacher's, widths of the recipe's."""
+    """Return the configuration of a student's heads: prototypes and layers as the teacher, widths from the recipe."""
     fields = {"head_initializer_range": arguments.head_initializer_range}
     for head in PROJECTION_HEADS:
         for part in ("num_prototypes", "num_layers", "hidden_size", "bottleneck_size"):
@@ -164,7 +165,7 @@ def head_fields(arguments: DistillArguments, teacher: Dinov3Config) -> dict[str,
 def build_heads(
     width: int, fields: Mapping[str, int | float] | None, target_width: int, std: float
 ) -> list[nn.Module]:
-    """Build a student's image and patch head: projection heads, or (headless) linear maps to the teacher's width."""
+    """Build a student's image and patch head: projection heads or, without `fields`, linear maps to `target_width`."""
     heads = []
     for head in PROJECTION_HEADS:
         if fields is None:
@@ -188,7 +189,7 @@ def new_student(
     heads: Dinov3Config | None,
     seed: int,
 ) -> HeadedNetwork:
-    """Build a student: what is drawn depends on the seed and the student's name alone, never on its company."""
+    """Build a student; its initial weights depend only on the seed and its name, not on the other students."""
     torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
     backbone = (Dinov3ConvNextModel if isinstance(config, Dinov3ConvNextConfig) else Dinov3Model)(config)
     fields = None if heads is None else head_fields(arguments, heads)
@@ -200,7 +201,7 @@ def new_student(
 
 
 def load_weights(student: HeadedNetwork, spec: StudentSpec) -> None:
-    """Start a student's backbone from the weights of its folder, if it has any; heads are always new."""
+    """Load the backbone weights from the student's folder, if it has any; heads are always randomly initialised."""
     if spec.has_weights:
         loaded, wanted = load_model(spec.source, "students"), student.backbone.state_dict()
         loaded = loaded.dinov3 if isinstance(loaded, Dinov3ForPreTraining) else loaded

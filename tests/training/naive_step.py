@@ -43,7 +43,7 @@ class Schedule:
 
 @dataclass
 class Settings:
-    """Everything a step depends on besides tensors; the defaults are the paper's."""
+    """Everything that a step depends on, apart from tensors; the defaults are those of the paper."""
 
     heads: int
     learning_rate: Schedule

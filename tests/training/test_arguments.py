@@ -107,7 +107,7 @@ def test_unknown_key_names_the_nearest(tmp_path):
         ),
         (
             "gram_teacher: ema_copy\ngram_crop_size: 112",
-            "gram_crop_size: got 112, accepted: at least the global crops (224)",
+            "gram_crop_size: got 112, accepted: at least the size of the global crops (224)",
         ),
         (
             "gram_teacher: ema_copy\ngram_start_step: 9\ngram_update_every: 5",

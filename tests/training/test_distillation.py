@@ -198,7 +198,7 @@ def test_patch_targets_lie_where_the_students_patches_lie(student_size):
 
 
 def test_a_convnext_takes_targets_of_its_own_grid():
-    """Stride 8 beside a teacher of patches of 4: the loss is that of the teacher's resized tokens, seen by its head."""
+    """Student stride 8, teacher patch size 4: the targets are the teacher's tokens, resized before its patch head."""
     objective, batch = make(["conv"]), make_batch()
     assert objective.student("conv").config.patch_size == 8
     tokens = objective.teacher(batch["global_crops"]).patch_tokens.flatten(0, 1)

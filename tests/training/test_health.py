@@ -365,7 +365,7 @@ def test_resumed_alarms_go_on_as_if_never_stopped():
 
 
 def test_advice_names_fields_that_exist():
-    """Words with an underscore in the sentences are recipe fields, or the measures themselves."""
+    """Words with an underscore in the sentences are recipe fields, or names of metrics."""
     source = inspect.getsource(CollapseAlarm._symptoms)
     texts = " ".join(re.findall(r'f?"([^"]*)"', source))
     words = set(re.findall(r"[a-z]+(?:_[a-z]+)+", re.sub(r"\{[^}]*\}", "", texts)))

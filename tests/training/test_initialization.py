@@ -34,7 +34,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def sources(network, tmp_path_factory):
-    """The same backbone as our export with heads, as a stock directory, and in Meta's layouts."""
+    """The same backbone exported with heads, in the transformers layout, and in Meta's layouts."""
     folder = tmp_path_factory.mktemp("sources")
     export(network, folder / "ours")
     export(network.dinov3, folder / "reference")

@@ -1,4 +1,4 @@
-"""The model card: a header the hub reads, figures that are the model's, code that runs, and nothing it cannot know."""
+"""The model card: a header the hub reads, numbers that match the model, code that runs, and no unfounded claims."""
 
 import math
 import re
@@ -128,7 +128,7 @@ def test_a_foreign_start_is_named_and_its_licence_applies(folder):
         found["base_model_relation"] == "finetune" and found["datasets"] == ["owner/images"] and "license" not in found
     )
     assert "derive from `facebook/dinov3-vits16-pretrain-lvd1689m`: its licence applies to them" in text
-    assert "All that these weights know" not in text and "from random weights" not in text
+    assert "These weights were trained on only" not in text and "from random weights" not in text
 
 
 def test_a_start_of_ones_own_hands_its_base_model_on(network, folder, tmp_path):
@@ -149,10 +149,10 @@ def test_a_gram_checkpoint_is_named(folder):
 
 
 def test_an_unfinished_run_with_alarms_says_so(folder):
-    alarm = "step 550: RankMe is 3.3: the features span hardly more"
+    alarm = "step 550: RankMe is 3.3: the features span only about that many"
     text = write(folder, state={"step": 300, "images_read": 1000, "bad_images": 7, "alarms": [alarm]})
     assert "300 of 600 steps; 993 images seen" in text and "7 more could not be decoded" in text
-    assert f"- An alarm of the run at {alarm}" in text and "The run was not finished" in text
+    assert f"- Alarm during training, {alarm}" in text and "The run was not finished" in text
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -229,7 +229,7 @@ HEALTH = {"prototype_usage", "assignment_entropy", "teacher_entropy"}
 
 def disagreements(real: naive.State, state: naive.State, settings: naive.Settings) -> list[str]:
     """Name what differs by more than rounding."""
-    # Before its first step the anchor may be left out: its weight is 0.
+    # Before its first step the Gram loss may be omitted: its weight is 0.
     omitted = state.metrics.keys() - real.metrics.keys()
     assert omitted <= ({"gram"} if settings.gram_weight.at(state.step - 1) == 0 else set())
     found = {"loss": abs(real.loss / state.loss - 1) / 2e-6}

@@ -192,7 +192,7 @@ def test_a_tracker_that_is_not_installed_is_refused(folder, tmp_path, capsys, mo
 
 
 def test_goes_on_from_weights_without_heads_and_reports_drift(finished, folder, tmp_path, capsys):
-    """Stock weights: new heads learn alone for a tenth of the steps; the card names the origin."""
+    """Weights without heads: only new heads are trained for a tenth of the steps; the card names the origin."""
     start = tmp_path / "start"
     start.mkdir()
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
@@ -200,13 +200,13 @@ def test_goes_on_from_weights_without_heads_and_reports_drift(finished, folder, 
     output = tmp_path / "out"
     flags = ["--init-from", str(start), "--probe-data", "scenes", "--probe-images", "50", "--steps", "10"]
     assert run(folder, output, *flags, "--probe-every", "5", "--save-every", "5") == 0
-    assert "the heads are new and learn alone for 1 steps" in capsys.readouterr().out
+    assert "only the heads are trained in the first 1 steps" in capsys.readouterr().out
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["backbone_lr"] > 0 for line in lines[:2]] == [False, True]
     assert {"knn", "rankme", "cls_patch_cosine", "knn_drift"} <= lines[4].keys() and "knn" not in lines[3]
     assert {"prototype_usage", "assignment_entropy", "teacher_entropy", "grad_norm_backbone"} <= lines[0].keys()
     card = (output / "model" / "README.md").read_text()
-    assert card.startswith("---") and "going on from" in card and "start" in card
+    assert card.startswith("---") and "starting from" in card and "start" in card
 
 
 def test_sharded_and_wrong_group_sizes_are_refused(folder, tmp_path, capsys, monkeypatch):

@@ -1,1 +1,1 @@
-"""Batches of a step, each a function of (seed, step, place in the global batch)."""
+"""Training batches, which depend only on the seed, the step and the position in the global batch."""

@@ -1,8 +1,8 @@
 """Multi-crop and its augmentations (DINO, section 3.1; DINOv3, appendix C).
 
-Every random number comes from the generator of its image, so a crop is a function of (seed, step, place in the global
-batch), whatever else the batch holds. Each crop is finished before the next one is begun, in place and in 0..255: its
-pixels stay in the cache, and nothing is scaled twice.
+Every random number comes from the generator of its image, so that a crop depends only on the seed, the step and the
+position in the global batch, not on the rest of the batch. Crops are processed one after the other, in place and in
+the range 0..255, so that their pixels stay in the processor's cache and are scaled once.
 """
 
 import math
@@ -25,7 +25,7 @@ GREY = (0.2989, 0.587, 0.114)
 
 @dataclass
 class CropDraw:
-    """The random numbers of one crop: box (top, left, height, width) in pixels, and what happens to its colours."""
+    """The random choices for one crop: box (top, left, height, width) in pixels, and colour augmentation."""
 
     box: tuple[int, int, int, int]
     flip: bool
@@ -41,18 +41,24 @@ def between(low: float, high: float, share: float) -> float:
 
 
 def draw_box(height: int, width: int, scale: list[float], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw the box of a random resized crop as torchvision does: ten tries, then the largest central one."""
-    found = fitting_crop(height, width, scale, (rng.random(2).tolist() for _ in range(CROP_TRIES)))
-    if found is None:
+    """Draw the box of a random resized crop as torchvision does: ten tries, then the largest central box."""
+    crop_size = fitting_crop(height, width, scale, (rng.random(2).tolist() for _ in range(CROP_TRIES)))
+    if crop_size is None:
         return central_crop(height, width)
-    h, w = found
+    h, w = crop_size
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
 def draw_crop(
-    height: int, width: int, scale: list[float], blur: float, solarize: float, crops: CropArguments, rng
+    height: int,
+    width: int,
+    scale: list[float],
+    blur: float,
+    solarize: float,
+    crops: CropArguments,
+    rng: np.random.Generator,
 ) -> CropDraw:
-    """Draw one crop of an image of `height` x `width` pixels."""
+    """Draw one crop of an image of `height` x `width` pixels; `blur` and `solarize` are probabilities."""
     box = draw_box(height, width, scale, rng)
     flips, jitters, greys, blurs, solarizes, *shares = rng.random(9).tolist()
     order, sigma = rng.permutation(4).tolist(), rng.uniform(*BLUR_SIGMA)
@@ -69,7 +75,7 @@ def draw_crop(
 
 
 class MultiCrop:
-    """Two global and L local crops of every image of a batch, augmented and normalised; Gram crops when asked."""
+    """Two global and L local crops of every image of a batch, augmented and normalised, and optional Gram crops."""
 
     def __init__(self, crops: CropArguments, gram_crop_size: int | None = None):
         self.crops, self.gram_crop_size = crops, gram_crop_size
@@ -79,10 +85,10 @@ class MultiCrop:
     def __call__(
         self, images: list[torch.Tensor], generators: list[np.random.Generator]
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Cut the crops of uint8 images [3, H, W].
+        """Return the crops of uint8 images [3, H, W].
 
-        Returns global crops [2, B, 3, S, S], local crops [L, B, 3, s, s] (None if L is 0), and the undistorted Gram
-        crops [2, B, 3, T, T] of the same boxes as the global ones (None without `gram_crop_size`).
+        These are global crops [2, B, 3, S, S], local crops [L, B, 3, s, s] (None if L is 0), and Gram crops
+        [2, B, 3, T, T] with the boxes of the global crops and unchanged colours (None without `gram_crop_size`).
         """
         crops = self.crops
         first, second, local = crops.blur_probability
@@ -97,7 +103,7 @@ class MultiCrop:
             )
         )
         for place, (image, rng) in enumerate(zip(images, generators, strict=True)):
-            # Interleaved channels, as decoded: resizing them is twice as fast.
+            # Resizing is twice as fast with interleaved channels.
             image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
             draws = [draw_crop(*image.shape[1:], *kind, crops, rng) for kind in kinds]
             for out, draw in zip([*global_crops[:, place], *local_crops[:, place]], draws, strict=True):
@@ -120,7 +126,7 @@ def resized_crop(image: torch.Tensor, draw: CropDraw, size: int) -> torch.Tensor
 
 
 def augment_colors(pixels: torch.Tensor, draw: CropDraw, kernel_size: int) -> torch.Tensor:
-    """Jitter, grey, blur and solarize a crop [3, S, S] in 0..255, overwriting it; returns [1, S, S] if it went grey."""
+    """Augment the colours of a crop [3, S, S] in 0..255, in place; returns [1, S, S] if it becomes greyscale."""
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     for index in draw.order:
         operations[index](pixels, draw.factors[index])
@@ -129,7 +135,7 @@ def augment_colors(pixels: torch.Tensor, draw: CropDraw, kernel_size: int) -> to
     if draw.sigma:
         pixels = gaussian_blur(pixels, draw.sigma, kernel_size)
     if draw.solarize:
-        # For whole numbers this inverts what is at least 128.
+        # This inverts whole numbers of at least 128.
         pixels = torch.minimum(pixels, WHITE - pixels)
     return pixels
 
@@ -140,7 +146,7 @@ def grey(pixels: torch.Tensor) -> torch.Tensor:
     return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
-# The four operations of the jitter change pixels [3, H, W] in 0..255 in place. Only factors above 1 can leave the range.
+# The four jitter operations change pixels [3, H, W] in 0..255 in place. Only factors above 1 can exceed the range.
 
 
 def adjust_brightness(pixels: torch.Tensor, factor: float) -> None:
@@ -166,10 +172,10 @@ def adjust_saturation(pixels: torch.Tensor, factor: float) -> None:
 def adjust_hue(pixels: torch.Tensor, shift: float) -> None:
     """Shift the hue by a share of the colour circle; value and saturation of HSV are kept.
 
-    A third of the circle moves each channel into the next. What is left, s sixths of the circle with s in 0..1, turns a
-    channel x with p before it and n after it (the other way round for negative s) into
-    x - n - (1 - 2 s) p + (1 - s) (max + min), cut to min..max: over the hue each channel is a trapezoid between min and
-    max, and this is its slopes, shifted, in terms of the channels. It needs no division and tells no cases apart.
+    A shift by a third of the circle moves each channel into the next. The remaining shift, by s sixths of the circle
+    with s in 0..1, changes a channel x with p before it and n after it (the other way round for negative s) to
+    x - n - (1 - 2 s) p + (1 - s) (max + min), clamped to min..max: as a function of the hue each channel is a
+    trapezoid between min and max, and the formula gives its shifted slopes, without division or case distinctions.
     """
     thirds = round(3 * shift)
     sixths = 6 * shift - 2 * thirds
@@ -182,13 +188,13 @@ def adjust_hue(pixels: torch.Tensor, shift: float) -> None:
 
 
 def gaussian_blur(pixels: torch.Tensor, sigma: float, kernel_size: int) -> torch.Tensor:
-    """Blur [C, H, W] with a kernel of `kernel_size` pixels and deviation `sigma`; borders are reflected."""
+    """Blur [C, H, W] with a kernel of `kernel_size` pixels and standard deviation `sigma`; borders are reflected."""
     height, width = pixels.shape[1:]
-    # Beyond five deviations weights are below 4e-6 of the central one.
+    # Beyond five standard deviations, weights are below 4e-6 of the central one.
     radius = min(kernel_size // 2, height - 1, width - 1, math.ceil(5 * sigma))
     kernel = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(-radius, radius + 1)]
     total = sum(kernel)
-    # Sums of shifted images: convolutions of one channel are slow on a CPU.
+    # Computed as a sum of shifted images, because convolutions of one channel are slow on a CPU.
     for dim, border in ((1, (0, 0, radius, radius)), (2, (radius, radius, 0, 0))):
         size, padded = pixels.shape[dim], F.pad(pixels, border, mode="reflect")
         pixels = padded.narrow(dim, 0, size) * (kernel[0] / total)

@@ -1,8 +1,10 @@
-"""Training batches: rows decoded, cropped and masked, as a function of (seed, step, place in the global batch)."""
+"""Training batches: rows are decoded, cropped and masked, depending only on seed, step and position in the batch."""
 
 import dataclasses
 import itertools
 import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,29 +18,34 @@ from dinov3_hf.data.streams import StreamError
 
 from ..arguments import CropArguments, DataArguments, GramArguments
 from ..masking import draw_masks
+from ..source_arguments import SourceArguments
 from .augment import MultiCrop
 
 
-# Streams of random numbers of crops and of crop sizes, apart from those of masks under the same seed.
+if TYPE_CHECKING:
+    import datasets
+
+# Constants that give crops and crop sizes independent random streams under the same seed.
 CROPS, CROP_SIZES = 0xC209, 0x512E
-# What masks of one of several grids are called, before its patch size.
+# Prefix of the masks of one of several grids, followed by its patch size.
 MASKS = "masks_"
-# Share of bad images is judged from this many images read on.
+# The share of bad images is checked after this many images.
 MIN_READ = 100
 
 
 class StreamBatches(IterableDataset):
-    """Endless batches of one process from `first_step` on; worker w of W makes every W-th from the w-th on.
+    """Endless batches of one process from `first_step` on; worker w of W makes every W-th batch, starting at the w-th.
 
-    A subclass says what a row gives (`read`) and what a batch of that holds (`make_batch`). Every batch has besides
-    step, epoch, num_images, and since the worker's last batch images_read, bad_images and bad_examples (a line each). A
-    row that cannot be used is counted and the next one takes its place. Raises `StreamError` beyond `max_bad_images`.
+    Subclasses implement `read` (a row to an example) and `make_batch` (examples to tensors). Every batch also contains
+    step, epoch, num_images and, counted since the worker's last batch, images_read, bad_images and bad_examples (one
+    line each). A row that cannot be used is counted and replaced by the next one. Raises `StreamError` if more than
+    `max_bad_images` cannot be used.
     """
 
     def __init__(
         self,
-        rows,
-        data: DataArguments,
+        rows: "datasets.Dataset | datasets.IterableDataset | list[datasets.Dataset | datasets.IterableDataset]",
+        data: SourceArguments,
         batch_size: int,
         seed: int,
         rank: int = 0,
@@ -53,16 +60,16 @@ class StreamBatches(IterableDataset):
         self.batches, self.read_images, self.bad = 0, 0, 0
         self.stream, self.resumed = None, None
 
-    def read(self, row: dict, source: int):
-        """Return what a row of a source gives to a batch; raises `BadImage` where it gives nothing."""
+    def read(self, row: dict, source: int) -> object:
+        """Return the example in a row of a source; raises `BadImage` if the row cannot be used."""
         raise NotImplementedError
 
     def make_batch(self, examples: list, places: range, step: int) -> dict:
-        """Return the tensors of one batch, whose examples fill `places` in the global batch of `step`."""
+        """Return the tensors of one batch; its examples have the positions `places` in the global batch of `step`."""
         raise NotImplementedError
 
     def state_dict(self) -> dict:
-        """Return the place of the next batch of this worker."""
+        """Return the position of the next batch of this worker."""
         stream = self.stream.state_dict() if self.stream is not None else self.resumed
         return {"batches": self.batches, "read": self.read_images, "bad": self.bad, "stream": stream}
 
@@ -71,7 +78,7 @@ class StreamBatches(IterableDataset):
             state[name] for name in ("batches", "read", "bad", "stream")
         )
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         reader, readers = self.rank * workers + number, self.world_size * workers
@@ -94,8 +101,8 @@ class StreamBatches(IterableDataset):
             about = {"step": step, "epoch": epoch, "num_images": len(places), "bad_examples": self.bad_examples}
             yield {**batch, **counts, **about}
 
-    def _next(self, source: int):
-        """Return what the next usable row of one source gives."""
+    def _next(self, source: int) -> object:
+        """Return the example in the next usable row of one source."""
         while True:
             row = self.stream.next_row(source)
             self.read_images += 1
@@ -115,13 +122,13 @@ class StreamBatches(IterableDataset):
 class TrainingBatches(StreamBatches):
     """Batches of self-distillation.
 
-    A batch holds global_crops [2, B, 3, S, S], local_crops [L, B, 3, s, s] (absent if L is 0), gram_crops
-    [2, B, 3, T, T] (from gram_start_step on, if the Gram teacher has crops of its own), masks [2, B, P] bool.
+    A batch contains global_crops [2, B, 3, S, S], local_crops [L, B, 3, s, s] (absent if L is 0), gram_crops
+    [2, B, 3, T, T] (from gram_start_step on, if the Gram teacher has separate crops), masks [2, B, P] bool.
     """
 
     def __init__(
         self,
-        rows,
+        rows: "datasets.Dataset | datasets.IterableDataset | list[datasets.Dataset | datasets.IterableDataset]",
         data: DataArguments,
         crops: CropArguments,
         batch_size: int,
@@ -161,7 +168,7 @@ class TrainingBatches(StreamBatches):
         return {"masks": self.draw_masks(global_crops, places, step, self.patch_size)}
 
     def draw_masks(self, global_crops: torch.Tensor, places: range, step: int, patch_size: int) -> torch.Tensor:
-        """Draw masks [2, B, P] for the grid of a patch size."""
+        """Draw masks [2, B, P] on the grid of a patch size."""
         masks = draw_masks(
             (global_crops.shape[-2] // patch_size, global_crops.shape[-1] // patch_size),
             len(global_crops),
@@ -176,7 +183,7 @@ class TrainingBatches(StreamBatches):
         return torch.from_numpy(masks)
 
     def _multi_crop(self, step: int) -> MultiCrop:
-        """Return the crops of a step: one of the sets of sizes, the same on every process."""
+        """Return the multi-crop of a step, with one of the sets of crop sizes, the same on every process."""
         sets, chosen = self.multi_crops, 0
         if len(sets) > 1:
             shares = np.array(self.crops.crop_size_probabilities or [1.0] * len(sets))
@@ -187,13 +194,13 @@ class TrainingBatches(StreamBatches):
 
 
 class DistillationBatches(TrainingBatches):
-    """Batches of distillation: masks_S [2, B, P_S] for each patch size S of a student, in place of masks.
+    """Batches of distillation, with masks_S [2, B, P_S] for each patch size S of a student instead of masks.
 
-    The masks of a grid are drawn by themselves, whatever other grids there are: a student's do not depend on its
-    company. With `masked` False they are true everywhere: all patches are compared.
+    The masks of each grid are drawn independently, so that a student's masks do not depend on the other students. With
+    `masked` False, all masks are true, so that all patches are compared. Other arguments as for `TrainingBatches`.
     """
 
-    def __init__(self, *place, patch_sizes: list[int], masked: bool, **options):
+    def __init__(self, *place: Any, patch_sizes: list[int], masked: bool, **options: Any):
         super().__init__(*place, **options)
         self.patch_sizes, self.masked = patch_sizes, masked
 
@@ -203,17 +210,17 @@ class DistillationBatches(TrainingBatches):
 
 
 def one_thread(worker: int) -> None:
-    """Keep a worker process to one core: workers are the parallelism."""
+    """Limit a worker process to one thread, because the workers themselves run in parallel."""
     torch.set_num_threads(1)
 
 
 def make_loader(batches: StreamBatches, num_workers: int) -> StatefulDataLoader:
-    """Return the loader of a stream's batches; its `state_dict` resumes exactly with the same `readers`.
+    """Return the loader of a stream's batches; its `state_dict` resumes exactly if `readers` is the same.
 
-    `loader.readers` names who shares the data: processes, workers of each, images a batch.
+    `loader.readers` is [number of processes, workers per process, images per batch].
     """
     with warnings.catch_warnings():
-        # torchdata 0.11 calls what torch 2.15 deprecates; it changes nothing here.
+        # torchdata 0.11 calls a function that torch 2.15 deprecates, without effect here.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
         loader = StatefulDataLoader(
             batches,

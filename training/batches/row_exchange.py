@@ -1,4 +1,4 @@
-"""Rows of a batch moved between processes: from one slice of the global batch on each to the slice that each needs."""
+"""Exchange of batch rows between processes, each of which has one slice of the global batch and needs another."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 
 def slices_of(groups: list[list[int]], global_batch: int) -> list[tuple[int, int]]:
-    """Return for every process, rank by rank, which images [start, stop) it takes: each group shares out all."""
+    """Return the images [start, stop) of every process, by rank; each group splits the global batch evenly."""
     slices = {}
     for ranks in groups:
         width = global_batch // len(ranks)
@@ -16,29 +16,29 @@ def slices_of(groups: list[list[int]], global_batch: int) -> list[tuple[int, int
 
 
 def ranks_of(group_sizes: list[int]) -> list[list[int]]:
-    """Return the ranks of each group, one group after the other."""
+    """Return the ranks of each group; groups have consecutive ranks."""
     ends = list(itertools.accumulate(group_sizes))
     return [list(range(end - size, end)) for end, size in zip(ends, group_sizes, strict=True)]
 
 
 class RowExchange:
-    """Hand images, and rows that belong to images, to the processes that need them.
+    """Send images, and rows that belong to images, to the processes that need them.
 
-    Process s of `group` holds images s B to (s + 1) B of the global batch; process p gets `slices[p]` = [start, stop).
-    Only what a process needs is sent to it, and nothing is differentiated.
+    Process s of `group` has images s B to (s + 1) B of the global batch; process p receives the images `slices[p]` =
+    [start, stop). Each process is sent only what it needs. The exchange is not differentiable.
     """
 
     def __init__(self, slices: list[tuple[int, int]], group: dist.ProcessGroup):
         self.slices, self.group, self.rank = slices, group, dist.get_rank(group)
 
     def images(self, values: torch.Tensor) -> torch.Tensor:
-        """Move values [G, B, ...] of own images; returns [G, b, ...] of the images of the slice."""
+        """Exchange values [G, B, ...] of the own images; returns [G, b, ...] of the images of the slice."""
         start, stop = self.slices[self.rank]
         moved = self._move(values.transpose(0, 1), [1] * values.shape[1], [1] * (stop - start))
         return moved.transpose(0, 1).contiguous()
 
     def patches(self, rows: torch.Tensor, masks: torch.Tensor, moved_masks: torch.Tensor) -> torch.Tensor:
-        """Move rows [M, K] of the patches where masks [G, B, P] are true, crop by crop; returns those of the moved masks."""
+        """Exchange rows [M, K] of the patches selected by masks [G, B, P]; returns the rows of the exchanged masks."""
         held, expected = (mask.sum(dim=(0, 2)).tolist() for mask in (masks, moved_masks))
         moved = self._move(rows[_image_by_image(masks)], held, expected)
         result = torch.empty_like(moved)
@@ -46,7 +46,7 @@ class RowExchange:
         return result
 
     def _move(self, rows: torch.Tensor, held: list[int], expected: list[int]) -> torch.Tensor:
-        """Move rows that lie image by image: `held[i]` of own image i, `expected[j]` of image j of the slice."""
+        """Exchange rows sorted by image: `held[i]` rows of own image i, `expected[j]` rows of image j of the slice."""
         images, starts = len(held), [0, *itertools.accumulate(held)]
         parts = [_overlap(wanted, self.rank * images, images) for wanted in self.slices]
         parts = [rows[starts[first] : starts[last]] for first, last in parts]
@@ -60,13 +60,13 @@ class RowExchange:
 
 
 def _overlap(wanted: tuple[int, int], start: int, length: int) -> tuple[int, int]:
-    """Return the part of [start, start + length) that lies in `wanted`, counted from start."""
+    """Return the part of [start, start + length) that is in `wanted`, relative to start."""
     first, last = (min(max(end - start, 0), length) for end in wanted)
     return first, last
 
 
 def _image_by_image(masks: torch.Tensor) -> torch.Tensor:
-    """Return the rows' places, crop by crop, in the order image by image; masks [G, B, P] say which have one."""
+    """Return the indices that sort the rows selected by masks [G, B, P] from crop by crop to image by image."""
     places = torch.zeros(masks.shape, dtype=torch.long, device=masks.device)
     places[masks] = torch.arange(int(masks.sum()), device=masks.device)
     return places.transpose(0, 1)[masks.transpose(0, 1)]

@@ -1,1 +1,1 @@
-"""The loop and what it alone knows: processes, devices, precision, sharding, checkpoints."""
+"""The training loop, and everything about processes, devices, precision, sharding and checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside, renamed when whole, and read back exactly."""
+"""Checkpoints of a run: written to a temporary folder, renamed when complete, and restored exactly."""
 
 import contextlib
 import json
@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dinov3_hf.errors import Failed, Refused
 
@@ -30,16 +33,16 @@ def checkpoint_folder(output_dir: Path, step: int) -> Path:
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """List the whole checkpoints of a run, oldest first (a half-written one carries another name)."""
+    """Return the complete checkpoints of a run, oldest first (an incomplete one has another name)."""
     folder = Path(output_dir) / "checkpoints"
-    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name)]
-    return sorted(path for path in found if (path / STATE_FILE).is_file())
+    folders = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name)]
+    return sorted(path for path in folders if (path / STATE_FILE).is_file())
 
 
 def checkpoint_tensors(objective: Objective, optimizer: torch.optim.AdamW) -> dict:
-    """Return every tensor of a run by name: networks, and AdamW's moments, allocated where no step was taken yet.
+    """Return every tensor of a run by name: networks and AdamW's moments, allocated if they do not exist yet.
 
-    These are the run's own tensors (shards of them where a network is sharded): reading into them restores the run.
+    These are the tensors of the run themselves (shards if a network is sharded): loading into them restores the run.
     """
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
     moments = {}
@@ -55,7 +58,7 @@ def checkpoint_tensors(objective: Objective, optimizer: torch.optim.AdamW) -> di
 
 
 def checkpoint_parts(objective: Objective, optimizer: torch.optim.AdamW) -> dict[str, dict]:
-    """Return the tensors of a run by part, each a folder of its own: one without a name, or those of `part_of`."""
+    """Return the tensors of a run by part of the checkpoint (`Objective.part_of`), each saved in its own folder."""
     parts = {}
     for name, tensor in checkpoint_tensors(objective, optimizer).items():
         parts.setdefault(objective.part_of(name.partition(".")[2]), {})[name] = tensor
@@ -63,49 +66,51 @@ def checkpoint_parts(objective: Objective, optimizer: torch.optim.AdamW) -> dict
 
 
 def check_parts(output_dir: Path, objective: Objective) -> None:
-    """Raise `Refused` where the newest checkpoint lacks what an objective of several parts would resume."""
-    found = list_checkpoints(output_dir)
-    for part in {objective.part_of(name) for name in objective.state_dict()} if found else ():
-        if not any((found[-1] / TENSORS / part).glob("*.safetensors")):
-            raise Refused(f"resume: {found[-1]} has no part {part!r}, accepted: what the run trained before")
+    """Raise `Refused` if the newest checkpoint lacks a part of the objective."""
+    checkpoints = list_checkpoints(output_dir)
+    for part in {objective.part_of(name) for name in objective.state_dict()} if checkpoints else ():
+        if not any((checkpoints[-1] / TENSORS / part).glob("*.safetensors")):
+            raise Refused(f"resume: {checkpoints[-1]} has no part {part!r}, accepted: what the run trained before")
 
 
 class Checkpoints:
     """Save and resume one run.
 
-    A checkpoint holds `tensors/` (torch's distributed checkpoint in safetensors files, a folder for each part: each
-    process writes its shards, any number of processes reads them), `state.json`, one `loader_RANK.pt` a process, and `model/`,
-    the usable export.
+    A checkpoint contains `tensors/` (torch's distributed checkpoint in safetensors files, one folder per part, which
+    can be read by another number of processes), `state.json`, one `loader_RANK.pt` per process, and `model/`, the
+    exported model.
     """
 
-    def __init__(self, run: RunArguments, accelerator: Accelerator, objective: Objective, optimizer):
+    def __init__(
+        self, run: RunArguments, accelerator: Accelerator, objective: Objective, optimizer: torch.optim.AdamW
+    ):
         self.run, self.accelerator, self.objective, self.optimizer = run, accelerator, objective, optimizer
         self.output_dir = Path(run.output_dir)
-        # Parts are written and read by the processes that train them.
+        # Each part is written and read by the processes that train it.
         self.distribution = {"process_group": objective.group, "no_dist": place_in_group(objective)[1] == 1}
 
     def last_good(self) -> str:
-        """Say which checkpoint a run can go on from."""
-        found = list_checkpoints(self.output_dir)
-        return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written yet"
+        """Return a sentence that names the newest checkpoint, from which the run can be resumed."""
+        checkpoints = list_checkpoints(self.output_dir)
+        return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was written yet"
 
-    def resume(self, build_loader) -> tuple[dict, object]:
+    def resume(self, build_loader: Callable[[int, int], StatefulDataLoader]) -> tuple[dict, StatefulDataLoader]:
         """Restore the newest checkpoint if the run resumes; returns the run's state and its loader.
 
-        With as many processes, workers and images a batch as before, the loader goes on with the very next row;
-        with others it goes on from the next epoch, since no row can then be told from one already seen.
+        With the same number of processes, workers and images per batch as before, the loader continues with the next
+        row. Otherwise it continues with the next epoch, because the rows already seen of the current one are unknown.
         """
         state = {"step": 0, "images_read": 0, "bad_images": 0, "epoch": 0, "readers": None, "start": [0, 0]}
-        found = list_checkpoints(self.output_dir) if self.run.resume else []
-        if not found:
+        checkpoints = list_checkpoints(self.output_dir) if self.run.resume else []
+        if not checkpoints:
             return state, build_loader(0, 0)
-        path = found[-1]
+        path = checkpoints[-1]
         state = json.loads((path / STATE_FILE).read_text())
         for part, tensors in checkpoint_parts(self.objective, self.optimizer).items():
             with quiet():
                 reader = HuggingFaceStorageReader(str(path / TENSORS / part))
                 dcp.load(tensors, storage_reader=reader, **self.distribution)
-        # The loader counts from where these readers began: the run's start, or the last change of readers.
+        # The loader counts from the start of the run, or from the last change of readers.
         loader = build_loader(*state["start"])
         if state["readers"] == loader.readers:
             file = path / f"loader_{self.accelerator.process_index:05d}.pt"
@@ -114,16 +119,16 @@ class Checkpoints:
             state["start"] = [state["step"], state["epoch"] + 1]
             loader = build_loader(*state["start"])
             self.accelerator.print(
-                f"resume: written by {describe(state['readers'])}, read by {describe(loader.readers)}: the data goes on "
-                f"from epoch {state['epoch'] + 1}, and the run is no longer equal to one without a stop"
+                f"resume: written by {describe(state['readers'])}, read by {describe(loader.readers)}: the data "
+                f"continues from epoch {state['epoch'] + 1}, and the run is not identical to an uninterrupted one"
             )
         return state, loader
 
-    def save(self, state: dict, loader, export) -> Path:
-        """Write a checkpoint of all processes; `export` is called with the folder the usable model goes into.
+    def save(self, state: dict, loader: StatefulDataLoader, export: Callable[[Path], None]) -> Path:
+        """Write a checkpoint of all processes; `export` writes the exported model into the folder it is called with.
 
-        It is written beside its place and renamed at the end, so that a kill or a full disk leaves the one before it
-        untouched; then all but the newest `keep_checkpoints` and the milestones are deleted.
+        The checkpoint is written to a temporary folder and renamed at the end, so that a killed process or a full disk
+        does not damage the previous one. Then old checkpoints are deleted, see `forget_old`.
         """
         target = checkpoint_folder(self.output_dir, state["step"])
         partial = target.with_name(target.name + ".partial")
@@ -149,7 +154,7 @@ class Checkpoints:
         except Exception as error:
             if main:
                 shutil.rmtree(partial, ignore_errors=True)
-            # A full disk comes as an OSError, or wrapped in one of torch's checkpoint errors.
+            # A full disk raises an OSError, or one of torch's checkpoint errors.
             raise Failed(
                 f"checkpoint of step {state['step']} could not be written ({first_line(error)}); {self.last_good()}"
             ) from error
@@ -158,7 +163,7 @@ class Checkpoints:
         return target
 
     def forget_old(self) -> None:
-        """Delete all but the newest checkpoints and the milestones."""
+        """Delete all but the newest `keep_checkpoints` checkpoints and the milestones."""
         every = self.run.milestone_every
         for old in list_checkpoints(self.output_dir)[: -self.run.keep_checkpoints]:
             if every is None or int(old.name.removeprefix("step_")) % every:
@@ -166,15 +171,15 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def quiet():
-    """Keep torch from warning that one process is alone, which it was told."""
+def quiet() -> Iterator[None]:
+    """Suppress torch's warning that a checkpoint is saved or loaded by a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
-def write(path: Path, fill) -> None:
-    """Write a file and see it on the disk."""
+def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Open a file, let `fill` write into it, and flush it to the disk."""
     with open(path, "wb") as file:
         fill(file)
         file.flush()
@@ -182,11 +187,11 @@ def write(path: Path, fill) -> None:
 
 
 def describe(readers: list[int]) -> str:
-    """Say in words who read the data: [processes, workers, images a batch]."""
+    """Describe the readers of the data, [processes, workers, images per batch], in words."""
     processes, workers, batch_size = readers
-    return f"{processes} processes of {workers} workers with {batch_size} images a batch"
+    return f"{processes} processes of {workers} workers with {batch_size} images per batch"
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, or its name."""
+    """Return the first line of an error message, or the name of the error if it has no message."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

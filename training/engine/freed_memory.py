@@ -1,4 +1,4 @@
-"""Memory of a training process on CPU: keep what a step frees for the next one."""
+"""Memory of a training process on CPU: reuse the memory that one step frees in the next one."""
 
 import ctypes
 import sys
@@ -10,10 +10,11 @@ LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory instead of giving it back to the system; returns whether it listened.
+    """Tell glibc to keep freed memory instead of returning it to the system; returns whether that succeeded.
 
-    A training step frees all its activations and allocates them again: given back, every page has to be cleared and
-    mapped anew, which can cost as much as the arithmetic. Does nothing outside Linux with glibc.
+    A training step frees all its activations, and the next one allocates them again. If the memory were returned,
+    every page would be cleared and mapped again, which can take as long as the arithmetic. Does nothing outside Linux
+    with glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

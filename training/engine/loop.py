@@ -1,7 +1,7 @@
-"""The training loop: one for every objective, and the only place that knows devices, precision and checkpoints.
+"""The training loop, shared by all objectives.
 
-The order of a step is the paper's: schedules, forward, backward, clip each network, AdamW, then the objective's own
-`after_step` (the teacher's moving average).
+The order of a step is that of the paper: schedules, forward, backward, gradient clipping of each network, AdamW, then
+the objective's `after_step` (the moving average of the teacher).
 """
 
 import contextlib
@@ -9,14 +9,17 @@ import math
 import signal
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
+from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm.auto import tqdm
 
 from dinov3_hf.data.retries import StreamError
@@ -24,22 +27,23 @@ from dinov3_hf.errors import Failed
 
 from ..arguments import OptimizationArguments, RunArguments
 from ..objective import Objective, ObjectiveOutput
+from ..schedules import StepValues
 from .checkpointing import Checkpoints
-from .monitor import Monitor
+from .monitor import Alarm, Monitor
 from .sharding import compute_precision, distribute, place_in_group, set_gradient_sync
 
 
 MAX_NON_FINITE_STEPS = 3
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Bad images that are named; the rest is only counted.
+# Number of unusable images that are printed; further ones are only counted.
 SHOWN_BAD_IMAGES = 5
 
 
 @dataclass
 class RunResult:
-    """How a run ended: steps applied, images read, images that could not be used, whether it got to the end.
+    """Result of a run: steps taken, images read, images that could not be used, and whether it reached the last step.
 
-    `signal` is the number of the signal that stopped it with a checkpoint, None where none did.
+    `signal` is the number of the signal that stopped the run, or None.
     """
 
     steps: int
@@ -50,41 +54,42 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """What a shell is told: 0, or 128 and the number of the signal."""
+        """Exit code of the command: 0, or 128 plus the number of the signal."""
         return 0 if self.finished else 128 + (self.signal or signal.SIGTERM)
 
 
 class NonFiniteLoss(Failed):
-    """Several losses in a row were not finite."""
+    """Several consecutive losses were not finite."""
 
 
 class LostProcess(Failed):
-    """Another process of the run is gone."""
+    """Another process of the run has died."""
 
 
 class StopRequest:
-    """Turn SIGTERM and SIGINT into a request that the loop answers between two steps; a second one stops at once."""
+    """Record SIGTERM and SIGINT, so that the loop can stop after the current step; a second signal stops at once."""
 
-    def __enter__(self):
+    def __enter__(self) -> "StopRequest":
         self.received: signal.Signals | None = None
         self.previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def name_lost_process(state: dict, checkpoints: Checkpoints):
-    """Say in one line what broke a run off, and which checkpoint is left.
+def name_lost_process(state: dict, checkpoints: Checkpoints) -> Iterator[None]:
+    """Convert errors that end a run into one line that names the newest checkpoint.
 
-    `LostProcess` where the other end of a collective is gone, `Failed` where data cannot be read or its worker is gone.
+    Raises `LostProcess` if another process of a collective operation has died, and `Failed` if data cannot be read or
+    a data loading worker has died.
     """
     try:
         yield
@@ -95,10 +100,10 @@ def name_lost_process(state: dict, checkpoints: Checkpoints):
             raise
         if "DataLoader worker" in str(error):
             raise Failed(
-                f"num_workers: a worker that reads images is gone in step {state['step']} "
+                f"num_workers: a worker that reads images died in step {state['step']} "
                 f"({str(error).strip().splitlines()[0]}); {checkpoints.last_good()}"
             ) from error
-        # NCCL's errors have a type; gloo's are plain, with its source file in front.
+        # NCCL's errors have their own type; gloo's are plain RuntimeErrors that begin with its source file.
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise LostProcess(
@@ -108,12 +113,12 @@ def name_lost_process(state: dict, checkpoints: Checkpoints):
 
 
 def build_optimizer(groups: list[dict], betas: list[float]) -> torch.optim.AdamW:
-    """Build AdamW over parameter groups; `set_rates` gives each its learning rate and weight decay every step."""
+    """Build AdamW over parameter groups, whose learning rate and weight decay `set_rates` sets at every step."""
     return torch.optim.AdamW(groups, lr=0.0, betas=tuple(betas), eps=1e-8, fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, values: dict[str, float]) -> None:
-    """Write this step's learning rate and weight decay into every group, by the group's multipliers."""
+    """Set the learning rate and weight decay of every group: this step's values times the group's multipliers."""
     for group in optimizer.param_groups:
         kind = "last_layer_lr" if group["is_last_layer"] else "backbone_lr" if group["is_backbone"] else "lr"
         group["lr"] = values[kind] * group["lr_multiplier"]
@@ -121,7 +126,7 @@ def set_rates(optimizer: torch.optim.Optimizer, values: dict[str, float]) -> Non
 
 
 def clip_gradients(networks: dict[str, torch.nn.Module], max_norm: float | None) -> dict[str, torch.Tensor]:
-    """Clip each network's gradient by itself and return its norm before clipping."""
+    """Clip the gradient of each network separately; returns the norms before clipping."""
     limit, norms = math.inf if max_norm is None else max_norm, {}
     for name, network in networks.items():
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
@@ -131,7 +136,7 @@ def clip_gradients(networks: dict[str, torch.nn.Module], max_norm: float | None)
 
 @dataclass
 class Step:
-    """What one optimizer step gave: its loss over all processes, metrics and norms of this one, and the schedule's numbers."""
+    """Result of one optimizer step: loss over all processes, metrics and norms of this process, scheduled values."""
 
     loss: float
     metrics: dict[str, torch.Tensor]
@@ -140,21 +145,21 @@ class Step:
 
 
 class Loop:
-    """One run of an objective, from its newest checkpoint or from the start; see `train` for what it is given."""
+    """One run of an objective, from its newest checkpoint or from the start; for the arguments see `train`."""
 
     def __init__(
         self,
         objective: Objective,
-        build_groups,
-        build_loader,
-        schedules,
+        build_groups: Callable[[], list[dict]],
+        build_loader: Callable[[int, int], StatefulDataLoader],
+        schedules: StepValues,
         accelerator: Accelerator,
         optimization: OptimizationArguments,
         run: RunArguments,
         recipe: dict,
-        export,
-        probe,
-        alarm,
+        export: Callable[[Path, dict, dict], None],
+        probe: Callable[[], dict[str, float]] | None,
+        alarm: Alarm | None,
     ):
         self.objective, self.schedules, self.accelerator = objective, schedules, accelerator
         self.optimization, self.arguments, self.export, self.probe = optimization, run, export, probe
@@ -169,7 +174,7 @@ class Loop:
         self.saved_at, self.non_finite = self.state["step"], 0
 
     def run(self) -> RunResult:
-        """Train to the last step, or until a signal asks to stop."""
+        """Train until the last step or a stop signal."""
         state, run, steps = self.state, self.arguments, self.optimization.steps
         if self.probe is not None and state["step"] == 0:
             state["first_probe"] = self.measure()
@@ -183,7 +188,7 @@ class Loop:
             dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
         )
-        # The signal that asked any process of the run to stop.
+        # `stopping` is the stop signal that any process of the run received.
         self.window_start, self.window_images, self.stopping = time.perf_counter(), 0, None
         with StopRequest() as stop, bar, name_lost_process(state, self.checkpoints):
             while state["step"] < steps and self.stopping is None:
@@ -192,7 +197,7 @@ class Loop:
                 is_last = state["step"] == steps
                 if state["step"] % run.log_every == 0 or is_last:
                     self.log(done, bar, is_last)
-                # A process alone need not wait for the next step's sums to know.
+                # A single process need not wait for the sums of the next step to see its own signal.
                 alone = self.accelerator.num_processes == 1
                 self.stopping = self.stopping or (stop.received if alone else None)
                 if state["step"] % run.save_every == 0 or is_last:
@@ -204,21 +209,21 @@ class Loop:
             self.export(Path(run.output_dir) / "model", state, self.last_metrics)
         elif self.stopping is not None and self.accelerator.is_main_process:
             print(
-                f"{self.stopping.name}: stopped after step {state['step']}; checkpoint saved, rerun with --resume to go on"
+                f"{self.stopping.name}: stopped after step {state['step']}; checkpoint saved, continue with --resume"
             )
         return RunResult(state["step"], state["images_read"], state["bad_images"], finished, self.stopping)
 
     def step(self, stop: StopRequest) -> Step:
-        """Take one optimizer step, in the paper's order; one that is not finite is never applied."""
+        """Take one optimizer step, in the order of the paper; skip it if loss or gradients are not finite."""
         state, optimization, step = self.state, self.optimization, self.state["step"]
-        # Drop path and RoPE augmentation draw from torch's generator: seeding it by step makes a resume exact.
+        # Drop path and RoPE augmentation use torch's random state: seeding it at each step makes a resume exact.
         torch.manual_seed(self.arguments.seed * 1_000_003 + step + (self.place << 40))
         values = self.schedules.values_at(step)
         set_rates(self.optimizer, values)
         self.objective.before_step(step)
         self.optimizer.zero_grad(set_to_none=True)
-        # The sums that all processes agree on: the loss (a mean over those that train the same networks), images
-        # read, bad images, gradients that are not finite, and who was asked to stop by each signal.
+        # Summed over all processes: the loss (a mean over those that train the same networks), images read, bad
+        # images, gradients that are not finite, and received stop signals.
         sums = torch.zeros(4 + len(STOP_SIGNALS), dtype=torch.float64)
         for part in range(optimization.gradient_accumulation_steps):
             output = self.accumulate(part, values, sums)
@@ -236,7 +241,7 @@ class Loop:
             self.objective.after_step(step, values)
             self.non_finite = 0
         else:
-            # The weights and the teacher stay as they are.
+            # The weights and the teacher are not changed.
             norms, self.non_finite = {}, self.non_finite + 1
             if self.non_finite >= MAX_NON_FINITE_STEPS:
                 last = self.checkpoints.last_good()
@@ -245,10 +250,10 @@ class Loop:
         return Step(loss, output.metrics, norms, values)
 
     def accumulate(self, part: int, values: dict[str, float], sums: torch.Tensor) -> ObjectiveOutput:
-        """Run forward and backward on the next batch, one part of a step, and add what it counts to the sums."""
+        """Run forward and backward on the next batch, one part of a step, and add its counts to `sums`."""
         batch, accumulation = next(self.batches), self.optimization.gradient_accumulation_steps
         for example in batch["bad_examples"][: max(0, SHOWN_BAD_IMAGES - self.state["bad_images"])]:
-            tqdm.write(f"left out: {example}")
+            tqdm.write(f"skipped: {example}")
         self.state["epoch"] = max(self.state["epoch"], batch["epoch"])
         device = self.accelerator.device
         tensors = {key: value.to(device, non_blocking=True) for key, value in batch.items() if torch.is_tensor(value)}
@@ -262,7 +267,7 @@ class Loop:
         return output
 
     def log(self, done: Step, bar: tqdm, is_last: bool) -> None:
-        """Write a line of metrics, with a measurement of the features where one is due, and say what goes wrong."""
+        """Write a line of metrics, evaluate the features if that is due, and print alarms."""
         state, now = self.state, time.perf_counter()
         speed = self.window_images * self.accelerator.num_processes / (now - self.window_start)
         self.window_start, self.window_images = now, 0
@@ -282,8 +287,8 @@ class Loop:
         bar.set_postfix(loss=f"{done.loss:.3f}", images=f"{speed:.0f}/s", **shown)
 
     def measure(self) -> dict[str, float]:
-        """Return what the probes of all processes measured: each of those networks that it holds."""
-        return {name: value for found in gather_object([self.probe()]) for name, value in found.items()}
+        """Return the metrics of the probes of all processes, each of which evaluates the networks it trains."""
+        return {name: value for metrics in gather_object([self.probe()]) for name, value in metrics.items()}
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -295,24 +300,28 @@ class Loop:
 
 def train(
     objective: Objective,
-    build_groups,
-    build_loader,
-    schedules,
+    build_groups: Callable[[], list[dict]],
+    build_loader: Callable[[int, int], StatefulDataLoader],
+    schedules: StepValues,
     accelerator: Accelerator,
     optimization: OptimizationArguments,
     run: RunArguments,
     recipe: dict,
-    export,
-    probe=None,
-    alarm=None,
+    export: Callable[[Path, dict, dict], None],
+    probe: Callable[[], dict[str, float]] | None = None,
+    alarm: Alarm | None = None,
 ) -> RunResult:
-    """Train an objective to the last step of its schedules, or until a signal asks to stop.
+    """Train an objective until the last step or a stop signal.
 
-    `build_groups()` gives the optimizer's parameter groups, once the networks are where they stay; `build_loader(step,
-    epoch)` a stateful loader whose batches begin there; `schedules.values_at(step)` the numbers of a step; `export`
-    writes the usable model, with the run's state and last metrics, into the folder it is given; `probe()` measures the
-    features, at the start and every `run.probe_every` steps; `alarm.check(line)` gives sentences on what goes wrong.
-    Raises `NonFiniteLoss` after three non-finite losses in a row, and `LostProcess` when another process is gone.
+    Args:
+        build_groups: returns the optimizer's parameter groups; called after the networks were distributed.
+        build_loader: returns a stateful loader whose batches begin at the given step and epoch.
+        schedules: the scheduled values of each step.
+        export: writes the exported model into a folder; also receives the run's state and last metrics.
+        probe: returns metrics of the features; called at the start and every `run.probe_every` steps.
+        alarm: checks each line of metrics for signs of failure.
+
+    Raises `NonFiniteLoss` after three consecutive non-finite losses, and `LostProcess` if another process has died.
     """
     given = (objective, build_groups, build_loader, schedules, accelerator, optimization, run, recipe, export)
     return Loop(*given, probe, alarm).run()
@@ -320,6 +329,6 @@ def train(
 
 def average(metrics: dict[str, torch.Tensor]) -> dict[str, float]:
     """Return the mean of each metric over the processes that have it."""
-    gathered = gather_object([{name: value.item() for name, value in metrics.items()}])
-    names = dict.fromkeys(name for found in gathered for name in found)
-    return {name: statistics.fmean(found[name] for found in gathered if name in found) for name in names}
+    per_process = gather_object([{name: value.item() for name, value in metrics.items()}])
+    names = dict.fromkeys(name for values in per_process for name in values)
+    return {name: statistics.fmean(values[name] for values in per_process if name in values) for name in names}

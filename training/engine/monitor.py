@@ -1,22 +1,40 @@
-"""What a run tells: one JSON line a logged step, and a tracker when asked."""
+"""Metrics of a run: one JSON line per logged step, and an optional experiment tracker."""
 
 import json
 import math
 from pathlib import Path
+from typing import Protocol
+
+from accelerate import Accelerator
+
+
+class Alarm(Protocol):
+    """Checks each line of metrics for signs that a run fails."""
+
+    def check(self, line: dict) -> list[str]:
+        """Return new alarms, one sentence each."""
 
 
 class Monitor:
     """Append metrics to `metrics.jsonl` and pass them to Accelerate's tracker.
 
-    On a resume the file is cut back to `first_step`, so that no step stands in it twice.
+    On a resume, lines after `first_step` are removed from the file, so that it contains no step twice.
     """
 
-    def __init__(self, output_dir: Path, accelerator, first_step: int, recipe: dict, report_to: str, alarm=None):
+    def __init__(
+        self,
+        output_dir: Path,
+        accelerator: Accelerator,
+        first_step: int,
+        recipe: dict,
+        report_to: str,
+        alarm: Alarm | None = None,
+    ):
         self.path = Path(output_dir) / "metrics.jsonl"
         self.accelerator, self.alarm = accelerator, alarm
         self.kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
         for line in self.kept if alarm is not None else ():
-            alarm.check(line)  # what was told before the stop is not told again
+            alarm.check(line)  # alarms reported before the stop are not repeated
         if accelerator.is_main_process:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
         if report_to != "none":
@@ -26,11 +44,11 @@ class Monitor:
             accelerator.init_trackers("dinov3-hf", config=flat)
 
     def last(self) -> dict:
-        """Return the metrics of the last line kept on a resume."""
+        """Return the metrics of the last line before the resume; empty without one."""
         return {key: value for key, value in self.kept[-1].items() if key != "step"} if self.kept else {}
 
     def log(self, step: int, values: dict[str, float]) -> list[str]:
-        """Write the values of one optimizer step; `step` counts steps applied. Returns the alarms they raise."""
+        """Write the metrics after `step` optimizer steps; returns new alarms."""
         line = {"step": step} | {key: value if math.isfinite(value) else None for key, value in values.items()}
         if self.accelerator.is_main_process:
             with open(self.path, "a") as file:
@@ -40,7 +58,7 @@ class Monitor:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Read a metrics file; a last line cut off by a kill is left out."""
+    """Read a metrics file; an incomplete last line, as a killed run leaves it, is skipped."""
     lines = []
     if Path(path).is_file():
         for text in Path(path).read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Networks over processes: one process, DDP, or FSDP2, as Accelerate's launch configuration says."""
+"""Distribution of networks over processes: one process, DDP or FSDP2, as set in Accelerate's launch configuration."""
 
 import os
 
@@ -24,7 +24,7 @@ from .freed_memory import keep_freed_memory
 def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
     """Return the launch configuration's FSDP settings, None without FSDP; raises `Refused` for FSDP version 1.
 
-    Accelerate drops them on CPU, where they are read from the launch environment once more.
+    On CPU, Accelerate ignores them, so they are read from the launch environment.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
@@ -40,7 +40,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def compute_precision(mixed_precision: str | None) -> str:
-    """Return no, bf16 or fp8: the recipe's, else the launch configuration's; raises `Refused` where it cannot run."""
+    """Return no, bf16 or fp8 from the recipe or the launch configuration; raises `Refused` if it cannot run here."""
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     accepted = "no, bf16 or fp8 (the launch configuration's, as the recipe names none)"
     require(precision in ("no", "bf16", "fp8"), "mixed_precision", precision, accepted)
@@ -50,9 +50,9 @@ def compute_precision(mixed_precision: str | None) -> str:
 
 
 def build_accelerator(run: RunArguments) -> Accelerator:
-    """Return Accelerate's handle of a run, with its precision and tracker; on a CPU the process keeps freed memory."""
+    """Return the Accelerator of a run, with its precision and tracker; on CPU, also keep freed memory for reuse."""
     precision = compute_precision(run.mixed_precision)
-    # The linear layers that compute in fp8 are replaced one by one; everything around them computes in bf16.
+    # For fp8, linear layers are replaced one by one; everything else is computed in bf16.
     autocast = "bf16" if precision == "fp8" else precision
     tracker = None if run.report_to == "none" else run.report_to
     accelerator = Accelerator(mixed_precision=autocast, log_with=tracker, project_dir=run.output_dir)
@@ -64,11 +64,12 @@ def build_accelerator(run: RunArguments) -> Accelerator:
 def distribute(
     objective: Objective, accelerator: Accelerator, activation_checkpointing: bool = False, float8: bool = False
 ) -> nn.Module:
-    """Put an objective's networks on the device, over all processes; returns the module to call for the loss.
+    """Move an objective's networks to the device and distribute them; returns the module to call for the loss.
 
-    Under FSDP2 every network's blocks are sharded one by one, then the network, over the processes that train it, or over
-    all where the objective says that it spans them. Trained networks recompute their blocks' activations when asked; all blocks are compiled one by one if the launch configuration names a dynamo
-    backend. Build optimizers afterwards.
+    With FSDP2, the blocks of every network and then the network itself are sharded over the processes that train it,
+    or over all processes for `spanning_networks`. With activation checkpointing, trained networks recompute the
+    activations of their blocks. All blocks are compiled one by one if the launch configuration names a dynamo backend.
+    Optimizers must be built afterwards.
     """
     if float8:
         for block in blocks(objective):
@@ -99,16 +100,16 @@ def distribute(
 
 
 def create_group(objective: Objective) -> dist.ProcessGroup:
-    """Return the processes that train the same networks as this one: its group if the objective has groups, else all.
+    """Return the group of processes that train the same networks as this one: all, if the objective has no groups.
 
-    Every process must call it: process groups are created by all together.
+    All processes must call it, because they create process groups together.
     """
     groups = objective.process_groups()
     return dist.group.WORLD if groups is None else dist.new_subgroups_by_enumeration(groups)[0]
 
 
 def place_in_group(objective: Objective) -> tuple[int, int]:
-    """Return this process's rank among those that train the same networks, and their number."""
+    """Return this process's rank among the processes that train the same networks, and their number."""
     group = objective.group
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
@@ -126,12 +127,12 @@ def shard(objective: Objective, accelerator: Accelerator, plugin: FullyShardedDa
     own_mesh, spanning = mesh, objective.spanning_networks()
     if objective.group is not dist.group.WORLD:
         own_mesh = DeviceMesh.from_group(objective.group, device)
-    # Weights are gathered in the compute precision; gradients are summed in fp32 (Accelerate's own policy sums in bf16).
+    # Weights are gathered in the compute precision; gradients are summed in fp32 (in bf16 by Accelerate's policy).
     compute = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     offload = plugin.cpu_offload if isinstance(plugin.cpu_offload, OffloadPolicy) else OffloadPolicy()
     for name, network in objective.named_children():
-        # What stays whole after a forward without backward (a teacher's) would break the moving average.
+        # A teacher has no backward pass: unless resharded after forward, its weights would break the moving average.
         is_trained = any(parameter.requires_grad for parameter in network.parameters())
         reshard = bool(plugin.reshard_after_forward) or not is_trained
         placed = mesh if name in spanning else own_mesh
@@ -144,7 +145,7 @@ def shard(objective: Objective, accelerator: Accelerator, plugin: FullyShardedDa
 
 
 def set_gradient_sync(module: nn.Module, objective: Objective, sync: bool) -> None:
-    """Say whether the next backward passes sum gradients over processes (all but the last of an accumulation do not)."""
+    """Set whether the next backward passes sum gradients over processes (only the last of an accumulation does)."""
     if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = sync
     for network in objective.children():

@@ -1,4 +1,4 @@
-"""The losses of the paper, one pure function a file."""
+"""The losses of the paper, one pure function per file."""
 
 from .dino import dino_loss
 from .gram import gram_loss, resize_patches

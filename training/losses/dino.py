@@ -9,10 +9,10 @@ def dino_loss(
     temperature: float = 0.1,
     ignore_diagonal: bool = False,
 ) -> torch.Tensor:
-    """Return the mean cross-entropy of every student crop with every teacher crop, in fp32.
+    """Return the mean cross-entropy between every student crop and every teacher crop, in fp32.
 
-    `student_logits` [S, B, K], `teacher_probs` [T, B, K]; with `ignore_diagonal` a crop is not compared with itself
-    (pairs s == t), and the mean runs over the other pairs.
+    `student_logits` [S, B, K], `teacher_probs` [T, B, K]; with `ignore_diagonal` crops are not compared with
+    themselves (pairs s == t), and the mean is taken over the other pairs.
     """
     log_probs = (student_logits.float() / temperature).log_softmax(dim=-1)
     # Autocast would run the product in half precision.

@@ -1,4 +1,4 @@
-"""Gram anchoring: keep the similarities between patches where an earlier teacher had them (DINOv3, section 4.2)."""
+"""Gram anchoring: keep the patch similarities close to those of an earlier teacher (DINOv3, section 4.2)."""
 
 from typing import Literal
 
@@ -13,11 +13,11 @@ def gram_loss(
     per_image: bool = True,
     clamp: Literal["both", "teacher"] | None = None,
 ) -> torch.Tensor:
-    """Return the mean squared difference of the patches' Gram matrices, in fp32 (equation 2, a mean for its sum).
+    """Return the mean squared difference of the patches' Gram matrices, in fp32 (equation 2, but with a mean).
 
-    Patches [B, P, D], or [P, D] of one image; the widths D may differ. Gram matrices are [P, P] of each image, or
-    [B P, B P] of the whole batch. `clamp` sets negative similarities to 0: the teacher's, or those of both. No gradient
-    reaches the teacher.
+    Patches are [B, P, D], or [P, D] of one image; the widths D of student and teacher may differ. Gram matrices are
+    [P, P] for each image, or [B P, B P] for the whole batch. `clamp` sets negative similarities of the teacher, or of
+    both, to 0. The teacher receives no gradient.
     """
     with torch.autocast(student_patches.device.type, enabled=False):
         similarities = []
@@ -36,7 +36,7 @@ def gram_loss(
 
 
 def resize_patches(patches: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Resize patches [B, P, D] of a grid (h, w) to another grid, bicubic as in DINOv3, section 4.3."""
+    """Resize patches [B, P, D] from a grid (h, w) to another grid (bicubic; DINOv3, section 4.3)."""
     if tuple(grid) == tuple(new_grid):
         return patches
     maps = patches.transpose(1, 2).unflatten(2, grid)

@@ -12,7 +12,7 @@ def ibot_loss(
 ) -> torch.Tensor:
     """Return the weighted cross-entropy of masked patches, divided by the number of all global crops, in fp32.
 
-    `student_logits` and `teacher_probs` [M, K]; `mask_weights` [M] is one over the number of masked patches of the
+    `student_logits` and `teacher_probs` [M, K]; `mask_weights` [M] is 1 / the number of masked patches in the
     patch's crop; `num_crops` counts every global crop, masked or not.
     """
     log_probs = (student_logits.float() / temperature).log_softmax(dim=-1)

@@ -16,9 +16,10 @@ def koleo_loss(
 ) -> torch.Tensor:
     """Return minus the mean log distance of each feature to its `topk` nearest neighbours, in fp32.
 
-    `features` [B, D] are L2-normalised here. Without a process group neighbours come from the batch itself; with one,
-    from the `group_size` consecutive rows of all processes' batches (rank by rank) that a row lies in, None for all.
-    A batch without neighbours gives 0 and a warning. Raises ValueError for a group size that does not fit the batches.
+    `features` [B, D] are L2-normalised here. Without a process group, neighbours are searched in the batch. With one,
+    they are searched in the batches of all processes (ordered by rank), or in the group of `group_size` consecutive
+    rows of these that contains the row. A batch without neighbours gives 0 and a warning. Raises ValueError for a
+    group size that does not fit the batches.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = torch.nn.functional.normalize(features.float(), eps=EPSILON, dim=-1)
@@ -29,8 +30,8 @@ def koleo_loss(
             if group_size is not None:
                 if group_size % batch or len(everyone) % group_size:
                     raise ValueError(
-                        f"group_size: got {group_size}, accepted: a multiple of the local batch ({batch}) that divides "
-                        f"the global one ({len(everyone)})"
+                        f"group_size: got {group_size}, accepted: a multiple of the local batch ({batch}) that "
+                        f"divides the global one ({len(everyone)})"
                     )
                 first = start // group_size * group_size
                 everyone, start = everyone[first : first + group_size], start - first

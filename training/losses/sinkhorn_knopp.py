@@ -10,18 +10,19 @@ def sinkhorn_knopp(
 ) -> torch.Tensor:
     """Turn teacher logits [N, K] into assignments that use all prototypes equally; every row sums to 1, in fp32.
 
-    With a process group the sums run over the rows of all its processes, which may hold different numbers of rows.
+    With a process group, sums are taken over the rows of all its processes, which may have different numbers of rows.
     """
 
-    def reduced(value: torch.Tensor, operation=dist.ReduceOp.SUM) -> torch.Tensor:
+    def reduced(value: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
         if group is not None:
             dist.all_reduce(value, op=operation, group=group)
         return value
 
     logits = logits.float() / temperature
-    # The first pass over the prototypes runs in logs, relative to each prototype's own maximum: exp overflows without one,
-    # and with a maximum shared by all, rows far below it underflow and take the prototypes that only they use with them.
-    # No later sum vanishes: the largest of N shares of a prototype is at least 1 / N, and 1 / (N K) once rows sum to 1.
+    # The first normalisation over the prototypes is done in logarithms, relative to the maximum of each prototype.
+    # Without a maximum exp would overflow; with a common maximum, rows far below it would underflow, and prototypes
+    # used only by them would get a sum of 0. Later sums cannot be 0: the largest of the N shares of a
+    # prototype is at least 1 / N, and at least 1 / (N K) after rows are normalised.
     largest = logits.amax(dim=0, keepdim=True) if len(logits) else logits.new_full((1, logits.shape[1]), -torch.inf)
     logits.sub_(reduced(largest, dist.ReduceOp.MAX))
     assignments = logits.sub_(reduced(logits.exp().sum(dim=0, keepdim=True)).log_()).softmax(dim=1)

@@ -1,1 +1,1 @@
-"""What a recipe will need, before it is run."""
+"""Estimates of the memory, time and cost of a recipe before it is run."""

@@ -1,8 +1,9 @@
-"""How many processes each student should have: times measured here, and sizes with which all step together."""
+"""Choice of the number of processes for each student, from step times measured on this machine."""
 
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ STEPS = 3
 
 @dataclass
 class DistillPlan:
-    """Seconds of one pass over `batch_size` images: of the teacher, and of each student's whole step."""
+    """Seconds for `batch_size` images: one pass of the teacher, and a complete step of each student."""
 
     processes: int
     batch_size: int
@@ -33,38 +34,41 @@ class DistillPlan:
     group_sizes: list[int] | None
 
     def step(self, name: str, size: int) -> float:
-        """Return a student's seconds of a step when `size` processes share the global batch, without the teacher's."""
+        """Return the seconds of a student's step, without the teacher, if `size` processes share the global batch."""
         return self.students[name] * self.processes / size
 
 
 def apportion(costs: list[float], processes: int, global_batch: int) -> list[int] | None:
-    """Return a number of processes for each student so that the slowest is as fast as can be.
+    """Return the number of processes for each student that minimises the time of the slowest student.
 
-    A student of cost c on g processes takes c / g; the sizes sum to `processes`, and each divides the global batch.
-    None where no sizes do.
+    A student of cost c on g processes takes c / g. The sizes add up to `processes`, and each divides the global batch;
+    None if there are no such sizes.
     """
     sizes = [size for size in range(1, processes + 1) if global_batch % size == 0]
 
     @functools.cache
     def best(first: int, left: int) -> tuple[float, tuple[int, ...]] | None:
-        """Slowest time of the students from `first` on, and their sizes, on `left` processes."""
+        """Return the time of the slowest student from `first` on, and their sizes, with `left` processes."""
         if first == len(costs):
             return (0.0, ()) if left == 0 else None
-        found = None
+        fastest = None
         for size in sizes:
-            # Those after it need a process each.
+            # Each of the following students needs at least one process.
             rest = best(first + 1, left - size) if size <= left - (len(costs) - first - 1) else None
             if rest is not None:
                 slowest = max(costs[first] / size, rest[0])
-                found = min(found or (slowest, (size, *rest[1])), (slowest, (size, *rest[1])))
-        return found
+                fastest = min(fastest or (slowest, (size, *rest[1])), (slowest, (size, *rest[1])))
+        return fastest
 
     chosen = best(0, processes)
     return None if chosen is None else list(chosen[1])
 
 
 def make_plan(recipe: DistillRecipe, processes: int) -> DistillPlan:
-    """Measure a few steps on this machine's first device; raises `Refused` for fewer processes than students."""
+    """Time a few steps on this machine's first device and choose group sizes, None if there are none.
+
+    Raises `Refused` for less than one process.
+    """
     from ..distillation import Distillation, masks_of
 
     arguments, crops, optimization = recipe.distillation, recipe.crops, recipe.optimization
@@ -95,7 +99,7 @@ def make_plan(recipe: DistillRecipe, processes: int) -> DistillPlan:
         optimizer = build_optimizer(parameter_groups(student, 0.9, 1.0), optimization.adam_betas)
         set_rates(optimizer, values)
 
-        def step(alone=alone, optimizer=optimizer) -> None:
+        def step(alone: Distillation = alone, optimizer: torch.optim.AdamW = optimizer) -> None:
             with torch.autocast(device, torch.bfloat16, enabled=precision != "no"):
                 loss = alone.student_losses(batch, values, *targets).loss
             loss.backward()
@@ -112,7 +116,7 @@ def make_plan(recipe: DistillRecipe, processes: int) -> DistillPlan:
 
 
 def make_batch(crops: CropArguments, images: int, patch_sizes: set[int], masked: bool) -> dict[str, torch.Tensor]:
-    """Return a batch of noise of the recipe's shapes, as many patches masked as on average."""
+    """Return a batch of noise with the recipe's shapes and its average number of masked patches."""
     side = crops.sizes(None)[0][0]
     batch = {"global_crops": torch.randn(2, images, 3, side, side)}
     if crops.local_crops:
@@ -124,8 +128,8 @@ def make_batch(crops: CropArguments, images: int, patch_sizes: set[int], masked:
     return batch
 
 
-def measure(run) -> float:
-    """Return the median seconds of a run, the first one, which warms up, left out."""
+def measure(run: Callable[[], object]) -> float:
+    """Return the median seconds of several calls of `run`, after one call to warm up."""
     seconds = []
     for _ in range(STEPS + 1):
         start = time.perf_counter()
@@ -137,7 +141,7 @@ def measure(run) -> float:
 
 
 def format_plan(plan: DistillPlan) -> str:
-    """Write a plan as aligned text: what was measured, and what follows from it."""
+    """Return a plan as aligned text: the measured times and the proposed group sizes."""
     total = sum(plan.students.values())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     lines = [f"measured on {device}, {plan.batch_size} images a pass, median of {STEPS} steps", ""]
@@ -148,7 +152,7 @@ def format_plan(plan: DistillPlan) -> str:
         lines.append(f"{name:24}{seconds:10.3f} s{then}")
     lines += [
         "",
-        f"every process trains all: {plan.teacher + total:.3f} s a step; the networks of all students in each",
+        f"every process trains all: {plan.teacher + total:.3f} s a step; each has the networks of all students",
     ]
     if plan.group_sizes is None:
         images = plan.processes * plan.batch_size
@@ -162,9 +166,9 @@ def format_plan(plan: DistillPlan) -> str:
         [
             *lines,
             f"group_sizes: {plan.group_sizes}: {plan.teacher + max(steps):.3f} s a step, processes busy {busy:.0%} of "
-            "the students' time; one student's networks in each",
-            f"images of a process in a student's pass: {images}",
-            "not counted: reading images, and sums over processes; a pass of more images than measured is taken to cost "
-            "in proportion",
+            "the students' time; each process has the networks of one student",
+            f"images per process in each student's pass: {images}",
+            "not counted: reading images, and sums over processes; the time of a pass is assumed proportional to its "
+            "number of images",
         ]
     )

@@ -1,7 +1,7 @@
-"""What a recipe will need, before a byte is allocated: parameters, memory, FLOPs, GPU-hours, energy and CO2.
+"""Resources that a recipe needs, without allocating them: parameters, memory, FLOPs, GPU-hours, energy and CO2.
 
-A step is rehearsed on fake tensors (meta tensors that pretend to be on a device: shapes and dtypes, no data). The
-objective is the real one, so whatever training allocates is counted from when it is allocated until it is freed.
+A step is run on fake tensors (meta tensors with shapes, dtypes and a device, but no data). The objective is the real
+one, so everything that training allocates is counted from its allocation until it is freed.
 """
 
 import os
@@ -27,22 +27,22 @@ from .rehearsal import (
 )
 
 
-# Assumptions, printed with the figures they lead to. Peak of one H100 SXM without sparsity: tensor cores in bf16, plain
-# cores in fp32 (torch leaves TF32 off).
+# Assumptions, printed with the results. Peak of one H100 SXM without sparsity: tensor cores in bf16, CUDA cores in
+# fp32 (TF32 is off by default in torch).
 PEAK_FLOPS = {"bf16": 989e12, "no": 67e12}
-# Share of that peak that training reaches (model FLOPs utilisation).
+# Share of the peak that training reaches (model FLOPs utilisation).
 UTILISATION = 0.4
-# Power of a GPU, what its machine room adds, and the grid's carbon intensity, as in DINOv3, section 9.
+# Power of a GPU, power usage effectiveness of the data centre, and carbon intensity of the grid (DINOv3, section 9).
 WATTS, PUE, KG_CO2_PER_KWH = 700, 1.1, 0.385
 GIB = 2**30
 
 
 @dataclass
 class Plan:
-    """What a run needs. Memory is bytes of one process at the fullest moment of a step; FLOPs are per image.
+    """Resources of a run. Memory is the peak of one process during a step, in bytes; FLOPs are per image.
 
-    `memory` has one column of parts for each way to use the processes: "one process", or "ddp" and "fsdp2"; `other` is
-    the same with activation checkpointing switched the other way. `prefetched` bytes lie in the host's memory.
+    `memory` maps "one process", or "ddp" and "fsdp2", to the bytes of each part; `other` is the same with activation
+    checkpointing switched on if the recipe has it off, or off if it has it on. `prefetched` bytes are in host memory.
     """
 
     recipe: PretrainRecipe
@@ -72,20 +72,20 @@ class Plan:
 
 
 def fullest(timeline: list[dict[str, int]], gradient_share: float = 1.0) -> dict[str, int]:
-    """Return the moment of a timeline with the most bytes, where a process keeps a share of the gradients."""
+    """Return the moment of a timeline with the most bytes; gradients are counted by `gradient_share`."""
     shares = {GRADIENTS: gradient_share, COPIES: 1, ACTIVATIONS: 1, LOSSES: 1, BATCH: 1}
     moments = ({part: round(moment.get(part, 0) * share) for part, share in shares.items()} for moment in timeline)
     return max(moments, key=lambda moment: sum(moment.values()))
 
 
 def count_parameters(module: nn.Module | None, trained: bool = False) -> int:
-    """Return how many numbers a module's parameters hold, 0 for None; those that are trained only if asked."""
+    """Return the number of parameters of a module, 0 for None; with `trained`, only of trainable ones."""
     parameters = module.parameters() if module is not None else ()
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad or not trained)
 
 
 def plan_memory(stage: Stage, processes: int, batch: dict, step: int, timeline: list) -> dict[bool, dict]:
-    """Return memory's columns with activation checkpointing off and on; `timeline` is that of the recipe's own choice."""
+    """Return `Plan.memory` with activation checkpointing off and on; `timeline` is that of the recipe's setting."""
     objective, chosen = stage.objective, stage.recipe.run.activation_checkpointing
     student, trained = count_parameters(objective.student), count_parameters(objective.student, trained=True)
     still = {
@@ -97,20 +97,21 @@ def plan_memory(stage: Stage, processes: int, batch: dict, step: int, timeline: 
     timelines = {chosen: timeline, not chosen: stage.rehearse(batch, step, not chosen).timeline}
     if processes == 1:
         return {flag: {"one process": still | fullest(line)} for flag, line in timelines.items()}
-    # DDP keeps the gradients once more, in the buckets that are summed over processes.
+    # DDP keeps a second copy of the gradients, in the buckets that are summed over processes.
     buckets, width = {"gradient buckets": 4 * trained}, 4
     memory = {flag: {"ddp": still | buckets | fullest(line)} for flag, line in timelines.items()}
     if stage.precision == "bf16":
-        # FSDP2 gathers weights in bf16, where autocast alone keeps fp32 weights and bf16 copies.
+        # FSDP2 gathers weights in bf16; autocast alone keeps fp32 weights and bf16 copies.
         width = 2
         replace_weights(objective, torch.Tensor.bfloat16, norms=False)
         timelines = {flag: stage.rehearse(batch, step, flag).timeline for flag in timelines}
-    # It shards block by block, then the rest. Whole are: that rest, its gradients, two blocks, gradients of one in fp32 too.
+    # FSDP2 shards block by block, then the rest. Not sharded at a time: the rest and its gradients, two blocks, and
+    # the gradients of one block, also in fp32.
     layers = objective.student.dinov3.layer
     block, moving = (count_parameters(next(iter(layers), None), trained=only) for only in (False, True))
     rest = student + trained - len(layers) * (block + moving)
     gathered = {"gathered weights": width * (rest + 2 * block + moving) + 4 * moving}
-    # Gradients are kept in fp32, and become shards when they are summed, at the end of an accumulation.
+    # Gradients are kept in fp32 and sharded when they are summed, at the end of an accumulation.
     shards = processes if stage.recipe.optimization.gradient_accumulation_steps == 1 else 1
     still = {part: size // processes for part, size in still.items()}
     for flag, line in timelines.items():
@@ -119,20 +120,20 @@ def plan_memory(stage: Stage, processes: int, batch: dict, step: int, timeline: 
 
 
 def make_plan(recipe: PretrainRecipe, processes: int = 1, device_memory: float | None = None) -> Plan:
-    """Plan a recipe on processes with `device_memory` GiB each; without it, this machine's CUDA device's or its RAM.
+    """Plan a recipe on processes with `device_memory` GiB each, by default that of this CUDA device or of the RAM.
 
-    Raises `Refused` for processes below 1 or memory not above 0.
+    Raises `Refused` for less than one process, or memory that is not above 0.
     """
     if processes < 1:
         raise Refused(f"processes: got {processes}, accepted: a whole number of at least 1")
     if device_memory is not None and not device_memory > 0:
         raise Refused(f"device_memory: got {device_memory}, accepted: GiB above 0")
     precision = recipe.run.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    # fp8 keeps weights and activations as bf16 does.
+    # With fp8, weights and activations are stored as with bf16.
     precision = "bf16" if precision in ("bf16", "fp8") else "no"
     images = recipe.optimization.batch_size * min(2, recipe.optimization.gradient_accumulation_steps)
     chosen, flops, most, hardest = recipe.run.activation_checkpointing, Counter(), 0, ()
-    # Weights to go on from are read, to learn their shapes; nothing else is allocated.
+    # Initial weights are loaded for their shapes; nothing else is allocated.
     networks = build_networks(recipe) if recipe.model.init_from or recipe.gram.gram_checkpoint else None
     with fake_tensors():
         for network in filter(None, networks or []):
@@ -159,7 +160,7 @@ def make_plan(recipe: PretrainRecipe, processes: int = 1, device_memory: float |
 
 
 def fit(plan: Plan, column: str) -> str:
-    """Say in a sentence whether a column of the memory fits the device."""
+    """Return a sentence that says whether a column of `Plan.memory` fits the device."""
     need, have = sum(plan.memory[column].values()) / GIB, plan.device_memory / GIB
     name, amounts = "" if plan.processes == 1 else f"{column} ", f"needs {need:.1f} of {have:.1f} GiB ({plan.device})"
     if need <= have:
@@ -170,7 +171,7 @@ def fit(plan: Plan, column: str) -> str:
 
 
 def format_plan(plan: Plan) -> str:
-    """Write a plan as aligned text, its assumptions beside the figures."""
+    """Return a plan as aligned text, including its assumptions."""
     optimization, columns, flops = plan.recipe.optimization, list(plan.memory), sum(plan.flops.values())
     parts = ", ".join(f"{name.replace('_', ' ')} {count / 1e6:,.2f} M" for name, count in plan.parameters.items())
     batch, accumulation = f"{optimization.batch_size} images", optimization.gradient_accumulation_steps
@@ -187,7 +188,7 @@ def format_plan(plan: Plan) -> str:
         f"a step       {batch} x {plan.processes} processes = {plan.global_batch:,} images",
         f"the run      {optimization.steps:,} steps, {optimization.steps * plan.global_batch:,} images",
         "",
-        f"{f'{name} of a process at the fullest':36}" + "".join(f"{column:>16}" for column in columns),
+        f"{f'peak {name} of a process':36}" + "".join(f"{column:>16}" for column in columns),
     ]
     for part in dict.fromkeys(part for parts in plan.memory.values() for part in parts):
         values = [plan.memory[column].get(part, 0) for column in columns]
@@ -202,8 +203,9 @@ def format_plan(plan: Plan) -> str:
     lines += [
         "",
         f"assumed      H100, {PEAK_FLOPS[plan.precision] / 1e12:.0f} TFLOP/s peak in {kind}, {UTILISATION:.0%} of it "
-        f"reached; {WATTS} W, PUE {PUE}; {KG_CO2_PER_KWH} kg CO2eq per kWh",
-        f"speed        {plan.images_per_second:,.0f} images/s, {plan.global_batch / plan.images_per_second:.3g} s a step",
+        f"used; {WATTS} W, PUE {PUE}; {KG_CO2_PER_KWH} kg CO2eq per kWh",
+        f"speed        {plan.images_per_second:,.0f} images/s, {plan.global_batch / plan.images_per_second:.3g} s "
+        "a step",
         f"in total     {plan.gpu_hours:,.4g} GPU-hours, {energy:,.3g} MWh, {energy * KG_CO2_PER_KWH:,.3g} t CO2eq",
     ]
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""A training step on fake tensors: what lives in memory when, and what is multiplied."""
+"""A training step on fake tensors, to count memory over time and FLOPs."""
 
 import contextlib
 import functools
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -28,17 +29,15 @@ from ..schedules import Schedules
 from ..self_distillation import SelfDistillation
 
 
-# Parts of memory that come and go with a step.
+# Parts of memory that are allocated and freed within a step.
 GRADIENTS, COPIES, ACTIVATIONS, LOSSES = "gradients", "bf16 weight copies", "activations", "heads and losses"
-
-
 BATCH = "input batch"
 
 
 class Rehearsal(TorchDispatchMode):
-    """Watch every operation of a step: bytes that live storages hold, and FLOPs of matrix products, both by part.
+    """Record every operation of a step: bytes of the live storages, and FLOPs of matrix products, both by part.
 
-    Weights are not counted; `num_masked` stands in for the number of masked patches, which only data could tell.
+    Weights are not counted. `num_masked` is used as the number of masked patches, which depends on the data.
     """
 
     def __init__(self, objective: nn.Module, batch: dict[str, torch.Tensor], num_masked: int):
@@ -47,12 +46,14 @@ class Rehearsal(TorchDispatchMode):
         self.weights = {_key(weight) for weight in [*objective.parameters(), *objective.buffers()]}
         self.part, self.owner, self.direction = LOSSES, "", "forward"
         self.live, self.storages, self.flops = Counter(), {}, Counter()
-        # Live bytes of each part, whenever something was allocated.
+        # Live bytes of each part after every allocation.
         self.timeline: list[dict[str, int]] = []
         for tensor in batch.values():
             self._count(tensor, BATCH)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return args[0].fake_device
@@ -72,7 +73,7 @@ class Rehearsal(TorchDispatchMode):
         return result
 
     def _count(self, tensor: torch.Tensor, part: str) -> None:
-        """Count a tensor's storage, if it is new, until it is freed."""
+        """Count the storage of a tensor, unless it is already counted, until it is freed."""
         storage, key = tensor.untyped_storage(), _key(tensor)
         if key not in self.storages and key not in self.weights:
             self.storages[key] = (part, storage.nbytes())
@@ -84,8 +85,8 @@ class Rehearsal(TorchDispatchMode):
         part, size = self.storages.pop(key)
         self.live[part] -= size
 
-    def follow(self, objective: nn.Module) -> list:
-        """Tell backbones from heads and losses by hooks at both ends of every backbone; returns the hooks."""
+    def follow(self, objective: nn.Module) -> list[RemovableHandle]:
+        """Add hooks that record when a backbone is entered and left and when a gradient is added; returns them."""
         hooks = []
         for name, module in objective.named_modules():
             if isinstance(module, Dinov3Model):
@@ -95,10 +96,12 @@ class Rehearsal(TorchDispatchMode):
         trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         return hooks + [parameter.register_post_accumulate_grad_hook(self._note_gradient) for parameter in trained]
 
-    def _enter(self, owner: str, *call) -> None:
+    def _enter(self, owner: str, *call: object) -> None:
         self.part, self.owner = ACTIVATIONS, owner
 
-    def _leave(self, enter, module, inputs, output: torch.Tensor) -> None:
+    def _leave(
+        self, enter: Callable[..., None], module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
         self.part = LOSSES
         if output.requires_grad:
             output.register_hook(enter)
@@ -115,14 +118,14 @@ def _key(tensor: torch.Tensor) -> int:
 
 
 @contextlib.contextmanager
-def fake_tensors():
-    """Make every new tensor a fake one, without weights to draw, and leave no fake tensor behind in a cache."""
+def fake_tensors() -> Iterator[None]:
+    """Make every new tensor fake, skip weight initialisation, and clear caches of fake tensors at the end."""
     mode = FakeTensorMode()
-    # A deep copy of the student is to meet the student, so they share a mode.
+    # Student and teacher, a deep copy of it, are used together, so they must share a mode.
     mode.__deepcopy__ = lambda memo: mode
     try:
         with warnings.catch_warnings(), no_init_weights(), mode:
-            # Copying a fake module warns of fake pointers; KoLeo warns of one-image batches, as training will.
+            # Copying a fake module warns of fake pointers; KoLeo warns of one-image batches, as it does in training.
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -130,7 +133,7 @@ def fake_tensors():
 
 
 def cast_as_gpu(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-    """Forward pre-hook: the casts of norms and layer scales that autocast makes on a GPU and not on a CPU."""
+    """Forward pre-hook with the casts of norms and layer scales that autocast makes on a GPU but not on a CPU."""
     if not torch.is_autocast_enabled("cpu"):
         return None
     dtype = torch.float32
@@ -141,7 +144,7 @@ def cast_as_gpu(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
 
 @torch.no_grad()
 def replace_weights(network: nn.Module, make: Callable[[torch.Tensor], torch.Tensor], norms: bool = True) -> None:
-    """Replace every weight of a network, those of its norms only if asked."""
+    """Replace every weight of a network by `make(weight)`, those of LayerNorms only if `norms`."""
     for module in network.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             if norms or not isinstance(module, nn.LayerNorm):
@@ -155,12 +158,12 @@ def build_networks(recipe: PretrainRecipe) -> list[nn.Module | None]:
 
 
 class Stage:
-    """The recipe's objective on fake tensors, made to compute as it would on a GPU, and steps to rehearse with it."""
+    """The recipe's objective on fake tensors, set up to compute as on a GPU, and its kinds of training steps."""
 
     def __init__(self, recipe: PretrainRecipe, precision: str, networks: list[nn.Module | None]):
         self.recipe, self.precision, (student, gram_teacher) = recipe, precision, networks
         self.objective = SelfDistillation(student, recipe.objective, gram_teacher, recipe.gram).train()
-        # In bf16 the model gives a CPU, where fake tensors pretend to be, plain attention unless it has another name.
+        # Fake tensors are on the CPU, where the model replaces "sdpa" by plain attention in bf16, but not other names.
         ALL_ATTENTION_FUNCTIONS.register("sdpa_of_gpu", ALL_ATTENTION_FUNCTIONS["sdpa"])
         for module in self.objective.modules():
             if isinstance(module, Dinov3Attention):
@@ -169,7 +172,7 @@ class Stage:
                 module.register_forward_pre_hook(cast_as_gpu)
 
     def situations(self) -> Iterator[tuple[dict[str, torch.Tensor], int, float]]:
-        """Yield each kind of step of the run: a batch of one process, a step of that kind, and its share of the run."""
+        """Yield each kind of step: a batch of one process, the number of such a step, and its share of the run."""
         gram, crops, optimization = self.recipe.gram, self.recipe.crops, self.recipe.optimization
         images, patch = optimization.batch_size, self.objective.student.config.patch_size
         crops.check_patches(patch, gram.gram_crop_size)
@@ -186,10 +189,10 @@ class Stage:
                     yield batch, step, float(share * part)
 
     def rehearse(self, batch: dict[str, torch.Tensor], step: int, checkpointing: bool) -> Rehearsal:
-        """Run forward and backward of a step as the loop does; clipping, AdamW and the moving average work in place."""
+        """Run forward and backward of a step as the loop does (the rest of a step works in place)."""
         objective, optimization, crops = self.objective, self.recipe.optimization, self.recipe.crops
         if checkpointing:
-            # Only shapes count: what is random need not be the same when a block is run again.
+            # Only shapes matter, so random numbers need not be reproduced when a block is recomputed.
             objective.student.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         else:
             objective.student.activation_checkpointing_disable()
@@ -201,7 +204,7 @@ class Stage:
         hooks = rehearsal.follow(objective)
         rope_dinov3._cached_table.cache_clear()
         with rehearsal:
-            # The second part of an accumulation meets the gradients of the first, and the others are like it.
+            # In the second pass of an accumulation gradients exist already; further passes are like the second.
             for _ in range(min(2, optimization.gradient_accumulation_steps)):
                 rehearsal.direction = "forward"
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):

@@ -1,4 +1,4 @@
-"""A plan against real networks, real steps, formulas written out by hand, and published figures."""
+"""A plan against real networks, real steps, formulas written out by hand, and published numbers."""
 
 import re
 import time
@@ -121,7 +121,7 @@ def test_flops_are_those_of_the_formula(drop, kept):
 def test_checkpointing_runs_the_blocks_once_more_and_holds_less():
     plain, recomputed = plan_of(), plan_of(activation_checkpointing=True)
     extra = recomputed.flops["student backward"] - plain.flops["student backward"]
-    # Recomputing stops at the last tensor that is needed: the second linear layer of a block's MLP may be left out.
+    # Recomputing stops at the last tensor that is needed: the second linear layer of a block's MLP may be skipped.
     blocks = DEPTH * (block_flops(2, 48) + block_flops(3, 24))
     assert 0.7 * blocks < extra <= 1.001 * blocks
     assert recomputed.memory == plain.other and recomputed.other == plain.memory
