@@ -49,7 +49,7 @@ def load_meta_convnext(source: Mapping[str, torch.Tensor], overrides: dict[str, 
 def write_meta_convnext(config: Dinov3ConvNextConfig, tensors: dict, extra: dict, directory: Path) -> None:
     """Write model.pth; `Refused` for heads, which Meta's layout of a ConvNeXt does not have."""
     if extra:
-        raise Refused(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in extra})}")
+        raise Refused(f"Meta's layout cannot hold {', '.join(sorted({name.split('.')[0] for name in extra}))}")
     renamed = {_to_meta(name): tensor for name, tensor in tensors.items()}
     for kind in ("weight", "bias"):
         renamed[_norm_of_stage(kind, len(config.depths))] = renamed[f"norm.{kind}"]

@@ -58,7 +58,7 @@ def write_meta_vit(config: Dinov3Config, tensors: dict, extra: dict, directory: 
     tensors = vit_to_meta(config, tensors)
     if extra:
         if not all(name.split(".")[0] in PROJECTION_HEADS for name in extra):
-            raise Refused(f"Meta's layout has no place for {sorted({name.split('.')[0] for name in extra})}")
+            raise Refused(f"Meta's layout cannot hold {', '.join(sorted({name.split('.')[0] for name in extra}))}")
         # Meta names a head's only layer without an index.
         one_layer = {head for head in PROJECTION_HEADS if getattr(config, f"{head}_num_layers") == 1}
         renamed = {

@@ -36,10 +36,10 @@ class _Outputs(nn.Module):
 
 @torch.no_grad()
 def trace(model: Dinov3Model | Dinov3ConvNextModel) -> ExportedProgram:
-    """Put `model` into eval mode and trace it for images [B,C,H,W], any B, H and W at least two patches, no remainder.
+    """Put `model` into eval mode and trace it for images [B,C,H,W] of at least two patches a side, without remainder.
 
-    The program returns `last_hidden_state` [B,1+R+P,D], `pooler_output` [B,D] and `patch_tokens` [B,P,D]; save it with
-    `torch.export.save`.
+    B, H and W may vary. The program returns `last_hidden_state` [B,1+R+P,D], `pooler_output` [B,D] and `patch_tokens`
+    [B,P,D]; save it with `torch.export.save`.
     """
     patch = model.config.patch_size
     # Sizes that differ: equal ones could be taken for the same symbol.

@@ -98,8 +98,8 @@ def load_scenes(
     background, 1 + class); instances (0 background, k for the object at keypoints[k - 1]); depth (16-bit PNG,
     millimetres); keypoints (for each object, by id: instance_id and six points x, y, seen, in pixels); scene and frame
     (rows of a pair, two, or clip, eight, share a scene and its objects, and come one after another in one shard). Ids
-    name objects within a seed, split and subset. If num_images is not a multiple of 2 or 8, the last pair or clip has
-    fewer rows. Raises `Refused` for an unknown split or subset, or a count, size or seed out of range.
+    name objects within a seed, split and subset. The last pair or clip has fewer rows if num_images ends within
+    it. Raises `Refused` for an unknown split or subset, or a count, size or seed out of range.
     """
     from datasets import Dataset, IterableDataset
 

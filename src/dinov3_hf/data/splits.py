@@ -18,5 +18,5 @@ def split_off_test(
 
 
 def draw_rows(rows: "Dataset", count: int | None, seed: int) -> "Dataset":
-    """Return `count` random rows, or all; random because many sources are sorted by class."""
+    """Return `count` random rows, or all if there are fewer or `count` is None: sources may be sorted by class."""
     return rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count))

@@ -74,8 +74,8 @@ class DinoTxtConfig(PreTrainedConfig):
         vision_head_config: the blocks between backbone and image feature, fields of `Dinov3Config`; omitted fields
             follow the backbone.
         text_config: the text tower, fields of `DinoTxtTextConfig`.
-        projection_dim: width E of image and text features, even: the first half is of the class token, the second of
-            the patches. `None`: twice the backbone's width, without a projection.
+        projection_dim: width E of image and text features, even: the first half stands for the class token, the
+            second for the patches. `None`: twice the backbone's width, without a projection.
         logit_scale_init_value: log of the first logit scale.
         backbone: folder or hub id of the backbone, if its weights are not saved with this model.
         backbone_revision: revision of that hub id.

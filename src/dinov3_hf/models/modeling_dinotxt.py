@@ -188,7 +188,7 @@ class DinoTxtVisionHead(DinoTxtPreTrainedModel):
 
 
 class DinoTxtModel(DinoTxtPreTrainedModel):
-    """Images and texts in one space: the first half of features [B,E] is of the class token, the second of patches."""
+    """Images and texts in one space of features [B,E]: the first half for the class token, the second for patches."""
 
     # A backbone that the configuration names is not among the saved weights; `from_pretrained` loads it.
     _keys_to_ignore_on_load_missing = [r"^vision_model\."]
