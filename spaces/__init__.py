@@ -1,5 +1,6 @@
-"""The Spaces: one folder each, ready to be pushed to the Hub; installed as `dinov3_hf.spaces`.
+"""Demo pages, one folder per Hugging Face Space, ready to be uploaded to the Hub; installed as `dinov3_hf.spaces`.
 
-Unlike its neighbours it does not refuse to be imported as `spaces`: from this repository's root, other packages that look
-for ZeroGPU's package of that name find this one, and go on without.
+The package `spaces` of ZeroGPU has the same name as this folder: in the root of this repository, packages that try to
+import it get this one instead, and work without ZeroGPU. So, unlike the folders next to it, this one may be imported
+under the name `spaces`.
 """

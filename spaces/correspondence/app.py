@@ -1,4 +1,4 @@
-"""Correspondence: click in one image and see the same place in another, or all places that find each other."""
+"""Correspondence: click a point in one image and see the matching point in another, or all mutual matches."""
 
 import os
 
@@ -27,56 +27,68 @@ from dinov3_hf.spaces.layout import (
 
 TITLE = "Correspondence"
 SEEING = (
-    "**Click** in the left image: the ring in the right one is the place whose patch is most similar, and the brighter a "
-    "place there, the more similar it is. The network was never taught which places belong together."
+    "**Click** a point in the left image: the ring in the right image marks the most similar point, and brighter areas "
+    "are more similar. The network was not trained to match points."
 )
-ONE, ALL = "The place I click", "All places that find each other"
+ONE, ALL = "Clicked point", "Mutual matches"
+# What the server keeps of a visit: the images, and the clicked point (x, y).
+Visit = tuple[ImagePair, torch.Tensor]
+# What `draw` returns: both images and the text.
+Drawn = tuple[Image.Image | None, Image.Image | None, str]
 EXAMPLE_ROWS = (0, 4, 8)
-# Patches along the longer side: how finely the network looks.
+# Numbers of patches along the longer side.
 FINEST, STEP, DEFAULT = 64, 8, 24
 
 
-def draw(visit: tuple[ImagePair, torch.Tensor] | None, view: str):
-    """Return both images with the place that a visitor asked for, or with all places, and a sentence."""
+def draw(visit: Visit | None, view: str) -> Drawn:
+    """Return both images with the clicked point and its match, or with all mutual matches, and a text."""
     if visit is None:
         return None, None, ""
     pair, place = visit
     if view == ALL:
         first, second, cosines = pair.mutual()
-        text = f"Dots of one colour belong together: {len(cosines)} patches are each other's most similar one."
+        text = f"{len(cosines)} mutual matches (pairs of patches most similar to each other), in equal colours."
         return *draw_mutual(pair, first, second), text
     (match,), (cosine,) = pair.find(place[None])
     (x, y), (to_x, to_y) = place.tolist(), match.tolist()
-    text = f"({x:.0f}, {y:.0f}) on the left is ({to_x:.0f}, {to_y:.0f}) on the right; cosine {cosine:.2f}."
+    text = f"({x:.0f}, {y:.0f}) on the left matches ({to_x:.0f}, {to_y:.0f}) on the right; cosine {cosine:.2f}."
     return *draw_match(pair, place, match), text
 
 
 def build(model: str | None = None) -> gr.Blocks:
-    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the bundled one."""
+    """Build the page for a model in any layout; by default the one named by DINOV3_MODEL, or the bundled one."""
     encoder = Encoder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
     encode = on_gpu(lambda images, patches: encode_pair(encoder, *images, patches * encoder.patch_size))
     scenes = load_scenes("validation", EXAMPLE_ROWS[-1] + 2, "pairs", image_size=512)["image"]
     pairs = [(scenes[row], scenes[row + 1]) for row in EXAMPLE_ROWS]
 
-    def show(images, patches, view):
+    def show(
+        images: tuple[Image.Image, Image.Image], patches: int, view: str
+    ) -> tuple[Image.Image, Image.Image, str, Visit]:
         visit = encode(images, patches), torch.tensor(images[0].size) / 2
         return *draw(visit, view), visit
 
-    def open_example(index, *settings):
-        return show(pairs[index], *settings)
+    def open_example(index: int, patches: int, view: str) -> tuple[Image.Image, Image.Image, str, Visit]:
+        return show(pairs[index], patches, view)
 
     @plain_messages()
-    def open_upload(number, path, visit, *settings):
+    def open_upload(
+        number: int, path: str | None, visit: Visit | None, patches: int, view: str
+    ) -> tuple[Image.Image, Image.Image, str, Visit]:
         with used_once(path):
             images = list(visit[0].images if visit else pairs[0])
             images[number] = read_image(path, SHOWN_SIDE)
-        return show(tuple(images), *settings)
+        return show(tuple(images), patches, view)
 
-    def change_resolution(visit, patches, view):
+    def change_resolution(
+        visit: Visit | None, patches: int, view: str
+    ) -> tuple[Image.Image | None, Image.Image | None, str, Visit | None]:
         visit = visit and (encode(visit[0].images, patches), visit[1])
         return *draw(visit, view), visit
 
-    def click(visit, event: gr.SelectData):
+    def click(
+        visit: Visit | None, event: gr.SelectData
+    ) -> tuple[Image.Image | None, Image.Image | None, str, Visit | None, str]:
         visit = visit and (visit[0], torch.tensor(event.index))
         return *draw(visit, ONE), visit, ONE
 
@@ -100,7 +112,7 @@ def build(model: str | None = None) -> gr.Blocks:
         with gr.Row():
             view = gr.Radio([ONE, ALL], value=ONE, label="Show", elem_id="view")
             patches = gr.Slider(
-                STEP, FINEST, DEFAULT, step=STEP, label="Resolution: patches along the longer side", elem_id="patches"
+                STEP, FINEST, DEFAULT, step=STEP, label="Resolution (patches along the longer side)", elem_id="patches"
             )
         choices = examples([Image.fromarray(np.concatenate(pair, axis=1)) for pair in pairs])
         settings, results = [patches, view], [*fields, text, visit]

@@ -1,8 +1,11 @@
-"""Dense features: the PCA map of an image's patches, and how similar all of them are to the one that is clicked."""
+"""Dense features: a PCA map of an image's patches, and their similarity to a clicked patch."""
 
 import os
+from typing import TypedDict
 
 import gradio as gr
+import torch
+from PIL import Image
 
 from dinov3_hf.pipelines.encoder import Encoder
 from dinov3_hf.spaces.layout import (
@@ -24,43 +27,55 @@ from dinov3_hf.visualization.features import heat_colours, outline_cell, pca_map
 
 TITLE = "Dense features"
 SEEING = (
-    "Every patch of the image has a feature that the network computed without ever being told what things are. Patches "
-    "of like features have like colours in the map; **click** anywhere to see how similar all patches are to that one."
+    "The network computes a feature for every patch of the image; it was trained without labels. In the PCA map, "
+    "patches with similar features have similar colours. **Click** a patch to see how similar all others are to it."
 )
-# Patches along the longer side: how finely the network looks.
+# Numbers of patches along the longer side.
 FINEST, STEP, DEFAULT = 64, 16, 32
 
 
+class Visit(TypedDict):
+    """What the server keeps of a visit: the image, its patch tokens [h,w,D], and the clicked point (x, y) in 0..1."""
+
+    image: Image.Image
+    tokens: torch.Tensor
+    place: tuple[float, float]
+
+
 def build(model: str | None = None) -> gr.Blocks:
-    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the bundled one."""
+    """Build the page for a model in any layout; by default the one named by DINOV3_MODEL, or the bundled one."""
     encoder = Encoder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
     encode = on_gpu(lambda image, patches: encoder.tokens(image, patches * encoder.patch_size).cpu())
     scenes = [scene(index) for index in range(3)]
 
     @plain_messages()
-    def open_upload(path, patches):
+    def open_upload(path: str | None, patches: int) -> tuple[Image.Image, Image.Image, Image.Image, str, Visit]:
         return show(read_shown(path), patches)
 
-    def open_example(index, patches):
+    def open_example(index: int, patches: int) -> tuple[Image.Image, Image.Image, Image.Image, str, Visit]:
         return show(scenes[index], patches)
 
-    def show(image, patches, place=(0.5, 0.5)):
+    def show(
+        image: Image.Image, patches: int, place: tuple[float, float] = (0.5, 0.5)
+    ) -> tuple[Image.Image, Image.Image, Image.Image, str, Visit]:
         tokens = encode(image, patches)
         colours = pca_map(tokens.flatten(0, 1), tokens.shape[:2])
         visit = {"image": image, "tokens": tokens, "place": place}
         return image, stretch(colours, image.size), *compare(visit), visit
 
-    def change_resolution(visit, patches):
+    def change_resolution(
+        visit: Visit | None, patches: int
+    ) -> tuple[Image.Image | None, Image.Image | None, str, Visit | None]:
         return show(visit["image"], patches, visit["place"])[1:] if visit else (None, None, "", None)
 
-    def click(visit, event: gr.SelectData):
+    def click(visit: Visit | None, event: gr.SelectData) -> tuple[Image.Image | None, str, Visit | None]:
         if not visit:
             return None, "", None
         width, height = visit["image"].size
         visit = visit | {"place": (event.index[0] / width, event.index[1] / height)}
         return *compare(visit), visit
 
-    def compare(visit):
+    def compare(visit: Visit) -> tuple[Image.Image, str]:
         tokens, (x, y) = visit["tokens"], visit["place"]
         rows, columns = grid = tokens.shape[:2]
         row, column = min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
@@ -73,12 +88,12 @@ def build(model: str | None = None) -> gr.Blocks:
     with page(TITLE, SEEING) as blocks:
         visit = session_state()
         with gr.Row():
-            image = unopened(gr.Image(label="Image: click in it", elem_id="image", **UPLOAD))
-            similar = gr.Image(label="Similarity to the patch", elem_id="similar", **RESULT)
-            colours = gr.Image(label="PCA map of the patches", elem_id="pca", **RESULT)
+            image = unopened(gr.Image(label="Image (click a patch)", elem_id="image", **UPLOAD))
+            similar = gr.Image(label="Similarity to the clicked patch", elem_id="similar", **RESULT)
+            colours = gr.Image(label="PCA map", elem_id="pca", **RESULT)
         text = gr.Markdown(elem_id="text")
         patches = gr.Slider(
-            STEP, FINEST, DEFAULT, step=STEP, label="Resolution: patches along the longer side", elem_id="patches"
+            STEP, FINEST, DEFAULT, step=STEP, label="Resolution (patches along the longer side)", elem_id="patches"
         )
         choices = examples(scenes)
         results = [colours, similar, text, visit]

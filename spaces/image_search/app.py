@@ -1,9 +1,11 @@
-"""Image search: find images of a collection by words, by an image, or by one that was found."""
+"""Image search: search a collection of images by words, by an image, or by one of the results."""
 
 import os
 from contextlib import ExitStack
 
 import gradio as gr
+import torch
+from PIL import Image
 
 from dinov3_hf.data.scenes import load_scenes
 from dinov3_hf.pipelines.image_files import ImageFiles
@@ -26,19 +28,24 @@ from dinov3_hf.spaces.layout import (
 
 TITLE = "Image search"
 SEEING = (
-    "The images of a collection whose features are most similar to what you ask for, the most similar first; the number is "
-    "the cosine. **Click** on one to see what is like it."
+    "The images of a collection that are most similar to your words or image, best first; the number is the cosine "
+    "similarity. **Click** an image to search for similar ones."
 )
 NO_WORDS = "This model has no text tower: search by an image."
 NUM_SCENES, NUM_FOUND = 150, 9
-# Without a frame around it three columns, of at least 100 pixels each, fit a telephone.
+# Three columns of at least 100 pixels fit on a phone if there is no frame around them.
 GRID = {"columns": 3, "height": "fit-content", "container": False, "allow_preview": False, "format": "jpeg"}
+# What the server keeps of a visit: the collection, and the rows of the images shown.
+Visit = tuple[ImageIndex, list[int]]
+# Images with captions for a gallery.
+Gallery = list[tuple[Image.Image, str | None]]
 
 
 def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
-    """Build the page for a model of any layout and any source of images.
+    """Build the page for a model in any layout and any source of images.
 
-    By default they are those of DINOV3_MODEL and DINOV3_DATA, or the bundled model that knows words and rendered scenes.
+    By default they are named by DINOV3_MODEL and DINOV3_DATA, or are the bundled text-aligned model and rendered
+    scenes.
     """
     embedder = Embedder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
     embed, embed_text = on_gpu(lambda images: embedder.images(images)), on_gpu(lambda text: embedder.text(text))
@@ -48,40 +55,43 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
     else:
         ours = ImageIndex.of(embed, load_scenes("validation", NUM_SCENES, image_size=160)["image"])
 
-    def show(index, query, text):
+    def show(index: ImageIndex, query: torch.Tensor, text: str) -> tuple[Gallery, str, Visit]:
         rows, cosines = index.nearest(query, NUM_FOUND)
-        found = [(index.picture(row), f"{cosine:.2f}") for row, cosine in zip(rows, cosines, strict=True)]
-        return found, f"{text} among {len(index)} images.", (index, rows)
+        results = [(index.picture(row), f"{cosine:.2f}") for row, cosine in zip(rows, cosines, strict=True)]
+        return results, f"{text} among {len(index)} images.", (index, rows)
 
-    def collection(visit):
+    def collection(visit: Visit | None) -> ImageIndex:
         return visit[0] if visit else ours
 
     @plain_messages()
-    def by_words(words, visit):
+    def by_words(words: str, visit: Visit | None) -> tuple[Gallery, str, Visit]:
         words = ", ".join(read_prompts(words))
         unknown = embedder.unknown_words(words)
-        taught = f"The model was never taught {', '.join(unknown)}. " if unknown else ""
-        return show(collection(visit), embed_text(words), f"{taught}Nearest to “{words}”")
+        warning = f"Words the model does not know: {', '.join(unknown)}. " if unknown else ""
+        return show(collection(visit), embed_text(words), f"{warning}Nearest to “{words}”")
 
-    def by_image(image, visit):
+    def by_image(image: Image.Image, visit: Visit | None) -> tuple[Image.Image, Gallery, str, Visit]:
         return image, *show(collection(visit), embed([image])[0], "Nearest to the image")
 
-    def by_example(number, visit):
+    def by_example(number: int, visit: Visit | None) -> tuple[Image.Image, Gallery, str, Visit]:
         return by_image(queries[number], visit)
 
     @plain_messages()
-    def by_upload(path, visit):
+    def by_upload(path: str | None, visit: Visit | None) -> tuple[Image.Image, Gallery, str, Visit]:
         with used_once(path):
             image = read_image(path, SHOWN_SIDE)
         return by_image(image, visit)
 
-    def by_found(visit, event: gr.SelectData):
+    def by_result(visit: Visit, event: gr.SelectData) -> tuple[Image.Image, Gallery, str, Visit]:
         index, rows = visit
         row = rows[event.index]
-        return index.picture(row), *show(index, index.features[row], "Nearest to the one clicked")
+        return index.picture(row), *show(index, index.features[row], "Nearest to the clicked image")
 
     @plain_messages()
-    def collect(paths, progress=gr.Progress()):  # noqa: B008
+    def collect(
+        paths: list[str] | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[None, Gallery, str, Visit]:
         with ExitStack() as uploads:
             for path in paths or ():
                 uploads.enter_context(used_once(path))
@@ -92,7 +102,7 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
         left = f"; {unread} of {len(files)} files could not be read" if unread else ""
         return browse(index, left)
 
-    def browse(index=ours, left=""):
+    def browse(index: ImageIndex = ours, left: str = "") -> tuple[None, Gallery, str, Visit]:
         rows = list(range(min(len(index), NUM_FOUND)))
         return None, [(index.picture(row), None) for row in rows], f"{len(index)} images{left}.", (index, rows)
 
@@ -109,34 +119,34 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=3, min_width=280):
                 text = gr.Markdown(elem_id="text")
-                found = gr.Gallery(show_label=False, buttons=[], **GRID, elem_id="found")
+                gallery = gr.Gallery(show_label=False, buttons=[], **GRID, elem_id="found")
             with gr.Column(scale=2, min_width=280):
                 image = unopened(gr.Image(label="Search by an image", height=240, elem_id="image", **UPLOAD))
                 choices = examples(queries)
                 with gr.Row():
-                    mine = upload_many("My images", "multiple", "mine")
-                    folder = upload_many("My folder", "directory", "folder")
-                    forget = gr.Button("Forget", elem_id="forget", size="md", min_width=80)
+                    mine = upload_many("Upload images", "multiple", "mine")
+                    folder = upload_many("Upload folder", "directory", "folder")
+                    forget = gr.Button("Reset", elem_id="forget", size="md", min_width=80)
                 gr.Markdown(
-                    f"Up to {LIMITS.max_images} images, also in zip archives; they are deleted once they are read."
+                    f"Up to {LIMITS.max_images} images, also in zip archives. Uploads are deleted after they are read."
                 )
-        results = [image, found, text, visit]
-        network = {"concurrency_id": "network", "concurrency_limit": 2, "show_progress_on": found}
+        results = [image, gallery, text, visit]
+        network = {"concurrency_id": "network", "concurrency_limit": 2, "show_progress_on": gallery}
         blocks.load(browse, None, results)
         words.submit(by_words, [words, visit], results[1:], **network)
         choices.click(by_example, [choices, visit], results, **network)
         image.upload(by_upload, [image, visit], results, **network).failure(lambda: None, None, image)
-        found.select(by_found, visit, results, show_progress="hidden")
+        gallery.select(by_result, visit, results, show_progress="hidden")
         for button in (mine, folder):
             button.upload(
-                collect, button, results, concurrency_id="collect", concurrency_limit=1, show_progress_on=found
+                collect, button, results, concurrency_id="collect", concurrency_limit=1, show_progress_on=gallery
             )
         forget.click(browse, None, results)
     return blocks
 
 
 def upload_many(label: str, count: str, name: str) -> gr.UploadButton:
-    """A button that hands over the paths of many files, as they are."""
+    """Return an upload button for many files, which passes their paths to its handler."""
     button = unopened(gr.UploadButton(label, file_count=count, size="md", min_width=80, elem_id=name))
     return button
 

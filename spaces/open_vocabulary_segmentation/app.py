@@ -1,13 +1,15 @@
-"""Segmentation by words: type what may be in the image, and see where."""
+"""Open-vocabulary segmentation: type words and see where they are in the image."""
 
 import os
+from typing import TypedDict
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from dinov3_hf.data.scenes import SCENE_CLASSES
 from dinov3_hf.pipelines.inputs import LIMITS, InputError, read_prompts
-from dinov3_hf.pipelines.open_vocabulary import check_words, map_words
+from dinov3_hf.pipelines.open_vocabulary import WordMap, check_words, map_words
 from dinov3_hf.pipelines.search import Embedder
 from dinov3_hf.spaces.layout import (
     QUICK,
@@ -30,59 +32,70 @@ from dinov3_hf.visualization.features import cut_out
 
 TITLE = "Segmentation by words"
 SEEING = (
-    "Every pixel has the colour of the **word** whose feature is nearest to its own; pixels for which no word stands out "
-    "have none. Nobody drew masks for training: the model only read captions."
+    "Every pixel gets the colour of the **word** that is most similar to it, or none if no word is clearly more similar "
+    "than the others. The model was trained on captions only, without masks."
 )
-BUNDLED = " The small model that comes with the package knows 50 words about drawn scenes, and often errs."
-# Scenes of the test split, each with words; the last ones have one that the bundled model was never taught.
+BUNDLED = " This small model, bundled with the package, knows 50 words about rendered scenes and makes many mistakes."
+# Scenes of the test split, each with words; the bundled model does not know the last word of the last one.
 EXAMPLES = ((38, "house, tree, car"), (7, "star, cup, chair, key"), (29, "car, mushroom, fish, bicycle"))
 FINEST, DETAIL, THRESHOLD = 4, 3, 0.5
 
 
+class Visit(TypedDict, total=False):
+    """What the server keeps of a visit: the image, and the map of the last words."""
+
+    image: Image.Image
+    map: WordMap
+
+
 def build(model: str | None = None) -> gr.Blocks:
-    """Build the page for a text-aligned model; by default that of DINOV3_MODEL, or the bundled one."""
+    """Build the page for a text-aligned model; by default the one named by DINOV3_MODEL, or the bundled one."""
     name = model or os.environ.get("DINOV3_MODEL")
     embedder = check_words(Embedder.from_pretrained(name))
     compare = on_gpu(lambda image, words, detail: map_words(embedder, image, words, detail))
     scenes = [scene(index) for index, _ in EXAMPLES]
 
     @plain_messages()
-    def open_upload(path):
+    def open_upload(path: str | None) -> tuple[Image.Image, Visit]:
         image = read_shown(path)
         return image, {"image": image}
 
-    def open_example(index, detail, threshold):
+    def open_example(
+        index: int, detail: int, threshold: float
+    ) -> tuple[str, Image.Image, np.ndarray, str, str, Visit]:
         image, text = scenes[index], EXAMPLES[index][1]
         return text, image, *segment({"image": image}, text, detail, threshold)
 
     @plain_messages()
-    def segment(visit, text, detail, threshold):
+    def segment(visit: Visit | None, text: str, detail: int, threshold: float) -> tuple[np.ndarray, str, str, Visit]:
         if not visit:
             raise InputError("Choose an image first.")
         words = read_prompts(text)
         visit = {"image": visit["image"], "map": compare(visit["image"], words, detail)}
         return *paint(visit, threshold), visit
 
-    def paint(visit, threshold):
+    def paint(visit: Visit | None, threshold: float) -> tuple[np.ndarray | None, str, str]:
         if not visit:
             return None, "", ""
-        image, found = visit["image"], visit["map"]
-        classes = found.classes(threshold).numpy()
+        image, word_map = visit["image"], visit["map"]
+        classes = word_map.classes(threshold).numpy()
         masks = []
-        for number, word in enumerate(found.words, start=1):
+        for number, word in enumerate(word_map.words, start=1):
             if (mask := classes == number).any():
                 picture = cut_out(image, mask, class_colours(np.array(number)))
                 masks.append((picture, f"{word}: {mask.mean():.0%}"))
-        return overlay(np.asarray(image), classes), tiles(masks), describe(found, len(masks))
+        return overlay(np.asarray(image), classes), tiles(masks), describe(word_map, len(masks))
 
-    def describe(found, count):
-        low, high = found.span()
+    def describe(word_map: WordMap, count: int) -> str:
+        low, high = word_map.span()
         lines = [
-            f"{count} of {len(found.words)} words found. Over the mean of all words the best one's cosine leads by {low:.2f} "
-            f"(threshold 0) to {high:.2f} (threshold 1)."
+            f"{count} of {len(word_map.words)} words found. The cosine of the best word is {low:.2f} (threshold 0) to "
+            f"{high:.2f} (threshold 1) above the mean of all words."
         ]
-        if unknown := embedder.unknown_words(", ".join(found.words)):
-            lines.append(f"⚠️ Never taught: **{', '.join(unknown)}**. What the model shows for them is a guess.")
+        if unknown := embedder.unknown_words(", ".join(word_map.words)):
+            lines.append(
+                f"⚠️ Words the model does not know: **{', '.join(unknown)}**. What it shows for them is a guess."
+            )
         return "\n\n".join(lines)
 
     with page(TITLE, SEEING + ("" if name else BUNDLED)) as blocks:
@@ -92,18 +105,32 @@ def build(model: str | None = None) -> gr.Blocks:
                 image = unopened(gr.Image(label="Image", elem_id="image", **UPLOAD))
                 text = gr.Textbox(
                     ", ".join(SCENE_CLASSES),
-                    label=f"Words or phrases, with commas between them (at most {LIMITS.max_prompts})",
+                    label=f"Words or phrases, separated by commas (at most {LIMITS.max_prompts})",
                     max_lines=4,
                     elem_id="words",
                 )
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Column():
-                result = gr.Image(label="Where the words are", elem_id="result", **RESULT)
+                result = gr.Image(label="Segmentation", elem_id="result", **RESULT)
                 message = gr.Markdown(elem_id="message")
                 threshold = gr.Slider(
-                    0, 1, THRESHOLD, step=0.01, label="Threshold: how far the best word must lead", elem_id="threshold"
+                    0,
+                    1,
+                    THRESHOLD,
+                    step=0.01,
+                    label="Mask threshold",
+                    info="0: every pixel gets a word; 1: almost none does",
+                    elem_id="threshold",
                 )
-                detail = gr.Slider(1, FINEST, DETAIL, step=1, label="Detail: the finest scale", elem_id="detail")
+                detail = gr.Slider(
+                    1,
+                    FINEST,
+                    DETAIL,
+                    step=1,
+                    label="Scales",
+                    info="More scales show smaller things and take longer",
+                    elem_id="detail",
+                )
         masks = gr.HTML(elem_id="masks", padding=False)
         choices = examples(scenes)
         settings, results = [detail, threshold], [result, masks, message]

@@ -1,11 +1,14 @@
-"""Video tracking: mark an object in the first frame and follow it through the clip."""
+"""Video tracking: mark an object in the first frame and track it through the clip."""
 
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 
 import gradio as gr
 import numpy as np
+import torch
+from PIL import Image
 
 from dinov3_hf.data.scenes import load_scenes
 from dinov3_hf.pipelines.encoder import Encoder
@@ -28,100 +31,123 @@ from dinov3_hf.spaces.layout import (
 
 TITLE = "Video tracking"
 SEEING = (
-    "**Click** on an object in the first frame, then follow it: in every frame each patch takes the mask of the patches "
-    "before it that it resembles most. The network was never taught what an object is, nor that anything moves."
+    "**Click** an object in the first frame, then track it: in every frame each patch gets the mask of the most "
+    "similar patches of the frames before. The network was not trained for tracking, and only on single images."
 )
-KINDS = [("On the object", "on"), ("Background", "background"), ("Corners of a box", "corner")]
+KINDS = [("Object", "on"), ("Background", "background"), ("Box corners", "corner")]
+# What the server keeps of a visit.
+Visit = tuple[Clip, Selection]
+# The kind of a click, and the clicked point (x, y) in pixels.
+Click = tuple[str, tuple[int, int]]
 EXAMPLE_FRAMES, EXAMPLE_RATE, CLIP_SIDE = 8, 4, 512
-# Patches along the longer side: how finely the network looks.
+# Numbers of patches along the longer side.
 FINEST, STEP, DEFAULT = 64, 8, 32
 
 
-def draw(visit: tuple[Clip, Selection] | None, threshold: float):
-    """Return the first frame with its mask and clicks, and a sentence."""
+def draw(visit: Visit | None, threshold: float) -> tuple[Image.Image | None, str]:
+    """Return the first frame with its mask and clicks, and a text."""
     if visit is None:
         return None, ""
     clip, object_ = visit
     mask = object_.mask(threshold)
-    share = "no mask yet" if mask is None else f"the mask covers {mask.double().mean():.0%} of the first"
+    share = "no mask yet" if mask is None else f"the mask covers {mask.double().mean():.0%} of the first one"
     return object_.draw(threshold), f"{len(clip)} frames; {share}."
 
 
 def build(model: str | None = None) -> gr.Blocks:
-    """Build the page for a model of any layout; by default that of DINOV3_MODEL, or the bundled one."""
+    """Build the page for a model in any layout; by default the one named by DINOV3_MODEL, or the bundled one."""
     encoder = Encoder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
     encode = on_gpu(lambda image, patches: encoder.tokens(image, patches * encoder.patch_size).cpu())
     rows = load_scenes("validation", 3 * EXAMPLE_FRAMES, "clips", image_size=512)
     clips = [rows[start : start + EXAMPLE_FRAMES] for start in range(0, len(rows), EXAMPLE_FRAMES)]
 
     @on_gpu
-    def masks(clip, mask, patches):
+    def masks(clip: Clip, mask: torch.Tensor, patches: int) -> Iterator[torch.Tensor]:
         frames = (clip[number] for number in range(len(clip)))
         yield from follow(encoder, frames, mask, patches * encoder.patch_size)
 
-    def show(clip, patches, threshold, clicks=()):
+    def show(
+        clip: Clip, patches: int, threshold: float, clicks: tuple[Click, ...] = ()
+    ) -> tuple[Image.Image | None, str, Visit, None]:
         visit = clip, Selection(clip[0], encode(clip[0], patches), clicks)
         return *draw(visit, threshold), visit, None
 
-    def open_example(index, *settings):
+    def open_example(index: int, patches: int, threshold: float) -> tuple[Image.Image | None, str, Visit, None]:
         nearest = np.argwhere(np.asarray(clips[index]["instances"][0]) == 1)
         click = "on", np.median(nearest, axis=0).astype(int)[::-1].tolist()
-        return show(Clip.of(clips[index]["image"], EXAMPLE_RATE), *settings, clicks=(click,))
+        return show(Clip.of(clips[index]["image"], EXAMPLE_RATE), patches, threshold, clicks=(click,))
 
     @plain_messages()
-    def open_upload(path, *settings):
+    def open_upload(path: str | None, patches: int, threshold: float) -> tuple[Image.Image | None, str, Visit, None]:
         with used_once(path):
             clip = Clip.of(*read_clip(path, CLIP_SIDE))
-        return show(clip, *settings)
+        return show(clip, patches, threshold)
 
-    def change_resolution(visit, *settings):
-        return show(visit[0], *settings, visit[1].clicks) if visit else (None, "", None, None)
+    def change_resolution(
+        visit: Visit | None, patches: int, threshold: float
+    ) -> tuple[Image.Image | None, str, Visit | None, None]:
+        return show(visit[0], patches, threshold, visit[1].clicks) if visit else (None, "", None, None)
 
-    def click(visit, kind, threshold, event: gr.SelectData):
+    def click(
+        visit: Visit | None, kind: str, threshold: float, event: gr.SelectData
+    ) -> tuple[Image.Image | None, str, Visit | None]:
         visit = visit and (visit[0], visit[1].click(kind, event.index))
         return *draw(visit, threshold), visit
 
-    def forget(visit, threshold):
+    def reset_points(visit: Visit | None, threshold: float) -> tuple[Image.Image | None, str, Visit | None]:
         visit = visit and (visit[0], replace(visit[1], clicks=()))
         return *draw(visit, threshold), visit
 
-    def track(visit, patches, threshold, progress=gr.Progress()):  # noqa: B008
+    def track(
+        visit: Visit | None,
+        patches: int,
+        threshold: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[tuple[str | None, str]]:
         with plain_messages():
             clip, mask = (visit[0], visit[1].mask(threshold)) if visit else (None, None)
             if mask is None:
-                raise InputError("Click on an object in the first frame, or on two corners of a box around it.")
-        found = []
+                raise InputError("Click an object in the first frame, or two corners of a box around it.")
+        maps = []
         for labels in masks(clip, mask, patches):
-            found.append(labels.byte())
-            progress((len(found), len(clip)), desc="Following", unit="frames")
-            # Between frames a visitor can stop.
-            yield None, f"Frame {len(found)} of {len(clip)}"
+            maps.append(labels.byte())
+            progress((len(maps), len(clip)), desc="Tracking", unit="frames")
+            # The button "Stop" takes effect here, between frames.
+            yield None, f"Frame {len(maps)} of {len(clip)}"
         with tempfile.NamedTemporaryFile(dir=UPLOADS, suffix=".mp4", delete=False) as file:
-            write_video((draw_mask(clip[number], labels) for number, labels in enumerate(found)), clip.rate, file.name)
-        yield file.name, f"Followed through {len(found)} frames; seen in {sum(mask.any().item() for mask in found)}."
+            write_video((draw_mask(clip[number], labels) for number, labels in enumerate(maps)), clip.rate, file.name)
+        yield file.name, f"Tracked through {len(maps)} frames; visible in {sum(mask.any().item() for mask in maps)}."
 
     with page(TITLE, SEEING) as blocks:
         visit = session_state()
         with gr.Row():
             with gr.Column(min_width=300):
-                frame = gr.Image(label="First frame: click in it", elem_id="frame", **RESULT | {"format": "jpeg"})
+                frame = gr.Image(
+                    label="First frame (click to mark an object)", elem_id="frame", **RESULT | {"format": "jpeg"}
+                )
                 text = gr.Markdown(elem_id="text")
-                kind = gr.Radio(KINDS, value="on", label="My clicks are", elem_id="kind")
+                kind = gr.Radio(KINDS, value="on", label="Clicks mark", elem_id="kind")
                 with gr.Row():
                     upload = unopened(gr.UploadButton("Upload a clip", elem_id="upload", min_width=120))
-                    clear = gr.Button("Forget clicks", elem_id="clear", min_width=120)
+                    clear = gr.Button("Reset points", elem_id="clear", min_width=120)
             with gr.Column(min_width=300):
                 with gr.Row():
-                    start = gr.Button("Follow", variant="primary", elem_id="start", min_width=120)
+                    start = gr.Button("Track", variant="primary", elem_id="start", min_width=120)
                     stop = gr.Button("Stop", elem_id="stop", min_width=120)
-                video = gr.Video(label="Followed", autoplay=True, loop=True, interactive=False, elem_id="video")
+                video = gr.Video(label="Tracked clip", autoplay=True, loop=True, interactive=False, elem_id="video")
                 progress = gr.Markdown(elem_id="progress")
         with gr.Row():
             threshold = gr.Slider(
-                0, 0.95, 0.2, step=0.05, label="How alike to my clicks the object is", elem_id="threshold"
+                0,
+                0.95,
+                0.2,
+                step=0.05,
+                label="Mask threshold",
+                info="Higher: the mask only covers patches more similar to the clicked ones",
+                elem_id="threshold",
             )
             patches = gr.Slider(
-                STEP, FINEST, DEFAULT, step=STEP, label="Resolution: patches along the longer side", elem_id="patches"
+                STEP, FINEST, DEFAULT, step=STEP, label="Resolution (patches along the longer side)", elem_id="patches"
             )
         choices = examples([clip["image"][0] for clip in clips])
         settings, results = [patches, threshold], [frame, text, visit, video]
@@ -131,12 +157,12 @@ def build(model: str | None = None) -> gr.Blocks:
         upload.upload(open_upload, [upload, *settings], results, **network)
         patches.change(change_resolution, [visit, *settings], results, trigger_mode="always_last", **network)
         frame.select(click, [visit, kind, threshold], results[:3], **QUICK)
-        clear.click(forget, [visit, threshold], results[:3], **QUICK)
+        clear.click(reset_points, [visit, threshold], results[:3], **QUICK)
         threshold.input(draw, [visit, threshold], results[:2], **QUICK)
-        one = {"concurrency_id": "following", "concurrency_limit": 1, "show_progress_on": video}
-        following = start.click(track, [visit, *settings], [video, progress], **one)
-        # Said once it has stopped, so that no frame comes after it.
-        stop.click(None, cancels=following).then(lambda: "Stopped.", None, progress, show_progress="hidden")
+        one = {"concurrency_id": "tracking", "concurrency_limit": 1, "show_progress_on": video}
+        tracking = start.click(track, [visit, *settings], [video, progress], **one)
+        # Shown only after tracking has stopped, so that no frame overwrites it.
+        stop.click(None, cancels=tracking).then(lambda: "Stopped.", None, progress, show_progress="hidden")
     return blocks
 
 

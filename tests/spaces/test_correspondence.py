@@ -73,12 +73,12 @@ def test_a_place_is_found_at_itself_in_the_same_image(shape, page, tmp_path):
         assert match == pytest.approx(place, abs=2) and cosine > 0.99
 
 
-def test_all_places_and_back_by_a_click(page):
-    page.get_by_label("All places that find each other").click()
-    wait_for(page, "each other's most similar one")
-    assert int(re.search(r"(\d+) patches", page.inner_text("#text p")).group(1)) > 3
+def test_mutual_matches_and_back_by_a_click(page):
+    page.get_by_label("Mutual matches").click()
+    wait_for(page, "mutual matches")
+    assert int(re.search(r"(\d+) mutual matches", page.inner_text("#text p")).group(1)) > 3
     read(page, lambda: click(page, "left", 0.4, 0.6))
-    assert page.get_by_label("The place I click").is_checked()
+    assert page.get_by_label("Clicked point").is_checked()
 
 
 def test_resolution_keeps_the_place(page):

@@ -54,9 +54,9 @@ def test_words_find_images_the_most_similar_first(page):
     assert found == sorted(found, reverse=True) and found[0] > 0.2
 
 
-def test_words_never_taught_are_named_and_no_words_refused(page):
+def test_unknown_words_are_named_and_no_words_refused(page):
     ask(page, "a purple zeppelin")
-    wait_for(page, "The model was never taught zeppelin.")
+    wait_for(page, "Words the model does not know: zeppelin.")
     ask(page, " , ")
     page.wait_for_selector("text=Type at least one word.")
 
@@ -66,7 +66,7 @@ def test_an_image_that_was_found_is_nearest_to_itself(page):
     wait_for(page, "“a green tree”")
     cosines(page)
     page.locator("#found button.thumbnail-item").nth(4).click()
-    wait_for(page, "Nearest to the one clicked")
+    wait_for(page, "Nearest to the clicked image")
     page.wait_for_function("document.querySelector('#found .caption-label')?.innerText.trim() == '1.00'")
     page.wait_for_selector("#image img")
 

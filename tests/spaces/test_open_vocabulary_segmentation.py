@@ -7,7 +7,7 @@ from PIL import Image
 @pytest.fixture
 def page(tab, serve):
     tab.goto(serve("open_vocabulary_segmentation"))
-    tab.wait_for_selector("#masks figure")
+    tab.wait_for_selector("#masks figcaption")
     return tab
 
 
@@ -27,13 +27,13 @@ def type_words(page, words):
     page.click("#segment")
 
 
-def test_words_typed_are_found_and_those_never_taught_are_named(page):
+def test_words_typed_are_found_and_unknown_ones_are_named(page):
     after(page, lambda: type_words(page, "house, tree, house, Unicorn"))
     assert "of 3 words found" in page.inner_text("#message")
-    assert "Never taught: unicorn." in page.inner_text("#message")
+    assert "Words the model does not know: unicorn." in page.inner_text("#message")
     assert {text.split(":")[0] for text in captions(page)} <= {"house", "tree", "Unicorn"} and captions(page)
     after(page, lambda: type_words(page, "house, tree"))
-    assert "Never taught" not in page.inner_text("#message")
+    assert "does not know" not in page.inner_text("#message")
 
 
 def test_threshold_takes_pixels_away_from_words(page):

@@ -1,4 +1,4 @@
-"""The Space of video tracking in a browser: marks by clicks and boxes, following, stopping, uploads, wrong files."""
+"""The Space of video tracking in a browser: marks by clicks and boxes, tracking, stopping, uploads, wrong files."""
 
 import re
 
@@ -58,15 +58,15 @@ def shown(page):
     return page.evaluate("(v => [v.duration, v.videoWidth, v.videoHeight])(document.querySelector('#video video'))")
 
 
-def test_an_example_is_followed_to_a_video_that_plays(page):
+def test_an_example_is_tracked_to_a_video_that_plays(page):
     page.click("#start")
-    wait_for(page, "#progress p", "Followed through 8 frames")
+    wait_for(page, "#progress p", "Tracked through 8 frames")
     assert shown(page) == [pytest.approx(2, abs=0.1), 512, 512]
     page.wait_for_function("document.querySelector('#video video').currentTime > 0")
 
 
 def test_two_corners_make_a_box_of_their_size(page):
-    page.get_by_label("Corners of a box").click()
+    page.get_by_label("Box corners").click()
     click(page, 0.7, 0.8)
     wait_for(page, "#text p", "no mask yet")
     click(page, 0.2, 0.4)
@@ -74,25 +74,25 @@ def test_two_corners_make_a_box_of_their_size(page):
     assert share(page) == pytest.approx(20, abs=1)
 
 
-def test_clicks_add_and_take_away_and_are_forgotten(page):
+def test_clicks_add_and_take_away_and_are_reset(page):
     def change(kind):
         before = page.inner_text("#text p")
-        page.get_by_label(kind).click()
+        page.get_by_label(kind, exact=True).click()
         click(page, 0.1, 0.9)
         page.wait_for_function("before => document.querySelector('#text p').innerText != before", arg=before)
         return share(page)
 
     # Opened with a click on an object; this one is on the ground.
     opened = share(page)
-    more = change("On the object")
-    assert more > opened + 5 and change("Beside it") < more
+    more = change("Object")
+    assert more > opened + 5 and change("Background") < more
     page.click("#clear")
     wait_for(page, "#text p", "no mask yet")
     page.click("#start")
-    page.wait_for_selector("text=Click on an object in the first frame")
+    page.wait_for_selector("text=Click an object in the first frame")
 
 
-def test_an_uploaded_clip_is_followed_and_deleted(page, tmp_path):
+def test_an_uploaded_clip_is_tracked_and_deleted(page, tmp_path):
     from dinov3_hf.spaces.layout import UPLOADS
 
     write_clip(tmp_path / "moving.gif", 12)
@@ -103,11 +103,11 @@ def test_an_uploaded_clip_is_followed_and_deleted(page, tmp_path):
     click(page, 32 / 160, 48 / 96)
     wait_for(page, "#text p", "the mask covers")
     page.click("#start")
-    wait_for(page, "#progress p", "Followed through 12 frames; seen in 12")
+    wait_for(page, "#progress p", "Tracked through 12 frames; visible in 12")
     assert shown(page) == [pytest.approx(1.2, abs=0.2), 160, 96]
 
 
-def test_following_stops_when_asked_and_begins_again(page, tmp_path):
+def test_tracking_stops_when_asked_and_begins_again(page, tmp_path):
     write_clip(tmp_path / "long.gif", 80, size=(512, 512))
     upload(page, tmp_path / "long.gif")
     wait_for(page, "#text p", "80 frames")
@@ -121,7 +121,7 @@ def test_following_stops_when_asked_and_begins_again(page, tmp_path):
     page.locator("button.gallery-item").nth(1).click()
     wait_for(page, "#text p", "8 frames; the mask covers")
     page.click("#start")
-    wait_for(page, "#progress p", "Followed through 8 frames")
+    wait_for(page, "#progress p", "Tracked through 8 frames")
 
 
 @pytest.mark.parametrize(
