@@ -67,7 +67,7 @@ def test_quickstart_writes_its_report(tmp_path, capsys):
     flags += ["--text-steps", "3"]
     assert main(["quickstart", *flags]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "raw pixels" in page and "random_init" in page and page.count("data:image/png") >= 36
+    assert "raw pixels" in page and "random init" in page and page.count("data:image/png") >= 36
     assert "Open-vocabulary segmentation" in page and "zero-shot segmentation: mIoU" in page
     assert not re.search(r"(src|href)=.https?:", page)
     shown = capsys.readouterr().out

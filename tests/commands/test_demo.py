@@ -35,10 +35,10 @@ def test_every_space_is_listed(capsys):
         (["dense_feature"], "name: got 'dense_feature', accepted: dense_features,"),
         (["dense_feature"], "did you mean dense_features?"),
         (["dense-features", "--port", "0"], "port: got 0, accepted: a whole number from 1 to 65535"),
-        (["dense-features", "--data", "photos"], "data: got 'photos', accepted: null, but with image_search"),
+        (["dense-features", "--data", "photos"], "data: got 'photos', accepted: null, except with image_search"),
         (
             ["dense_features", "--model", "./nowhere"],
-            "model: got './nowhere', accepted: a directory, a hub id or a file of weights that is there",
+            "model: got './nowhere', accepted: an existing directory or weights file, or a hub id",
         ),
     ],
 )

@@ -40,7 +40,7 @@ LEARN = ["--num-train", "24", *FEW]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A stock `dinov3_vit` directory with statistics of its own."""
+    """A `dinov3_vit` directory as transformers writes it, with its own image statistics."""
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("model")
     DINOv3ViTModel(DINOv3ViTConfig(**SIZES)).save_pretrained(directory)
@@ -103,7 +103,7 @@ def test_two_tasks_in_one_call(checkpoint, tmp_path, capsys):
 ALL_VISION_TASKS = [name for name, task in TASKS.items() if not getattr(task, "has_text", False)]
 
 
-def test_every_task_runs_on_the_scenes_and_leaves_figures_and_pictures(checkpoint, tmp_path, capsys):
+def test_every_task_runs_on_the_scenes_and_writes_metrics_and_pictures(checkpoint, tmp_path, capsys):
     flags = ["--num-train", "24", "--num-test", "16", "--k", "3", "--steps", "2", "--sizes", "32", "64"]
     argv = ["evaluate", str(checkpoint), "--task", *ALL_VISION_TASKS, *flags, "--group-column", "label"]
     assert main([*argv, "--output-dir", str(tmp_path)]) == 0
@@ -118,7 +118,7 @@ def test_every_task_runs_on_the_scenes_and_leaves_figures_and_pictures(checkpoin
     assert sum(bool(result["pictures"]) for result in results) >= 15
     shown = capsys.readouterr().out
     assert all(f"\n{result['task']} " in shown for result in results)
-    # With features and heads kept, a run over gives the same figures.
+    # A second run that reuses the kept features and heads gives the same metrics.
     some = ["knn", "segmentation", "tracking"]
     some_flags = flags[: flags.index("--sizes")]
     argv = ["evaluate", str(checkpoint), "--task", *some, *some_flags, "--output-dir", str(tmp_path), "--overwrite"]

@@ -24,7 +24,7 @@ def call(*argv):
 def test_transformers_layout_needs_this_package_no_more(tmp_path, capsys):
     assert call(tiny_checkpoint(), "--output-dir", tmp_path / "new") == 0
     shown = capsys.readouterr().out
-    assert "left out: nothing" in shown and "model.safetensors (1.88 MB)" in shown
+    assert "omitted: nothing" in shown and "model.safetensors (1.88 MB)" in shown
     assert "checked: transformers' DINOv3ViTModel gives the same tokens" in shown
     assert AutoModel.from_pretrained(tmp_path / "new").config.patch_size == 8
     assert AutoImageProcessor.from_pretrained(tmp_path / "new").size["height"] == 48
@@ -50,7 +50,7 @@ def test_timm_layout_carries_the_processor_along(tmp_path, capsys):
     )
     assert call(tmp_path / "ours", "--layout", "timm", "--output-dir", tmp_path / "timm") == 0
     shown = capsys.readouterr().out
-    assert "left out: mask_token" in shown and "checked: timm gives the same tokens" in shown
+    assert "omitted: mask_token" in shown and "checked: timm gives the same tokens" in shown
     found = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]
     assert found["mean"] == [0.4, 0.3, 0.2] and found["input_size"] == [3, 40, 56]
     processor = find_processor(str(tmp_path / "timm"))
@@ -68,7 +68,7 @@ def test_onnx_layout_is_checked_by_onnxruntime(tmp_path, capsys):
     export(Dinov3Model(Dinov3Config(**sizes, patch_size=8, image_size=32)), tmp_path / "model")
     assert call(tmp_path / "model", "--layout", "onnx", "--output-dir", tmp_path / "onnx") == 0
     shown = capsys.readouterr().out
-    assert "left out: mask_token" in shown and "checked: onnxruntime gives the same tokens" in shown
+    assert "omitted: mask_token" in shown and "checked: onnxruntime gives the same tokens" in shown
     assert {file.name for file in (tmp_path / "onnx").iterdir()} == {"model.onnx", "preprocessor_config.json"}
 
 
@@ -78,10 +78,10 @@ def test_heads_that_a_layout_loses_are_named(tmp_path, capsys):
     model = Dinov3ForPreTraining(Dinov3Config(**sizes, **few, patch_size=8, image_size=32))
     export(model, tmp_path / "model")
     assert call(tmp_path / "model", "--layout", "timm", "--output-dir", tmp_path / "timm") == 0
-    assert "left out: mask_token, dino_head, ibot_head" in capsys.readouterr().out
+    assert "omitted: mask_token, dino_head, ibot_head" in capsys.readouterr().out
     assert call(tmp_path / "model", "--output-dir", tmp_path / "again") == 0
     shown = capsys.readouterr().out
-    assert "left out: nothing" in shown and "heads.safetensors" in shown
+    assert "omitted: nothing" in shown and "heads.safetensors" in shown
 
 
 def test_a_result_that_differs_is_refused(tmp_path, monkeypatch):

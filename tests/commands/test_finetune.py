@@ -106,7 +106,7 @@ def test_a_folder_without_splits_is_divided(checkpoint, tmp_path, capsys):
     [
         (["--method", "bitfit"], "method: got 'bitfit', accepted: frozen, lora, dora or full"),
         (["--epochs", "many"], "epochs: got 'many', accepted: a whole number of at least 1"),
-        (["--random-init", "--export", "merged"], "export: got \\['merged'\\], accepted: nothing with untrained"),
+        (["--random-init", "--export", "merged"], "export: got \\['merged'\\], accepted: nothing with random_init"),
         (["--data", "/nowhere/at/all"], "data: nothing found at"),
     ],
 )

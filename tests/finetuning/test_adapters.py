@@ -1,4 +1,4 @@
-"""Adapters: what they reach, their round trips on our model and on stock's, and what is refused."""
+"""Adapters: which weights they reach, round trips on our model and on that of transformers, and what is refused."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ MASK = torch.arange(24).view(2, 12) % 3 == 0
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A stock folder, as published checkpoints are."""
+    """A folder in the layout of transformers, as published checkpoints are."""
     torch.manual_seed(0)
     return export(Dinov3Model(Dinov3Config(**SMALL)), tmp_path_factory.mktemp("base"))
 
@@ -68,7 +68,7 @@ def trained(base, **options):
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("train_tokens", [False, True])
 def test_round_trips(base, tmp_path, dora, train_tokens):
-    """Saved and loaded by PEFT, merged, merged for stock, and with stock's names on a stock model: one output."""
+    """Saved and loaded by PEFT, merged, exported merged and exported as adapter for transformers: equal outputs."""
     model = trained(base, dora=dora, train_tokens=train_tokens)
     inner = model.get_base_model().dinov3
     with torch.no_grad():

@@ -73,7 +73,7 @@ def test_each_method_trains_what_it_says_and_its_result_loads(base, tmp_path, me
         count = sum(tensor.numel() for tensor in tensors.values())
         assert result.details["trainable_parameters"] == count
     processor = AutoImageProcessor.from_pretrained(tmp_path / ("model" if method in ("frozen", "full") else "adapter"))
-    # The figure is that of the saved weights behind the saved processor.
+    # The metric is that of the saved weights with the saved image processor.
     images = processor([row["image"].convert("RGB") for row in decoded(TEST)], return_tensors="pt")
     with torch.no_grad():
         found = model(**images).logits.argmax(-1)
@@ -168,7 +168,7 @@ def test_splits_may_number_their_classes_differently(base, tmp_path):
     assert results[0].metrics == results[1].metrics
 
 
-def test_unreadable_images_are_replaced_and_left_out_of_the_figure(base, tmp_path):
+def test_unreadable_images_are_replaced_and_skipped_in_the_metric(base, tmp_path):
     rows = [dict(row) for row in TEST]
     rows[3]["image"] = {"bytes": b"nothing", "path": None}
     broken = Dataset.from_list(rows, features=TEST.features)

@@ -50,7 +50,7 @@ def test_similarities_are_cosines_even_where_all_are_nearly_one():
     plain = NeighbourBank(bank, labels, 7).search(queries, 5)[0]
     cosines = torch.nn.functional.cosine_similarity(queries[:, None].double(), bank[None].double(), dim=2)
     torch.testing.assert_close(plain.double(), cosines.topk(5).values, rtol=0, atol=1e-6)
-    # An untrained network's class tokens differ by 1e-4 and less: the order of neighbours must not drown in rounding.
+    # Class tokens of a randomly initialised network differ by 1e-4 and less: rounding must not change the order.
     bank, queries = 1 + 1e-5 * bank, 1 + 1e-5 * queries
     found = NeighbourBank(bank, torch.arange(len(bank)), len(bank)).search(queries, 5)[1]
     exact = (

@@ -23,17 +23,17 @@ RESULT = SimpleNamespace(
 )
 
 
-def test_comparisons_hold_the_measures():
+def test_comparisons_hold_the_metrics():
     first, second = compare(RESULT)
     assert first.title == "k-NN on images (k=10): top-1"
-    assert first.values == {"trained": 0.4, "random_init": 0.2, "raw pixels": 0.5, "chance": 0.1}
+    assert first.values == {"trained": 0.4, "random init": 0.2, "raw pixels": 0.5, "chance": 0.1}
     assert second.values == {"trained": 0.3, "chance": 0.0}
 
 
 def test_verdict_says_what_lost():
     first, second = compare(RESULT)
     assert verdict(first) == (
-        "k-NN on images (k=10): top-1 is 0.400, above untrained (0.200, 2.00 times), below raw pixels (0.500, 0.80 times) "
+        "k-NN on images (k=10): top-1 is 0.400, above random init (0.200, 2.00 times), below raw pixels (0.500, 0.80 times) "
         "and above chance (0.100, 4.00 times)."
     )
     assert verdict(second) == "k-NN on images (k=20): top-1 is 0.300, above chance (0.000)."

@@ -23,9 +23,9 @@ from dinov3_hf.visualization.style import (
 @pytest.mark.parametrize("size", [(29, 57), (113, 201), (1000, 1302)])
 def test_pictures_have_the_size_asked_for_and_pixels_stay(size):
     image = np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)
-    figure = new_figure(*size)
-    show(add_axes(figure, 7, 11, 12, 20), image)
-    drawn = np.asarray(to_image(figure))
+    drawing = new_figure(*size)
+    show(add_axes(drawing, 7, 11, 12, 20), image)
+    drawn = np.asarray(to_image(drawing))
     assert drawn.shape == (size[1], size[0], 3)
     assert np.array_equal(drawn[11:31, 7:19], image)
     drawn = drawn.copy()
@@ -35,9 +35,9 @@ def test_pictures_have_the_size_asked_for_and_pixels_stay(size):
 
 def test_names_are_no_formulas():
     formula, words = "$\\frac$", "plain"
-    figure = new_figure(120, 40)
-    write(figure, formula, 10, 20)
-    ink = np.argwhere((np.asarray(to_image(figure)) < 128).all(2))
+    drawing = new_figure(120, 40)
+    write(drawing, formula, 10, 20)
+    ink = np.argwhere((np.asarray(to_image(drawing)) < 128).all(2))
     assert ink[:, 1].min() >= 10 and np.ptp(ink[:, 1]) == pytest.approx(text_width(formula), abs=3)
     assert text_width(words * 3) == pytest.approx(3 * text_width(words), rel=0.05)
 
@@ -53,9 +53,9 @@ def test_legends_break_into_lines_and_show_their_colours():
     entries = [(f"class {number}", colour) for number, colour in enumerate(["#ff0000", "#00ff00", "#0000ff"])]
     wide, narrow = Legend(entries, 1000), Legend(entries, 100)
     assert (wide.height, narrow.height) == (22, 66)
-    figure = new_figure(200, 100)
-    narrow.draw(figure, 10, 20)
-    drawn = np.asarray(to_image(figure))
+    drawing = new_figure(200, 100)
+    narrow.draw(drawing, 10, 20)
+    drawn = np.asarray(to_image(drawing))
     for line, colour in enumerate(np.eye(3, dtype=int) * 255):
         rows, columns = np.nonzero((drawn == colour).all(2))
         assert (rows.mean(), columns.mean()) == pytest.approx((20 + 22 * line + 10.5, 16.5), abs=1)

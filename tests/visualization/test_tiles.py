@@ -25,9 +25,9 @@ def tile(seed, height=40, width=200):
 
 def test_tiles_keep_their_pixels_and_places():
     rows = [[tile(0), tile(1), tile(2)], [tile(3), tile(4, 20, 100)]]
-    figure = lay_tiles(rows, ["a", "b", "c"], below=30)
-    drawn = np.asarray(to_image(figure))
-    assert drawn.shape == (HEAD + 2 * (40 + GAP) + 30, GAP + 3 * (200 + GAP), 3) and len(figure.axes) == 5
+    drawing = lay_tiles(rows, ["a", "b", "c"], below=30)
+    drawn = np.asarray(to_image(drawing))
+    assert drawn.shape == (HEAD + 2 * (40 + GAP) + 30, GAP + 3 * (200 + GAP), 3) and len(drawing.axes) == 5
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
             # Smaller ones are centred in their column.
@@ -48,8 +48,8 @@ def test_labels_stand_left_of_their_rows_and_titles_above():
 
 def test_pairs_lie_two_a_line_where_there_is_room():
     pairs = [(tile(0), tile(1)), (tile(2), tile(3)), (tile(4), tile(5))]
-    figure = lay_pairs(pairs, ["first", "second", "third"], "caption")
-    drawn = np.asarray(to_image(figure))
+    drawing = lay_pairs(pairs, ["first", "second", "third"], "caption")
+    drawn = np.asarray(to_image(drawing))
     step = 2 * GAP + 400 + GAP
     for index, images in enumerate(pairs):
         top, left = HEAD + index // 2 * (HEAD + 40 + GAP), 2 * GAP + index % 2 * step

@@ -1,4 +1,4 @@
-"""`dinov3 align`: train a text tower beside a frozen backbone."""
+"""`dinov3 align`: train a text tower on top of a frozen backbone."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`dinov3 compare`: the figures of several evaluations in one table."""
+"""`dinov3 compare`: the metrics of several evaluations in one table."""
 
 import argparse
 import os
@@ -10,17 +10,24 @@ from ..recipe import Recipe, add_recipe_flags, check_output, described, make_fol
 
 @dataclass
 class CompareArguments:
-    """What is compared, and how it is shown."""
+    """Which results are compared, and how the table is shown."""
 
     results: list[str] = described(
-        "results.json files of dinov3 evaluate or finetune, or their folders", [], positional=True
+        "results.json files written by dinov3 evaluate or finetune, or the folders that hold them", [], positional=True
     )
-    names: list[str] = described("what to call them, in order; empty: by their folders", [], common=True)
+    names: list[str] = described(
+        "names of the columns, in the order of the results; empty: the names of their folders", [], common=True
+    )
     markdown: bool = described("print a Markdown table", False, common=True)
     output_dir: str | None = described("also write the table to compare.md in this folder", None, common=True)
 
     def validate(self) -> None:
-        require(self.results, "results", self.results, "results.json files of dinov3 evaluate, or their folders")
+        require(
+            self.results,
+            "results",
+            self.results,
+            "results.json files of dinov3 evaluate or finetune, or their folders",
+        )
         good = not self.names or len(set(self.names)) == len(self.names) == len(self.results)
         require(good, "names", self.names, f"{len(self.results)} different names")
         if self.output_dir is not None:
@@ -58,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """Return the last parts of the folders, as many as make them differ."""
+    """Return the shortest endings of the folder paths that are all different."""
     folders = [Path(path) if os.path.isdir(path) else Path(path).parent for path in paths]
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):

@@ -1,4 +1,4 @@
-"""`dinov3 demo`: look at a model in the browser, through one of the Spaces that come with the package."""
+"""`dinov3 demo`: look at a model in the browser, on one of the demo pages (Spaces) that come with the package."""
 
 import argparse
 import importlib
@@ -14,9 +14,9 @@ from ..recipe import Recipe, add_recipe_flags, described, recipe_from_flags, req
 
 
 DEMOS = {
-    "dense_features": "PCA map of an image's patches; click one to see which are similar",
+    "dense_features": "PCA map of an image's patches; click a patch to see which others are similar",
     "open_vocabulary_segmentation": "type words and see where the image shows them",
-    "correspondence": "click in one image and see the same place in another",
+    "correspondence": "click a point in one image and see the matching point in another",
     "video_tracking": "mark an object in the first frame and follow it through a clip",
     "image_search": "search a folder of images by an image or by words",
 }
@@ -24,30 +24,32 @@ DEMOS = {
 
 @dataclass
 class DemoArguments:
-    """Which page is served, of which model, and where."""
+    """Which demo is served, for which model, and at which address."""
 
     name: (
         Literal["dense_features", "open_vocabulary_segmentation", "correspondence", "video_tracking", "image_search"]
         | None
-    ) = described("one of the demos below; null: they are listed", None, positional=True)
+    ) = described("one of the demos below; null: print the list of demos", None, positional=True)
     model: str | None = described(
-        "directory, hub id or file of weights; null: the one that comes with the package", None, common=True
+        "directory, hub id or weights file; null: the small model bundled with the package", None, common=True
     )
     data: str | None = described(
-        "image_search: folder of images, Parquet files or hub data set to search; null: rendered scenes",
+        "for image_search: folder of images, Parquet files or hub data set to search; null: rendered scenes",
         None,
         common=True,
     )
-    host: str = described("address to serve at; 127.0.0.1 is seen by this machine only", "127.0.0.1", common=True)
-    port: int | None = described(
-        "port to serve at; null: the first free one from 7860", None, at_least=1, at_most=65535, common=True
+    host: str = described(
+        "address to serve at; 127.0.0.1 can be reached from this machine only", "127.0.0.1", common=True
     )
-    no_browser: bool = described("print the address and open nothing", False, common=True)
+    port: int | None = described(
+        "port to serve at; null: the first free port from 7860 on", None, at_least=1, at_most=65535, common=True
+    )
+    no_browser: bool = described("print the address, but do not open a browser", False, common=True)
 
     def validate(self) -> None:
-        require(self.data is None or self.name == "image_search", "data", self.data, "null, but with image_search")
+        require(self.data is None or self.name == "image_search", "data", self.data, "null, except with image_search")
         good = self.model is None or not is_local(self.model) or os.path.exists(os.path.expanduser(self.model))
-        require(good, "model", self.model, "a directory, a hub id or a file of weights that is there")
+        require(good, "model", self.model, "an existing directory or weights file, or a hub id")
 
 
 @dataclass
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Raise `Refused` where nothing can be served at an address, before a model is loaded for it."""
+    """Raise `Refused` if nothing can be served at this address; called before the model is loaded, to fail early."""
     field = "host" if port is None else "port"
     try:
         kind, what, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]

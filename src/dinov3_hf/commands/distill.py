@@ -1,4 +1,4 @@
-"""`dinov3 distill`: train small students from one fixed teacher."""
+"""`dinov3 distill`: train one or several small students from one frozen teacher."""
 
 import argparse
 
@@ -12,7 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="time a few steps here, print group sizes with which all students step together, and train nothing",
+        help="time a few steps on this machine, print how many processes to give each student so that all steps take "
+        "equally long, and exit without training",
     )
     parser.add_argument("--processes", metavar="N", help="plan for this many processes [default 1]")
     add_recipe_flags(parser, DistillRecipe)

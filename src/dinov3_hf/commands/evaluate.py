@@ -1,12 +1,17 @@
-"""`dinov3 evaluate`: measure a checkpoint's frozen features next to an untrained network and raw pixels."""
+"""`dinov3 evaluate`: evaluate a checkpoint's frozen features, with random init and raw pixels as baselines."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import Refused
 from ..evaluation.arguments import OutputArguments, WhatArguments
 from ..evaluation.tasks import TASKS, EvaluateRecipe
 from ..recipe import add_recipe_flags, check_output, recipe_from_flags
+
+
+if TYPE_CHECKING:
+    from ..evaluation.result import Result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     features = features_folder(recipe)
     if features.is_dir():
         size = sum(file.stat().st_size for file in features.rglob("*") if file.is_file())
-        print(f"features: {features} ({size / 1e6:.0f} MB; kept for further runs, delete it when done)")
+        print(f"features: {features} ({size / 1e6:.0f} MB; kept for later runs; delete the folder when done)")
     print(f"results: {output}" + (f", pictures: {', '.join(path.name for path in pictures)}" if pictures else ""))
     return 0
 
 
-def print_remarks(result) -> None:
-    """Print what a reader of the table has to know: classes one by one, words not known, rows left out."""
+def print_remarks(result: "Result") -> None:
+    """Print what the table does not show: per-class IoU, words the text tower does not know, skipped rows."""
     from ..evaluation.results import format_classes
 
     task, protocol = result.task, result.protocol
@@ -62,7 +67,7 @@ def print_remarks(result) -> None:
         print(f"{task}: train lacks {', '.join(protocol['classes_not_in_train'])}: their test images count as missed")
     skipped = sum(result.skipped_images.values())
     if skipped:
-        print(f"{task}: {skipped} images could not be decoded and were left out")
+        print(f"{task}: {skipped} images could not be decoded and were skipped")
     for reason, count in result.skipped_rows.items():
         if count:
-            print(f"{task}: {count} rows were left out: {reason}")
+            print(f"{task}: {count} rows were skipped: {reason}")

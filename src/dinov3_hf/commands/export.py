@@ -2,30 +2,38 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import Failed
 from ..recipe import Recipe, add_recipe_flags, check_output, described, recipe_from_flags, require
 
 
-# Largest difference that is rounding, relative to the largest output where that is above one.
+if TYPE_CHECKING:
+    import torch
+    from transformers import BaseImageProcessor, PreTrainedModel
+
+
+# A difference up to this is rounding error; relative to the largest output where that is above one.
 TOLERANCE = 1e-4
 
 
 @dataclass
 class ExportArguments:
-    """What is written, how, and where to."""
+    """Which model is exported, in which layout, and where to."""
 
     model: str | None = described(
         "directory, hub id, or a .pth or .safetensors file in Meta's layout", None, positional=True
     )
     layout: Literal["transformers", "meta", "timm", "onnx"] = described(
-        "whose layout; what transformers' writes needs this package no more", "transformers", common=True
+        "library whose layout is written; the transformers layout loads without this package",
+        "transformers",
+        common=True,
     )
     output_dir: str | None = described("folder to write to", None, common=True)
-    overwrite: bool = described("write into a folder that holds files already", False, common=True)
+    overwrite: bool = described("write into a folder that already holds files", False, common=True)
 
     def validate(self) -> None:
         accepted = "a directory, a hub id, or a .pth or .safetensors file"
@@ -61,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     preprocessing = carry_preprocessing(processor, output, layout)
     for file in sorted(path for path in output.iterdir() if path.is_file()):
         print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)")
-    print(f"left out: {describe_omitted(model, layout) or 'nothing'}")
+    print(f"omitted: {describe_omitted(model, layout) or 'nothing'}")
     print(f"preprocessing: {preprocessing}")
     difference, reader = agreement(model, output, layout)
     if difference is None:
@@ -76,35 +84,37 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def carry_preprocessing(processor, directory: Path, layout: str) -> str:
-    """Write the source's preprocessing where the layout has a place for it, and say what the result holds."""
+def carry_preprocessing(processor: "BaseImageProcessor | None", directory: Path, layout: str) -> str:
+    """Write the source's image processor next to the weights if the layout allows it; return what was done."""
     if layout == "meta":
         return "none: Meta's layout has no place for it"
     if processor is None:
-        return "none beside the model" + (": ImageNet statistics written" if layout != "onnx" else "")
+        return "none found next to the model" + (": ImageNet statistics written" if layout != "onnx" else "")
     if layout == "timm":
         file = directory / "config.json"
         config = json.loads(file.read_text())
-        found, size = config["pretrained_cfg"], dict(processor.size)
-        found |= {"mean": list(processor.image_mean), "std": list(processor.image_std)}
+        pretrained, size = config["pretrained_cfg"], dict(processor.size)
+        pretrained |= {"mean": list(processor.image_mean), "std": list(processor.image_std)}
         if {"height", "width"} <= set(size):
-            found["input_size"][1:] = [size["height"], size["width"]]
+            pretrained["input_size"][1:] = [size["height"], size["width"]]
         file.write_text(json.dumps(config, indent=2) + "\n")
         return "size and statistics of the model's own processor, in config.json"
     processor.save_pretrained(directory)
     return "the model's own processor"
 
 
-def describe_omitted(model, layout: str) -> str:
+def describe_omitted(model: "PreTrainedModel", layout: str) -> str:
+    """Name the weights that have no place in the layout; an empty string if there are none."""
     from dinov3_hf.checkpoints.weights import omitted, summarise
 
     return summarise(omitted(model.state_dict())) if layout in ("timm", "onnx") else ""
 
 
-def agreement(model, directory: Path, layout: str) -> tuple[float | None, str]:
-    """Largest difference from `model` of what the layout's own reader gives, and the reader's name.
+def agreement(model: "PreTrainedModel", directory: Path, layout: str) -> tuple[float | None, str]:
+    """Compare `model` with the exported one, loaded by the layout's own library, on random images.
 
-    Relative to the largest output where that is above one. `None` where the reader is not installed.
+    Returns the largest difference of their tokens, relative to the largest output where that is above one, and the
+    name of the library. The difference is `None` if the library is not installed.
     """
     import torch
 
@@ -119,14 +129,17 @@ def agreement(model, directory: Path, layout: str) -> tuple[float | None, str]:
     for batch, rows, columns in ((1, 4, 4), (2, 3, 5)):
         images = torch.randn(batch, channels, rows * patch, columns * patch, generator=generator)
         with torch.inference_mode():
-            expected, found = network(images).last_hidden_state, read(images)
+            expected, exported = network(images).last_hidden_state, read(images)
         scale = max(1.0, expected.abs().max().item())
-        difference = max(difference, (found - expected).abs().max().item() / scale)
+        difference = max(difference, (exported - expected).abs().max().item() / scale)
     return difference, name
 
 
-def reader(directory: Path, layout: str):
-    """Return a function from images [B,C,H,W] to tokens [B,1+R+P,D], and whose code it runs."""
+def reader(directory: Path, layout: str) -> tuple[Callable[["torch.Tensor"], "torch.Tensor"], str]:
+    """Load an export with the layout's own library.
+
+    Returns a function from images [B,C,H,W] to tokens [B,1+R+P,D], and the name of the library.
+    """
     import torch
 
     if layout == "transformers":

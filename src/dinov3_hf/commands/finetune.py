@@ -1,17 +1,24 @@
-"""`dinov3 finetune`: a head, adapters or a whole backbone, trained on labelled images."""
+"""`dinov3 finetune`: train a head, adapters or a whole backbone on labelled images."""
 
 import argparse
 import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinov3_hf.provenance import describe_weights, is_hub_id, versions
 
 from ..data.splits import draw_rows, split_off_test
 
 
-# What a task reads of the scenes, and how many where nothing is said.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from dinov3_hf.finetuning.arguments import FinetuneRecipe
+
+
+# The subset of the rendered scenes that each task uses; NUM_SCENES says how many by default.
 SCENES = {"classification": "single", "segmentation": "crowded", "depth": "crowded", "detection": "crowded"}
-# What the Hub calls them.
+# The tasks' names on the Hub.
 HUB_TASKS = {
     "classification": "image-classification",
     "segmentation": "image-segmentation",
@@ -59,12 +66,15 @@ def run(arguments: argparse.Namespace) -> int:
             write_card(record, Path(details["folder"]))
         print(format_table(record["results"]))
         print(
-            f"{details['trainable_parameters']:,} trainable parameters beside a backbone of {details['parameters']:,}, "
+            f"{details['trainable_parameters']:,} trainable parameters, backbone of {details['parameters']:,}, "
             f"{details['seconds']:.0f} s"
         )
         if skipped := result.skipped_images["test"]:
-            print(f"{skipped} test images could not be decoded and were left out")
-        print(f"{details['folder'] or 'a control: no weights are kept'}, results: {output / 'results.json'}")
+            print(f"{skipped} test images could not be decoded and were skipped")
+        print(
+            f"{details['folder'] or 'random init is a baseline: its weights are not saved'}, "
+            f"results: {output / 'results.json'}"
+        )
     return 0
 
 
@@ -74,8 +84,8 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def load_splits(recipe) -> tuple:
-    """Return the train and test rows, drawn by seed."""
+def load_splits(recipe: "FinetuneRecipe") -> tuple["Dataset", "Dataset"]:
+    """Return the train and test rows; `num_train` and `num_test` of them are drawn by the seed."""
     from dinov3_hf.data.streams import load_source
 
     data, seed = recipe.data, recipe.optimization.seed
@@ -108,14 +118,14 @@ library_name: {library}
 """
 LOAD_ADAPTER = """from dinov3_hf.finetuning.adapters import load_adapter
 
-model = load_adapter("{folder}")  # a PeftModel; base="..." where the base lies elsewhere"""
+model = load_adapter("{folder}")  # a PeftModel; base="..." if the base is stored elsewhere"""
 LOAD_MODEL = """from {module} import {name}
 
 model = {name}.from_pretrained("{folder}")"""
 
 
 def write_card(record: dict, folder: Path) -> None:
-    """Write the model card of a result: what it is, how it loads, what was measured."""
+    """Write the model card of a fine-tuned model: what it is, how to load it, and its metrics."""
     import json
 
     from dinov3_hf.evaluation.cards import update_model_card

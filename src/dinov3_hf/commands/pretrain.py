@@ -10,11 +10,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from dinov3_hf.training.arguments import PretrainRecipe
 
     parser.add_argument(
-        "--plan", action="store_true", help="print the memory, FLOPs and energy needed, and train nothing"
+        "--plan", action="store_true", help="print the memory, FLOPs and energy a run needs, and exit without training"
     )
     parser.add_argument("--processes", metavar="N", help="plan for this many processes [default 1]")
     parser.add_argument(
-        "--device-memory", metavar="GIB", help="plan for devices of this size [default: this machine's]"
+        "--device-memory",
+        metavar="GIB",
+        help="plan for devices with this much memory [default: that of this machine's]",
     )
     add_recipe_flags(parser, PretrainRecipe)
 

@@ -1,12 +1,20 @@
-"""`dinov3 quickstart`: pretrain a tiny ViT on rendered scenes, teach it words, measure both, write a report."""
+"""`dinov3 quickstart`: pretrain a tiny ViT on rendered scenes, align a text tower, evaluate both, write a report."""
 
 import argparse
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..recipe import Recipe, add_recipe_flags, described, recipe_from_flags, require
+
+
+if TYPE_CHECKING:
+    from dinov3_hf.data.views import Preprocessing
+    from dinov3_hf.models.modeling_dinov3 import Dinov3Model
+    from dinov3_hf.training.arguments import PretrainRecipe
+    from dinov3_hf.visualization.report import Pictures
 
 
 RECIPE = "tiny_cpu"
@@ -14,15 +22,15 @@ RECIPE = "tiny_cpu"
 
 @dataclass
 class QuickstartArguments:
-    """What is trained, for how long, and on how many scenes it is measured."""
+    """What is trained, for how long, and on how many scenes it is evaluated."""
 
-    recipe: str = described("recipe of the pretraining: a name from the package or a YAML file", RECIPE, common=True)
-    output_dir: str = described("folder of the run and of report.html", "outputs/quickstart", common=True)
+    recipe: str = described("pretraining recipe: a name from the package or a YAML file", RECIPE, common=True)
+    output_dir: str = described("folder for the run and report.html", "outputs/quickstart", common=True)
     steps: int | None = described(
-        "optimizer steps; null: the recipe's, about five minutes on two cores", None, at_least=1, common=True
+        "optimizer steps; null: the recipe's number, about five minutes on two cores", None, at_least=1, common=True
     )
     text_steps: int = described(
-        "steps of the text tower, 0 for none; the default takes three minutes on two cores",
+        "optimizer steps of the text tower, 0 to train none; the default takes three minutes on two cores",
         400,
         at_least=0,
         common=True,
@@ -30,10 +38,10 @@ class QuickstartArguments:
     seed: int = described(
         "seed of weights, data order, crops and masks", 0, at_least=0, at_most=2**32 - 1, common=True
     )
-    resume: bool = described("go on from the newest checkpoint in output_dir", False, common=True)
-    overwrite: bool = described("delete the run that output_dir holds and start anew", False, common=True)
-    num_train: int = described("labelled scenes in the k-NN bank", 2000, at_least=10, common=True)
-    num_test: int = described("scenes measured", 500, at_least=1, common=True)
+    resume: bool = described("continue from the newest checkpoint in output_dir", False, common=True)
+    overwrite: bool = described("delete the run in output_dir and start again", False, common=True)
+    num_train: int = described("labelled scenes that the k-NN classifier searches", 2000, at_least=10, common=True)
+    num_test: int = described("scenes used for testing", 500, at_least=1, common=True)
 
     def validate(self) -> None:
         require(not (self.resume and self.overwrite), "resume", self.resume, "resume or overwrite, not both")
@@ -64,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(recipe.run.output_dir)
     words, text_recipe = None, None
     if settings.text_steps:
-        # Built now, so that what cannot be is refused before anything is trained.
+        # Built now, so that an invalid recipe is refused before anything is trained.
         words = folder / "text"
         text_recipe = recipe_on_scenes(words, folder / "model", settings.text_steps, recipe.run)
     start = time.perf_counter()
@@ -72,14 +80,14 @@ def run(arguments: argparse.Namespace) -> int:
     if not result.finished:
         return result.exit_code
     seconds = time.perf_counter() - start
-    print(f"trained in {seconds:.0f} s; teaching it words ...")
+    print(f"trained in {seconds:.0f} s; training a text tower ...")
     if text_recipe is not None:
         from .quickstart_text import align_on_scenes
 
         result = align_on_scenes(text_recipe)
         if not result.finished:
             return result.exit_code
-    print("measuring frozen features ...")
+    print("evaluating frozen features ...")
     report = measure_and_report(recipe, seconds, settings.num_train, settings.num_test, words)
     print(f"report: {report}")
     print("look at it in the browser:", *demo_commands(report.parent, words), sep="\n  ")
@@ -87,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def demo_commands(folder: Path, words: Path | None) -> list[str]:
-    """Return the commands that open demos of what was just trained, as this one was typed."""
+    """Return the commands that open demos of the models just trained, with `dinov3` spelled as the user typed it."""
     dinov3 = sys.argv[0] if Path(sys.argv[0]).name == "dinov3" else "dinov3"
     commands = [f"{dinov3} demo dense_features --model {folder / 'model'}"]
     if words is not None:
@@ -95,10 +103,12 @@ def demo_commands(folder: Path, words: Path | None) -> list[str]:
     return commands
 
 
-def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, words: Path | None) -> Path:
-    """Evaluate the run's model beside its controls, and the text tower in the folder `words` beside chance.
+def measure_and_report(
+    recipe: "PretrainRecipe", seconds: float, num_train: int, num_test: int, words: Path | None
+) -> Path:
+    """Evaluate the run's model against its baselines, and the text tower in the folder `words` against chance.
 
-    Writes results.json and report.html; returns the report.
+    Writes results.json and report.html; returns the path of the report.
     """
     import tempfile
 
@@ -145,8 +155,8 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     pictures = [pictures]
     if segmented:
         threshold = text_results[-1].protocol["background_threshold"]
-        caption = f"Each class by its name alone; black is where none stands out (by {threshold})."
-        columns = ("input", "true classes", "found by words")
+        caption = f"Classes are found by their names alone; black is background: no class leads by {threshold}."
+        columns = ("input", "true classes", "predicted from names")
         pictures.append(Pictures("Open-vocabulary segmentation", columns, segmented, caption))
     images = recipe.optimization.steps * recipe.optimization.batch_size
     opening = (
@@ -171,8 +181,10 @@ def measure_and_report(recipe, seconds: float, num_train: int, num_test: int, wo
     )
 
 
-def before_and_after(random_init, trained, preprocessing, num_images: int = 9):
-    """Picture patch features before and after training: input, and the PCA of both networks' patch tokens."""
+def before_and_after(
+    random_init: "Dinov3Model", trained: "Dinov3Model", preprocessing: "Preprocessing", num_images: int = 9
+) -> "Pictures":
+    """Show test images next to PCA maps of their patch tokens, from a randomly initialised and the trained network."""
     import torch
 
     from dinov3_hf.data.pixels import decode_image
@@ -180,7 +192,7 @@ def before_and_after(random_init, trained, preprocessing, num_images: int = 9):
     from dinov3_hf.visualization.features import pca_map, upscale
     from dinov3_hf.visualization.report import Pictures
 
-    # Twice the training size: a finer grid of patches to look at, which RoPE takes in its stride.
+    # Twice the training size, for a finer grid of patches; RoPE allows any size.
     side = 2 * preprocessing.image_size // trained.config.patch_size
     scenes = load_scenes("test", num_images, subset="crowded", image_size=side * trained.config.patch_size)
     inputs = torch.stack([decode_image(image) for image in scenes["image"]])
@@ -193,8 +205,8 @@ def before_and_after(random_init, trained, preprocessing, num_images: int = 9):
     ]
     return Pictures(
         "Patch features, before and after",
-        ("input", "random_init", "trained"),
+        ("input", "random init", "trained"),
         rows,
-        "Each patch's token in the colours of its first three principal components, over all pictures of a column. "
-        "What a network takes to be alike has one colour.",
+        "The first three principal components of each patch token, shown as red, green and blue; one PCA per column. "
+        "Patches with similar features have similar colours.",
     )

@@ -1,7 +1,17 @@
-"""The quickstart's second half: a text tower for the model just trained, and what can be found by words."""
+"""The second half of the quickstart: align a text tower to the model just trained, and evaluate it zero-shot."""
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dinov3_hf.evaluation.result import Result
+    from dinov3_hf.text_alignment.arguments import AlignRecipe
+    from dinov3_hf.training.arguments import RunArguments
+    from dinov3_hf.training.engine.loop import RunResult
 
 
 NUM_SCENES = 6000
@@ -9,8 +19,11 @@ NUM_PICTURES = 6
 PALETTE_SEED = 3
 
 
-def recipe_on_scenes(folder: Path, model: Path, steps: int, run):
-    """Return the recipe that aligns a tiny text tower to `model` on captions of scenes, in `folder`; `run` is that of the model."""
+def recipe_on_scenes(folder: Path, model: Path, steps: int, run: "RunArguments") -> "AlignRecipe":
+    """Return the recipe that aligns a tiny text tower to `model` on captions of rendered scenes, written to `folder`.
+
+    Seed, resume and overwrite are those of `run`, the run that pretrained the model.
+    """
     from dinov3_hf.recipe import build_recipe
     from dinov3_hf.text_alignment.arguments import AlignRecipe
 
@@ -28,20 +41,21 @@ def recipe_on_scenes(folder: Path, model: Path, steps: int, run):
     return build_recipe(AlignRecipe, "tiny_cpu", **given)
 
 
-def align_on_scenes(recipe):
-    """Align a text tower by a recipe of `recipe_on_scenes`; returns the run's result."""
+def align_on_scenes(recipe: "AlignRecipe") -> "RunResult":
+    """Align a text tower with a recipe from `recipe_on_scenes`; returns the result of the run."""
     from dinov3_hf.text_alignment.align import align
 
     if recipe.run.overwrite:
-        # They are another model's.
+        # Features cached by the earlier run come from another model.
         shutil.rmtree(recipe.data.cache_features, ignore_errors=True)
     return align(recipe)
 
 
-def measure_words(folder: Path, num_test: int) -> tuple[list, list]:
-    """Measure zero-shot classification and segmentation on held-out scenes; returns results and picture rows.
+def measure_words(folder: Path, num_test: int) -> tuple[list["Result"], list[tuple["np.ndarray", ...]]]:
+    """Evaluate zero-shot classification and segmentation on test scenes.
 
-    The threshold of the background is chosen on scenes of the train split.
+    The background threshold is chosen on scenes of the train split. Returns the results, and rows of pictures: image,
+    true classes, predicted classes.
     """
     import numpy as np
     import torch
@@ -63,7 +77,7 @@ def measure_words(folder: Path, num_test: int) -> tuple[list, list]:
     model, processor = DinoTxtModel.from_pretrained(folder).eval(), DinoTxtProcessor.from_pretrained(folder)
     templates = ["{}", "a {}"]
     names = ["background", *SCENE_CLASSES]
-    # Windows of the whole image, a quarter and a ninth, each judged as a whole too.
+    # Windows that cover the whole image, a quarter and a ninth; the score of each whole window counts too.
     settings = {"scales": (1.0, 2.0, 3.0), "whole_windows": True}
     known = load_scenes("train", 60, subset="crowded")
     threshold = choose_background_threshold(model, processor, known, names, templates, **settings)
@@ -94,7 +108,7 @@ def measure_words(folder: Path, num_test: int) -> tuple[list, list]:
             logits = segment_logits(
                 model, pixels, embeddings, None, None, settings["scales"], tuple(mask.shape), image_embeddings
             )
-        found = segment(logits, threshold) + 1
-        pictures = (image.permute(1, 2, 0).numpy(), colours[mask.numpy()], colours[found.numpy()])
+        predicted = segment(logits, threshold) + 1
+        pictures = (image.permute(1, 2, 0).numpy(), colours[mask.numpy()], colours[predicted.numpy()])
         rows.append(tuple(upscale(picture, 2) for picture in pictures))
     return results, rows

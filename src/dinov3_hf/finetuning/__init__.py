@@ -1,1 +1,1 @@
-"""Fine-tuning on labels with `transformers.Trainer`: a head alone, adapters, or every weight; one file a task."""
+"""Fine-tuning on labels with `transformers.Trainer`: a head alone, adapters, or all weights; one file per task."""

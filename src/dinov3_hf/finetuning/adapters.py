@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import ImageProcessingMixin, PreTrainedModel
 
 from ..checkpoints import export, load_backbone
 from ..checkpoints.adapters import target_pattern
@@ -18,10 +19,13 @@ from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
 
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 TOKENS = ("cls_token", "mask_token", "register_tokens")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
-# Fields of a backbone in which an adapter and its base have to agree.
+# Fields of the configuration that must be equal in the backbone an adapter was trained on and the one it is loaded on.
 _SHAPE = (
     "hidden_size",
     "num_hidden_layers",
@@ -35,15 +39,18 @@ _SHAPE = (
 
 
 def backbone_of(model: nn.Module) -> tuple[str, Dinov3Model]:
-    """Return the name and the module of the only DINOv3 backbone in `model`; `Refused` without one."""
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Dinov3Model)]
-    if len(found) != 1:
-        raise Refused(f"model: got a {type(model).__name__} with {len(found)} DINOv3 backbones, accepted: one")
-    return found[0]
+    """Return the name and the module of the DINOv3 backbone in `model`; `Refused` unless there is exactly one."""
+    backbones = [(name, module) for name, module in model.named_modules() if isinstance(module, Dinov3Model)]
+    if len(backbones) != 1:
+        raise Refused(f"model: got a {type(model).__name__} with {len(backbones)} DINOv3 backbones, accepted: one")
+    return backbones[0]
 
 
 def mark_trainable(model: nn.Module, everything: bool = False, train_tokens: bool = False) -> None:
-    """Freeze the backbone of `model` in place, except for its tokens with `train_tokens`, or train `everything`."""
+    """Set in place which weights of `model` are trained: all with `everything`, else only those outside the backbone.
+
+    With `train_tokens` the class, mask and register tokens of a frozen backbone are trained too.
+    """
     model.requires_grad_(True)
     backbone = backbone_of(model)[1]
     if not everything:
@@ -59,13 +66,13 @@ def add_adapters(
     target_modules: Sequence[str] = TARGET_MODULES,
     dora: bool = False,
     train_tokens: bool = False,
-):
-    """Return `model` as a `PeftModel` that trains adapters in its backbone's blocks, its head, and maybe its tokens.
+) -> "PeftModel":
+    """Return `model` as a `PeftModel` whose head and adapters in the backbone's blocks are trained.
 
-    `target_modules` are regular expressions of whole names of linear layers in a block (`q_proj`,
-    `attention.[qv]_proj`). With `train_tokens` class, mask and register tokens are trained and saved as whole
-    tensors; PEFT keeps modules only, so the patch embedding is saved with them, unchanged. Raises `Refused` for a
-    target that matches nothing, with the names that there are.
+    `target_modules` are regular expressions that match the full name of a linear layer in a block (`q_proj`,
+    `attention.[qv]_proj`). With `train_tokens` the class, mask and register tokens are trained too and saved as full
+    tensors; PEFT can only save modules, so the patch embedding is saved with them, unchanged. Raises `Refused` for a
+    target that matches no layer; the message lists the names of the layers.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -78,7 +85,7 @@ def add_adapters(
         r=rank,
         lora_alpha=alpha,
         target_modules=target_pattern(inside, target_modules),
-        # PEFT compares ends of names: `embeddings` alone would also wrap `patch_embeddings`, and then fail to load.
+        # PEFT matches the ends of names: `embeddings` alone would also wrap `patch_embeddings`, and then fail to load.
         modules_to_save=head_modules(model, prefix) + ([f"{inside}embeddings"] if train_tokens else []),
         use_dora=dora,
     )
@@ -88,7 +95,7 @@ def add_adapters(
 
 
 def check_targets(backbone: Dinov3Model, target_modules: Sequence[str]) -> None:
-    """Raise `Refused` for a target that is no linear layer of the blocks."""
+    """Raise `Refused` for a target that matches no linear layer of the blocks."""
     names = {
         name for layer in backbone.layer for name, module in layer.named_modules() if isinstance(module, nn.Linear)
     }
@@ -105,14 +112,17 @@ def check_targets(backbone: Dinov3Model, target_modules: Sequence[str]) -> None:
 
 
 def head_modules(model: nn.Module, prefix: str) -> list[str]:
-    """Return names of modules that hold all weights outside the backbone, each the end of no other module's name."""
+    """Return the modules that hold all weights outside the backbone, by names that PEFT can tell apart.
+
+    PEFT matches the ends of names, so no returned name is the end of another module's name.
+    """
     every = [name for name, _ in model.named_modules()]
 
     def split(name: str, module: nn.Module) -> list[str]:
         if name == prefix or not any(True for _ in module.parameters()):
             return []
         is_around = prefix.startswith(f"{name}.") or not name
-        # PEFT takes no lists of modules, only what they hold.
+        # PEFT does not accept module lists, only the modules in them.
         is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict))
         if not is_around and not is_list and sum(other.endswith(name) for other in every) == 1:
             return [name]
@@ -122,22 +132,25 @@ def head_modules(model: nn.Module, prefix: str) -> list[str]:
                 f"method: {type(model).__name__} holds {name}.{bare[0]}, which PEFT cannot save, accepted: frozen or full"
             )
         inside = f"{name}." if name else ""
-        return [found for own, child in module.named_children() for found in split(inside + own, child)]
+        return [part for own, child in module.named_children() for part in split(inside + own, child)]
 
     return split("", model)
 
 
 def freeze_patch_embedding(model: nn.Module) -> None:
-    """Freeze the patch embedding that PEFT keeps, and would train, with the tokens; also after it loaded an adapter."""
+    """Freeze the patch embedding: PEFT saves it together with the tokens, and would train it too.
+
+    PEFT unfreezes it again when it loads an adapter, so call this afterwards as well.
+    """
     for name, parameter in model.named_parameters():
         if "modules_to_save" in name and "patch_embeddings" in name:
             parameter.requires_grad_(False)
 
 
-def save_adapter(model, directory: str | os.PathLike) -> Path:
-    """Write the adapters of a `PeftModel` with its head, and the configuration that rebuilds it; returns the folder."""
+def save_adapter(model: "PeftModel", directory: str | os.PathLike) -> Path:
+    """Save the adapters and the head of a `PeftModel`, and the configuration to rebuild it; returns the folder."""
     directory = Path(directory)
-    # PEFT otherwise asks the base for a vocabulary.
+    # By default PEFT would look up the vocabulary size of the base model, which has none.
     model.save_pretrained(directory, save_embedding_layers=False)
     config = copy.deepcopy(model.get_base_model().config)
     config.architectures = [type(model.get_base_model()).__name__]
@@ -145,10 +158,11 @@ def save_adapter(model, directory: str | os.PathLike) -> Path:
     return directory
 
 
-def load_adapter(directory: str | os.PathLike, base: str | Dinov3Model | None = None):
-    """Load what `save_adapter` wrote on its base, by default the one it names, as a `PeftModel` in eval mode.
+def load_adapter(directory: str | os.PathLike, base: str | Dinov3Model | None = None) -> "PeftModel":
+    """Load an adapter written by `save_adapter` onto its base model; returns a `PeftModel` in eval mode.
 
-    Raises `Refused` without an adapter, and where `base` is of another shape.
+    Without `base` the base model named in the adapter's configuration is loaded. Raises `Refused` if there is no
+    adapter, or if `base` has another architecture than the one the adapter was trained on.
     """
     import transformers
     from peft import PeftModel
@@ -167,26 +181,33 @@ def load_adapter(directory: str | os.PathLike, base: str | Dinov3Model | None = 
     for field in _SHAPE:
         expected, got = getattr(inner.config, field), getattr(backbone.config, field)
         if got != expected:
-            raise Refused(f"base: got {field}={got}, accepted: {expected}, as the base of {directory.name} had")
+            raise Refused(
+                f"base: got {field}={got}, accepted: {expected}, as in the base that {directory.name} was trained on"
+            )
     inner.load_state_dict(backbone.state_dict())
     model.name_or_path = named
     return PeftModel.from_pretrained(model, directory).eval()
 
 
 def read_adapter_config(directory: Path) -> dict:
-    """Read adapter_config.json; `Refused` without it."""
+    """Read adapter_config.json; `Refused` if there is none."""
     if not (directory / CONFIG).is_file():
         raise Refused(f"adapter: no {CONFIG} in {str(directory)!r}, accepted: a folder that PEFT wrote")
     return json.loads((directory / CONFIG).read_text())
 
 
-def merge(model) -> PreTrainedModel:
-    """Return a copy of a `PeftModel`'s model with the adapters added to its weights."""
+def merge(model: "PeftModel") -> PreTrainedModel:
+    """Return a copy of the model inside a `PeftModel`, with the adapters merged into its weights."""
     return copy.deepcopy(model).merge_and_unload()
 
 
-def export_merged(model: PreTrainedModel, directory: str | os.PathLike, processor=None) -> Path:
-    """Write the backbone of a model without adapters as a stock `dinov3_vit` folder; its head in head.safetensors."""
+def export_merged(
+    model: PreTrainedModel, directory: str | os.PathLike, processor: ImageProcessingMixin | None = None
+) -> Path:
+    """Save the backbone of a model without adapters in transformers' own `dinov3_vit` layout.
+
+    The head goes to head.safetensors. Returns the folder.
+    """
     prefix, inner = backbone_of(model)
     backbone = Dinov3Model(inner.config)
     backbone.load_state_dict(inner.state_dict())
@@ -201,16 +222,17 @@ def export_merged(model: PreTrainedModel, directory: str | os.PathLike, processo
 
 
 def export_transformers_adapter(directory: str | os.PathLike, output: str | os.PathLike) -> Path:
-    """Write the backbone's adapters under stock's names, for `PeftModel.from_pretrained` on a `DINOv3ViTModel`.
+    """Save the backbone's adapters with the weight names of transformers' `DINOv3ViTModel`; returns the folder.
 
-    That model has no place for the head, which goes to head.safetensors. PEFT cannot give it back trained tokens
-    either (its wrapper of `embeddings` also takes `patch_embeddings`): they go to tokens.safetensors, whose names are
-    the model's, to be loaded first with `load_state_dict(tokens, strict=False)`.
+    They load with `PeftModel.from_pretrained` on that model. It has no place for the head, which goes to
+    head.safetensors. PEFT cannot restore trained tokens on it either (its wrapper of `embeddings` also matches
+    `patch_embeddings`): they go to tokens.safetensors with the names of the model's weights; load them first, with
+    `load_state_dict(tokens, strict=False)`.
     """
     directory, output = Path(directory), Path(output)
     config, tensors = read_adapter_config(directory), load_file(directory / WEIGHTS)
     prefix = next(
-        found[1] for name in tensors if (found := re.match(r"base_model\.model\.(.*?)layer\.\d+\..*lora_A", name))
+        matched[1] for name in tensors if (matched := re.match(r"base_model\.model\.(.*?)layer\.\d+\..*lora_A", name))
     )
     adapters, head, tokens = {}, {}, {}
     for name, tensor in tensors.items():

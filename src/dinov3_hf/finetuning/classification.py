@@ -1,21 +1,28 @@
-"""What fine-tuning learns of whole images, and how rows of a data set become examples."""
+"""Fine-tuning for image classification."""
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torchvision.transforms import v2
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.columns import read_vocabulary
 from ..data.pixels import decode_image
 from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
+from .arguments import FinetuneRecipe
 from .examples import SMALLEST_CROP, View
 
 
-class Classification:
-    """Classes of whole images by a linear layer on class token and mean patch token; top-1."""
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-    def __init__(self, recipe, train, test, view: View, image_column: str):
+
+class Classification:
+    """Image classification with a linear layer on the class token and the mean patch token; top-1 accuracy."""
+
+    def __init__(self, recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", view: View, image_column: str):
         self.view, self.image_column, self.label_column = view, image_column, recipe.data.label_column
         self.names, self.index_of = read_vocabulary(train, train, self.label_column)[:2]
         names, of_test, _ = read_vocabulary(test, test, self.label_column)
@@ -36,7 +43,7 @@ class Classification:
         self.augment = recipe.data.augment
 
     def build(self, backbone: Dinov3Model, name: str, fields: dict) -> Dinov3ForImageClassification:
-        """Return the backbone's weights with a new linear layer, which has no fields of its own."""
+        """Return the backbone with a new linear layer; `fields` are not used, since the layer has no configuration."""
         config = copy.deepcopy(backbone.config)
         config.id2label = dict(enumerate(self.names))
         config.label2id = {label: index for index, label in enumerate(self.names)}
@@ -46,24 +53,24 @@ class Classification:
         return model
 
     def read(self, row: dict, train: bool) -> dict:
-        """Return pixel values [3,S,S] and the class of a row; raises BadImage."""
+        """Return the pixel values [3,S,S] and the class index of a row; raises `BadImage`."""
         image = decode_image(row[self.image_column])
         image = self.crop(image) if train and self.augment else image
         index_of = self.index_of if train else self.test_index_of
         return {"pixel_values": self.view.image(image), "labels": index_of[row[self.label_column]]}
 
     def targets(self, labels: torch.Tensor) -> dict:
-        """Return what the head's own loss takes."""
+        """Return the arguments with which the model computes its loss."""
         return {"labels": labels}
 
-    def loss(self, outputs, labels: torch.Tensor) -> torch.Tensor:
-        """The head's own: cross-entropy."""
+    def loss(self, outputs: ImageClassifierOutput, labels: torch.Tensor) -> torch.Tensor:
+        """Return the model's own loss, the cross-entropy."""
         return outputs.loss
 
-    def statistics(self, outputs, labels: torch.Tensor) -> torch.Tensor:
-        """Return [B,1]: 1 where the class is found."""
+    def statistics(self, outputs: ImageClassifierOutput, labels: torch.Tensor) -> torch.Tensor:
+        """Return [B,1]: 1 where the predicted class is right, else 0."""
         return (outputs.logits.argmax(-1) == labels).float()[:, None]
 
     def metrics(self, statistics: torch.Tensor) -> list[dict]:
-        """Return the measures of figures [N,1]."""
+        """Return the metrics from the statistics [N,1] of all test images."""
         return [{"metric": "top-1", "model": statistics.mean().item(), "chance": self.chance}]

@@ -1,30 +1,38 @@
-"""What fine-tuning learns of distances: the depth of every pixel."""
+"""Fine-tuning for depth estimation."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import DepthEstimatorOutput
 
 from ..data.depths import check_depth_column, in_metres, read_depth
 from ..data.pixels import BadImage, decode_image
 from ..errors import Refused
 from ..evaluation.depth import depth_errors, sigma_loss
 from ..models.modeling_dinov3 import Dinov3Model
+from .arguments import FinetuneRecipe
 from .examples import View, progress
 from .heads import build_dense, upsample_to
 
 
-# Depths below it (metres) do not count, and no prediction is taken for less.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+# Smaller true depths (metres) are ignored, and predictions are clamped to at least this.
 MIN_DEPTH = 0.001
 
 
 class Depth:
-    """Depths of pixels in metres; RMSE, mean absolute relative error, delta1."""
+    """Depth of every pixel in metres; metrics: RMSE, mean absolute relative error (ARel) and delta1."""
 
-    def __init__(self, recipe, train, test, view: View, image_column: str):
+    def __init__(self, recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", view: View, image_column: str):
         data = recipe.data
         self.view, self.image_column, self.column = view, image_column, data.depth_column
         self.head, self.unit, self.max_depth = recipe.task.head, data.depth_unit, data.max_depth
@@ -40,27 +48,28 @@ class Depth:
                 f"depth_column: got {self.column!r} without a depth in range, accepted: depths up to {self.max_depth} m"
             )
         self.constant = torch.stack(medians).median()
-        # No crop: what is enlarged would seem nearer than it is.
+        # No random crops: resizing them would make objects look nearer than their true depth.
         self.crop = v2.RandomHorizontalFlip(0.5 if data.augment else 0.0)
 
     def _depths(self, row: dict) -> torch.Tensor | None:
-        """Return the metres [H,W] of a row, 0 where unknown, None where they cannot be read."""
+        """Return the depths [H,W] of a row in metres, 0 where unknown; `None` if they cannot be read."""
         try:
             stored = read_depth(row[self.column] or {"path": ""}, self.unit, MIN_DEPTH, self.max_depth)
         except OSError:
             return None
         return torch.from_numpy(in_metres(stored, self.unit)).float()
 
-    def build(self, backbone: Dinov3Model, name: str, fields: dict):
+    def build(self, backbone: Dinov3Model, name: str, fields: dict) -> PreTrainedModel:
+        """Return a depth head on the backbone; `fields` go to the head's configuration."""
         model = build_dense("depth", backbone, name, self.head, None, fields)
         last = [part for part in model.modules() if isinstance(part, nn.Conv2d) and part.out_channels == 1]
         if last and type(model).__name__ == "DPTForDepthEstimation":
-            # It ends in a ReLU, and would take long from its zero to the metres of a room, if it ever left it.
+            # It ends in a ReLU: from outputs of 0 it would be slow to reach the depths of a room, or stay there.
             nn.init.constant_(last[-1].bias, float(self.constant))
         return model
 
     def read(self, row: dict, train: bool) -> dict:
-        """Return pixel values [3,S,S] and metres [S,S] of a row; raises BadImage."""
+        """Return the pixel values [3,S,S] and the depths [S,S] in metres of a row; raises `BadImage`."""
         image, depths = decode_image(row[self.image_column]), self._depths(row)
         if depths is None:
             raise BadImage("its depths cannot be read")
@@ -70,34 +79,40 @@ class Depth:
         depths = F.resize(torch.as_tensor(depths)[None], size, v2.InterpolationMode.NEAREST_EXACT)[0]
         return {"pixel_values": self.view.image(image), "labels": depths}
 
-    def _predicted(self, outputs, labels: torch.Tensor) -> torch.Tensor:
+    def _predicted(self, outputs: DepthEstimatorOutput, labels: torch.Tensor) -> torch.Tensor:
         return upsample_to(outputs.predicted_depth[:, None], labels)[:, 0].clamp(MIN_DEPTH)
 
     def targets(self, labels: torch.Tensor) -> dict:
-        """Return nothing: transformers' depth heads have no loss of their own."""
+        """Return no arguments: the depth heads of transformers do not compute a loss."""
         return {}
 
-    def loss(self, outputs, labels: torch.Tensor) -> torch.Tensor:
-        """Sigma loss of the linear probe and, so that depths that start at 0 move too, mean absolute error in metres."""
+    def loss(self, outputs: DepthEstimatorOutput, labels: torch.Tensor) -> torch.Tensor:
+        """Return the sigma loss of the linear probe plus the mean absolute error in metres.
+
+        The sigma loss has no gradient for predictions that are clamped to MIN_DEPTH; the absolute error has one.
+        """
         valid = labels > 0
         predicted = upsample_to(outputs.predicted_depth[:, None], labels)[:, 0]
         absolute = torch.where(valid, predicted - labels, 0).abs().sum() / valid.sum().clamp(min=1)
         return sigma_loss(predicted.clamp(MIN_DEPTH), labels) + absolute
 
-    def statistics(self, outputs, labels: torch.Tensor) -> torch.Tensor:
-        """Return RMSE, error and delta1 of each image, then those of a constant [B,6]; NaN for images without depth."""
+    def statistics(self, outputs: DepthEstimatorOutput, labels: torch.Tensor) -> torch.Tensor:
+        """Return RMSE, ARel and delta1 of each image, then those of a constant prediction [B,6].
+
+        NaN for images without any known depth.
+        """
         predicted = self._predicted(outputs, labels)
         return torch.cat(
             [_depth_errors(p, labels) for p in (predicted, torch.full_like(labels, self.constant))], dim=1
         )
 
     def metrics(self, statistics: torch.Tensor) -> list[dict]:
-        """Return the means over images of figures [N,6]."""
-        found, constant = statistics.double().mean(0).view(2, 3).tolist()
+        """Return the metrics: means over all test images of their statistics [N,6]."""
+        predicted, constant = statistics.double().mean(0).view(2, 3).tolist()
         names = (("RMSE", True), ("ARel", True), ("delta1", False))
         return [
             {"metric": name, **({"lower_is_better": True} if lower else {}), "model": model, "chance": chance}
-            for (name, lower), model, chance in zip(names, found, constant, strict=True)
+            for (name, lower), model, chance in zip(names, predicted, constant, strict=True)
         ]
 
 

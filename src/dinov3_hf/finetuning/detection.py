@@ -1,10 +1,14 @@
-"""What fine-tuning learns of objects: boxes and their classes."""
+"""Fine-tuning for object detection."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torchvision import tv_tensors
 from torchvision.ops import box_convert, box_iou
 from torchvision.transforms import v2
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..data.boxes import CATEGORY_NAMES, boxes_of_masks, declared_names
 from ..data.columns import check_column
@@ -12,17 +16,22 @@ from ..data.masks import read_mask
 from ..data.pixels import BadImage, decode_image, read_size
 from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3Model
+from .arguments import FinetuneRecipe
 from .examples import View, progress
 from .heads import build_dense
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 MIN_IOU = 0.5
 
 
 class Detection:
-    """Boxes of objects and their classes by a set-prediction head (DETR); average precision at an IoU of 0.5."""
+    """Object detection with a set-prediction head (DETR family); average precision at an IoU of 0.5 (AP@0.5)."""
 
-    def __init__(self, recipe, train, test, view: View, image_column: str):
+    def __init__(self, recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", view: View, image_column: str):
         data = recipe.data
         self.view, self.image_column, self.column, self.head = (
             view,
@@ -30,7 +39,7 @@ class Detection:
             data.objects_column,
             recipe.task.head,
         )
-        # Rendered scenes name the objects' pixels; boxes follow from them.
+        # Rendered scenes have instance masks instead of boxes; the boxes are computed from them.
         self.from_masks = data.objects_column not in train.column_names and "instances" in train.column_names
         self.names, declared, largest = list(data.class_names), declared_names(train, self.column), -1
         self.names = self.names or declared
@@ -56,7 +65,7 @@ class Detection:
     def _check(self, boxes: torch.Tensor, classes: list[int], height: int, width: int, where: str) -> None:
         for box, number in zip(boxes.tolist(), classes, strict=True):
             x, y, w, h = box
-            # Half a pixel of rounding is forgiven.
+            # Half a pixel is allowed for rounding.
             if w <= 0 or h <= 0 or x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5:
                 raise Refused(
                     f"objects_column: {where} has the box {[round(value, 2) for value in box]} in an image of "
@@ -69,7 +78,7 @@ class Detection:
                 )
 
     def objects(self, row: dict) -> tuple[torch.Tensor, list[int]]:
-        """Return the boxes [n,4] of a row as x, y, width, height in pixels, and their classes."""
+        """Return the boxes [n,4] of a row (x, y, width, height in pixels) and their n class indices."""
         if self.from_masks:
             return boxes_of_masks(read_mask(row["instances"]), read_mask(row["mask"]))
         objects = row[self.column]
@@ -83,11 +92,15 @@ class Detection:
             )
         return torch.tensor(boxes or [], dtype=torch.float).view(-1, 4), list(classes or [])
 
-    def build(self, backbone: Dinov3Model, name: str, fields: dict):
+    def build(self, backbone: Dinov3Model, name: str, fields: dict) -> PreTrainedModel:
+        """Return a detection head on the backbone; `fields` go to the head's configuration."""
         return build_dense("detection", backbone, name, self.head, self.names, fields)
 
     def read(self, row: dict, train: bool) -> dict:
-        """Return pixel values [3,S,S], and classes [n] and boxes [n,4] (centre and size, of 1) of a row."""
+        """Return the pixel values [3,S,S], classes [n] and boxes [n,4] of a row.
+
+        Boxes are centre x, centre y, width and height, relative to the sides of the image (0..1).
+        """
         image = decode_image(row[self.image_column])
         boxes, classes = self.objects(row)
         boxes = tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=image.shape[1:])
@@ -99,17 +112,20 @@ class Detection:
         return {"pixel_values": self.view.image(image), "labels": labels}
 
     def targets(self, labels: list[dict]) -> dict:
-        """Return what the head's own loss takes."""
+        """Return the arguments with which the model computes its loss."""
         return {"labels": labels}
 
-    def loss(self, outputs, labels: list[dict]) -> torch.Tensor:
-        """The head's own: bipartite matching, then classes, boxes and generalised IoU."""
+    def loss(self, outputs: ModelOutput, labels: list[dict]) -> torch.Tensor:
+        """Return the model's own loss: bipartite matching, then classification, box and generalised IoU losses."""
         return outputs.loss
 
-    def statistics(self, outputs, labels: list[dict]) -> torch.Tensor:
-        """Return score, class and correctness of each query and the objects of each class, an image a row [B,3Q+K]."""
+    def statistics(self, outputs: ModelOutput, labels: list[dict]) -> torch.Tensor:
+        """Return one row per image [B,3Q+K], for Q queries and K classes.
+
+        A row holds the queries' scores, their classes, whether they are hits, and the number of objects of each class.
+        """
         logits = outputs.logits.float()
-        # DETR has a class for no object; its successors score each class by itself.
+        # DETR has a class for "no object"; its successors score each class on its own.
         has_none = logits.shape[-1] > len(self.names)
         probabilities = logits.softmax(-1)[..., :-1] if has_none else logits.sigmoid()
         rows = []
@@ -121,7 +137,7 @@ class Detection:
         return torch.stack(rows)
 
     def metrics(self, statistics: torch.Tensor) -> list[dict]:
-        """Return the mean over classes of the average precision of figures [N,3Q+K]."""
+        """Return the average precision, averaged over classes, from the statistics [N,3Q+K] of all test images."""
         queries = (statistics.shape[1] - len(self.names)) // 3
         scores, classes, hits, counts = statistics.split([queries, queries, queries, len(self.names)], dim=1)
         precisions = [
@@ -139,9 +155,11 @@ def match(
     true_classes: torch.Tensor,
     true_boxes: torch.Tensor,
 ) -> torch.Tensor:
-    """Say which predictions [Q] find an object: the best first, each the free object it overlaps most, at 0.5 or more.
+    """Return which of Q predictions are hits (bool [Q]).
 
-    Boxes are [Q,4] and [n,4], centre and size.
+    From the highest score [Q] down, each prediction is compared with the objects of its class that are not matched
+    yet. If the largest IoU is at least 0.5, it is a hit and that object is matched. Boxes [Q,4] and [n,4] are centre
+    x, centre y, width, height.
     """
     hits = torch.zeros_like(scores, dtype=torch.bool)
     if not len(true_boxes):
@@ -157,10 +175,13 @@ def match(
 
 
 def average_precision(scores: torch.Tensor, hits: torch.Tensor, total: int) -> float:
-    """Return the area under the precision over recall of predictions [n] for `total` objects (all points, as VOC 2010)."""
+    """Return the area under the precision-recall curve of predictions [n] for `total` objects.
+
+    All points of the curve are used, as in PASCAL VOC from 2010 on.
+    """
     hits = hits[scores.argsort(descending=True, stable=True)].double().numpy()
-    found = np.cumsum(hits)
-    precision = found / np.arange(1, len(hits) + 1)
+    true_positives = np.cumsum(hits)
+    precision = true_positives / np.arange(1, len(hits) + 1)
     # The best precision at this recall or any higher one.
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((envelope * hits).sum() / total)

@@ -1,7 +1,8 @@
-"""How rows of a data set become examples of a task."""
+"""Turning rows of a data set into training and test examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import Dataset
@@ -12,13 +13,21 @@ from ..data.views import standardize
 from ..errors import Refused
 
 
-# Share of an image's area that a random crop shows at least.
+if TYPE_CHECKING:
+    import datasets
+    from tqdm import tqdm
+
+
+# Smallest area of a random crop, as a fraction of the image.
 SMALLEST_CROP = 0.5
 
 
 @dataclass(frozen=True)
 class View:
-    """How a network sees images: whole, as squares of `size` pixels, standardised; as a stock image processor does it."""
+    """Preprocessing: the whole image resized to a square of `size` pixels and standardised.
+
+    Gives the same pixels as the image processor of transformers.
+    """
 
     size: int
     mean: tuple[float, ...]
@@ -26,14 +35,17 @@ class View:
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
         """Resize (bilinear, antialiased) and standardise a uint8 image [3,H,W]; returns [3,S,S]."""
-        # In float, as the processor does it, so that nothing is rounded twice.
+        # In floating point, as the image processor does it, so that nothing is rounded twice.
         return F.resize(standardize(image[None], self.mean, self.std)[0], [self.size, self.size], antialias=True)
 
 
 class Examples(Dataset):
-    """Examples of a `datasets.Dataset`; a row that cannot be read is replaced by the next one and marked `valid` False."""
+    """Examples from the rows of a `datasets.Dataset`, read by `read(row, train)`.
 
-    def __init__(self, rows, read: Callable[[dict, bool], dict], train: bool):
+    A row that cannot be read is replaced by the next readable one, and the example has `valid` False.
+    """
+
+    def __init__(self, rows: "datasets.Dataset", read: Callable[[dict, bool], dict], train: bool):
         self.rows, self.read, self.train = rows, read, train
 
     def __len__(self) -> int:
@@ -50,7 +62,7 @@ class Examples(Dataset):
 
 
 def collate(examples: list[dict]) -> dict:
-    """Stack what has one shape; `labels` that are dictionaries stay a list."""
+    """Make a batch: tensors and numbers are stacked, dictionaries (the labels of detection) stay a list."""
     batch = {}
     for name in examples[0]:
         values = [example[name] for example in examples]
@@ -61,8 +73,8 @@ def collate(examples: list[dict]) -> dict:
     return batch
 
 
-def progress(items, text: str):
-    """Return the items with a progress bar."""
+def progress(items: Iterable, text: str) -> "tqdm":
+    """Return the items with a progress bar, which is shown on terminals only."""
     from tqdm import tqdm
 
     return tqdm(items, desc=text, disable=None)

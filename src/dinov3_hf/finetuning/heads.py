@@ -1,6 +1,7 @@
 """Heads of transformers for segmentation, detection and depth, built on a pretrained backbone.
 
-`load_backbone` of transformers 5 only ever gives random weights: `build_head` copies the pretrained ones in.
+The function `load_backbone` of transformers 5 always initialises a backbone randomly; `build_head` copies the
+pretrained weights in.
 """
 
 import copy
@@ -17,6 +18,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 from transformers import DINOv3ViTConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..checkpoints import export
 from ..errors import Refused
@@ -31,14 +33,14 @@ from .adapters import backbone_of
 
 @dataclass(frozen=True)
 class Head:
-    """What a head of transformers asks of a backbone.
+    """A head of transformers, and what it needs from a backbone.
 
     Args:
-        tasks: what it can be trained for.
+        tasks: the tasks it can be trained for.
         model: its class in transformers.
-        blocks: evenly spaced blocks whose maps it reads.
-        strides: of the pyramid it needs; none for plain patch maps.
-        tokens: takes class token and patches [B,1+P,D] in place of maps.
+        blocks: number of evenly spaced blocks whose feature maps it takes.
+        strides: strides of the feature pyramid it takes; empty if it takes patch maps directly.
+        tokens: whether it takes the class token and patch tokens [B,1+P,D] instead of maps.
     """
 
     tasks: tuple[str, ...]
@@ -70,20 +72,20 @@ def build_head(
     num_labels: int | None = None,
     id2label: Mapping[int, str] | None = None,
     freeze_backbone: bool = False,
-    **config,
+    **config: Any,
 ) -> PreTrainedModel:
-    """Return a head of transformers with new weights around a copy of `backbone`, in eval mode.
+    """Return a model of transformers with a randomly initialised head on a copy of `backbone`, in eval mode.
 
-    Tasks, each with its heads, the default first: segmentation (upernet, mask2former, eomt), depth (dpt,
-    depth_anything, zoedepth, chmv2), detection (detr, conditional_detr, rtdetr_v2), universal, which is instances
-    and segments (mask2former, eomt). Heads that read several blocks get evenly spaced ones, the last among them;
-    mask2former and rtdetr_v2 read them through a pyramid, in the place of the paper's adapter (DINOv3, section
-    6.3.2), and take images whose sides are multiples of 32. conditional_detr is the nearest to the paper's detector:
-    plain attention, in an encoder of its own on the last patch map (section 6.3.1). `config` goes to the
-    head's own configuration. Nothing is downloaded. With `freeze_backbone` the copied weights do not learn.
+    Tasks and their heads, the default first: segmentation (upernet, mask2former, eomt), depth (dpt, depth_anything,
+    zoedepth, chmv2), detection (detr, conditional_detr, rtdetr_v2), universal, that is instance and panoptic
+    segmentation (mask2former, eomt). Heads that take several blocks get evenly spaced ones, including the last.
+    mask2former and rtdetr_v2 take them through a feature pyramid, which replaces the paper's adapter (DINOv3, section
+    6.3.2), and need images whose sides are multiples of 32. conditional_detr is closest to the paper's detector: plain
+    attention, in an encoder of its own on the last patch map (section 6.3.1). `config` are fields of the head's
+    configuration. Nothing is downloaded. With `freeze_backbone` the copied weights are not trained.
 
     Raises:
-        Refused: a task, head, count of labels or configuration field that cannot be.
+        Refused: for an invalid task, head, number of labels or configuration field.
     """
     name = check_head(task, head)
     kind = DENSE_HEADS[name]
@@ -108,7 +110,7 @@ def build_head(
 
 
 def check_head(task: str, head: str | None) -> str:
-    """Return the head's name, the task's own for `None`; `Refused` for one that is not there or not for the task."""
+    """Return the name of the head, for `None` the task's default; `Refused` if it does not exist or fit the task."""
     if task not in DEFAULTS:
         raise Refused(f"task: got {task!r}, accepted: {', '.join(DEFAULTS)}")
     name = head or DEFAULTS[task]
@@ -122,7 +124,7 @@ def check_head(task: str, head: str | None) -> str:
 
 
 def label_fields(task: str, num_labels: int | None, id2label: Mapping[int, str] | None) -> dict[str, Any]:
-    """Return the labels' fields of a head's configuration."""
+    """Return the fields of a head's configuration that say which labels it has."""
     if task == "depth":
         if num_labels is not None or id2label is not None:
             raise Refused(f"num_labels: got {num_labels or len(id2label)}, accepted: none for depth")
@@ -140,7 +142,7 @@ def label_fields(task: str, num_labels: int | None, id2label: Mapping[int, str] 
 
 
 def check_fields(config_class: type, config: Mapping[str, Any]) -> None:
-    """Raise `Refused` for a field the head's configuration lacks; transformers would keep it and never read it."""
+    """Raise `Refused` for a field that the head's configuration lacks; transformers would silently ignore it."""
     known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
     known -= {"backbone_config", "id2label", "label2id"}
     for field, value in config.items():
@@ -150,7 +152,7 @@ def check_fields(config_class: type, config: Mapping[str, Any]) -> None:
 
 
 def backbone_config(config: Dinov3Config, name: str, frozen: bool) -> Dinov3Config | Dinov3PyramidConfig:
-    """Return the configuration of the backbone inside a head; a frozen one drops nothing in train mode either."""
+    """Return the configuration of the backbone inside a head; with `frozen` it has no dropout or drop path."""
     kind, depth, inner = DENSE_HEADS[name], config.num_hidden_layers, copy.deepcopy(config)
     if depth < kind.blocks:
         raise Refused(f"head: got {name!r} on a backbone of {depth} blocks, accepted: at least {kind.blocks}")
@@ -163,7 +165,7 @@ def backbone_config(config: Dinov3Config, name: str, frozen: bool) -> Dinov3Conf
 
 
 def head_fields(name: str, config: Dinov3Config) -> dict[str, Any]:
-    """Return fields that a head does not take from its backbone by itself."""
+    """Return configuration fields that a head does not read from its backbone's configuration."""
     if name == "depth_anything":
         return {"patch_size": config.patch_size, "reassemble_hidden_size": config.hidden_size}
     if name == "chmv2":
@@ -172,10 +174,10 @@ def head_fields(name: str, config: Dinov3Config) -> dict[str, Any]:
 
 
 def build_eomt(backbone: Dinov3Model, model_class: type, config: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
-    """Return an EoMT whose blocks are the backbone's, and the names of their parameters (EoMT, Kerssies et al. 2025).
+    """Return an EoMT model (Kerssies et al. 2025) with the backbone's weights, and the names of these parameters.
 
-    It has blocks of its own, so it takes what `export` writes, by renames. Its queries join the last quarter of the
-    blocks, at most four, and its masks have a stride of 4.
+    EoMT implements the blocks itself, so the weights written by `export` are loaded under new names. Its queries are
+    added before the last quarter of the blocks, at most four, and its masks have a stride of 4.
     """
     depth, patch_size = backbone.config.num_hidden_layers, backbone.config.patch_size
     with tempfile.TemporaryDirectory() as directory:
@@ -205,25 +207,36 @@ def build_eomt(backbone: Dinov3Model, model_class: type, config: dict[str, Any])
 
 
 def mask_targets(masks: torch.Tensor, ignore_index: int = 255) -> dict[str, list[torch.Tensor]]:
-    """Turn class masks [B,H,W] into the targets of mask2former and eomt: each class's mask [C,H,W] and index [C]."""
-    classes = [found[found != ignore_index] for found in (mask.unique() for mask in masks)]
+    """Turn masks of class indices [B,H,W] into the targets of mask2former and eomt.
+
+    For each image: the binary masks [C,H,W] of the C classes it contains, and their indices [C].
+    """
+    classes = [values[values != ignore_index] for values in (mask.unique() for mask in masks)]
     return {
-        "mask_labels": [(mask == found[:, None, None]).float() for mask, found in zip(masks, classes, strict=True)],
+        "mask_labels": [
+            (mask == present[:, None, None]).float() for mask, present in zip(masks, classes, strict=True)
+        ],
         "class_labels": classes,
     }
 
 
-def class_scores(outputs) -> torch.Tensor:
-    """Return the scores [B,K,h,w] of pixels for classes that mask2former and eomt give, not normalised.
+def class_scores(outputs: ModelOutput) -> torch.Tensor:
+    """Return the unnormalised class scores [B,K,h,w] of the pixels, from the outputs of mask2former or eomt.
 
-    Each query adds its mask's probability times its classes' (MaskFormer, Cheng et al. 2021, section 3.4).
+    Sums over queries the product of mask probability and class probabilities (MaskFormer, Cheng et al. 2021, section
+    3.4).
     """
     classes = outputs.class_queries_logits.softmax(-1)[..., :-1]
     return torch.einsum("bqk,bqhw->bkhw", classes, outputs.masks_queries_logits.sigmoid())
 
 
-def build_dense(task: str, backbone: Dinov3Model, name: str, head: str | None, names: list[str] | None, fields: dict):
-    """Return a head of transformers on the backbone's weights; `fields` are its own configuration's."""
+def build_dense(
+    task: str, backbone: Dinov3Model, name: str, head: str | None, names: list[str] | None, fields: dict[str, Any]
+) -> PreTrainedModel:
+    """Return `build_head` for the classes `names` (`None` for depth); `fields` go to the head's configuration.
+
+    `name` is where the backbone came from; it is saved as the name of the base model.
+    """
     model = build_head(backbone, task, head, None if names is None else len(names), **fields)
     if names is not None:
         model.config.id2label = dict(enumerate(names))
@@ -233,7 +246,7 @@ def build_dense(task: str, backbone: Dinov3Model, name: str, head: str | None, n
 
 
 def upsample_to(maps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Resize maps [B,C,h,w] to the height and width of the labels, bilinearly."""
+    """Resize maps [B,C,h,w] bilinearly to the height and width of the labels."""
     return nn.functional.interpolate(maps.float(), labels.shape[-2:], mode="bilinear")
 
 

@@ -1,12 +1,13 @@
-"""Fine-tuning of a head, adapters or everything with `transformers.Trainer`."""
+"""Fine-tuning of a head, adapters or all weights with `transformers.Trainer`."""
 
 import json
 import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
+from transformers import DINOv3ViTImageProcessor, ImageProcessingMixin, PreTrainedModel
 
 from ..checkpoints import load_backbone
 from ..checkpoints.processors import image_side, processor_for
@@ -15,6 +16,7 @@ from ..data.views import check_image_size
 from ..errors import Refused
 from ..evaluation.features import randomly_initialised
 from ..evaluation.result import Result
+from ..models.modeling_dinov3 import Dinov3Model
 from ..recipe import check_run_folder, write_recipe
 from .adapters import (
     add_adapters,
@@ -30,19 +32,25 @@ from .depth import Depth
 from .detection import Detection
 from .examples import View
 from .segmentation import Segmentation
-from .trainer import FinetuneTrainer
+from .trainer import FinetuneTrainer, Task
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
 
 
 # Fields that may differ between a run and the one that resumes it.
 MAY_CHANGE = ("output_dir", "resume", "overwrite", "export", "num_workers")
 
 
-def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = None) -> Result:
-    """Fine-tune on a `datasets.Dataset`, save the result, and measure it on another; returns its `Result`.
+def finetune(recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", head_config: dict | None = None) -> Result:
+    """Fine-tune on the rows `train`, save the model, and evaluate it on the rows `test`.
 
-    output_dir gets `adapter` (lora, dora) or `model`, which `load_adapter` and the model class read, and checkpoints, one
-    an epoch, from which `resume` goes on to the same figures. `head_config` are fields of a dense head's configuration
-    (`d_model`). Raises `Refused` in one line for what cannot be.
+    Writes the folder `adapter` (lora, dora; loaded by `load_adapter`) or `model` (loaded by the model class) to
+    output_dir, and a checkpoint per epoch; a resumed run gives the same metrics as one that was not interrupted.
+    `head_config` are fields of a dense head's configuration (as `d_model`). Raises `Refused` for invalid settings or
+    data.
     """
     from transformers import set_seed
 
@@ -61,14 +69,14 @@ def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = Non
     model = build_model(recipe, task, backbone, head_config or {})
     start_folder(recipe, output, checkpoint)
     trainer = FinetuneTrainer(recipe, model, task, train, test)
-    # Read now: the checkpoint makes room for the next one.
+    # Read now: training deletes this checkpoint when it writes the next one.
     begun, started = resumed_epoch(checkpoint), time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     statistics = trainer.measure()
     has_adapters = settings.has_adapters
     folder = output / ("adapter" if has_adapters else "model")
-    # A control is measured, not kept: its adapters belong to weights that nothing else has.
+    # The random-init baseline is not saved: its adapters only fit random weights that are not saved anywhere.
     if trainer.is_world_process_zero() and not settings.random_init:
         save_adapter(model, folder) if has_adapters else model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -99,8 +107,10 @@ def finetune(recipe: FinetuneRecipe, train, test, head_config: dict | None = Non
     )
 
 
-def build_model(recipe: FinetuneRecipe, task, backbone, head_config: dict) -> nn.Module:
-    """Return the task's model on a backbone, with what is to learn marked, or with adapters."""
+def build_model(
+    recipe: FinetuneRecipe, task: Task, backbone: Dinov3Model, head_config: dict
+) -> "PreTrainedModel | PeftModel":
+    """Return the task's model on a backbone, with adapters, or with the weights frozen that are not trained."""
     settings = recipe.task
     model = task.build(backbone, settings.model, head_config)
     if settings.has_adapters:
@@ -112,15 +122,15 @@ def build_model(recipe: FinetuneRecipe, task, backbone, head_config: dict) -> nn
     return model
 
 
-def make_task(recipe: FinetuneRecipe, train, test, view: View):
-    """Return the task, its rows checked."""
+def make_task(recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", view: View) -> Task:
+    """Return the recipe's task for these rows; raises `Refused` for rows it cannot use."""
     for name, rows in (("train", train), ("test", test)):
         if not len(rows):
             raise Refused(f"data: {name} has no rows, accepted: at least one image")
     if recipe.task.task != "classification":
         from .heads import DENSE_HEADS, check_head
 
-        # Now, not when the head is built: every mask or box is read in between.
+        # Checked before the rows are, which takes long: all masks or boxes are read.
         head = check_head(recipe.task.task, recipe.task.head)
         if DENSE_HEADS[head].strides and view.size % 32:
             raise Refused(f"image_size: got {view.size}, accepted for {head}: multiples of 32")
@@ -128,10 +138,8 @@ def make_task(recipe: FinetuneRecipe, train, test, view: View):
     return task(recipe, train, test, view, find_image_column(train, recipe.data.image_column))
 
 
-def preprocessing_of(recipe: FinetuneRecipe, backbone) -> tuple:
-    """Return the image processor to save with the result, and what the network sees in training and tests."""
-    from transformers import DINOv3ViTImageProcessor
-
+def preprocessing_of(recipe: FinetuneRecipe, backbone: Dinov3Model) -> tuple[DINOv3ViTImageProcessor, View]:
+    """Return the image processor to save with the model, and the same preprocessing for training and tests."""
     processor = processor_for(recipe.task.model, backbone.config.image_size)
     size = recipe.data.image_size or image_side(processor)
     kwargs = {"image_mean": processor.image_mean, "image_std": processor.image_std}
@@ -140,7 +148,7 @@ def preprocessing_of(recipe: FinetuneRecipe, backbone) -> tuple:
 
 
 def find_checkpoint(recipe: FinetuneRecipe, output: Path) -> str | None:
-    """Return the checkpoint to resume from, None for a new run; errors as those of `check_run_folder`."""
+    """Return the checkpoint to resume from, `None` for a new run; raises the errors of `check_run_folder`."""
     from transformers.trainer_utils import get_last_checkpoint
 
     checkpoints = output / "checkpoints"
@@ -149,21 +157,23 @@ def find_checkpoint(recipe: FinetuneRecipe, output: Path) -> str | None:
 
 
 def start_folder(recipe: FinetuneRecipe, output: Path, checkpoint: str | None) -> None:
-    """Make the folder of a run, with its recipe and without what an earlier run left."""
+    """Write the recipe into the folder of the run, and delete the checkpoints of an earlier run unless resuming."""
     if checkpoint is None and (output / "checkpoints").is_dir():
         shutil.rmtree(output / "checkpoints")
     write_recipe(output, recipe)
 
 
 def resumed_epoch(checkpoint: str | None) -> float | None:
-    """Return the epoch at which a checkpoint was written."""
+    """Return the epoch at which a checkpoint was written, `None` without a checkpoint."""
     if checkpoint is None:
         return None
     return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["epoch"]
 
 
-def export_as_asked(recipe: FinetuneRecipe, model, folder: Path, processor) -> None:
-    """Write what `export` names, beside the result."""
+def export_as_asked(
+    recipe: FinetuneRecipe, model: "PreTrainedModel | PeftModel", folder: Path, processor: ImageProcessingMixin
+) -> None:
+    """Write the layouts that the field `export` lists, next to the folder of the model or adapter."""
     has_adapters = recipe.task.has_adapters
     if "merged" in recipe.output.export:
         export_merged(merge(model) if has_adapters else model, folder.parent / "merged", processor)

@@ -1,28 +1,37 @@
-"""What fine-tuning learns of pixels: classes and depths."""
+"""Fine-tuning for semantic segmentation."""
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..data.masks import check_mask_column, check_mask_fits, read_mask, resize_mask
 from ..data.pixels import BadImage, decode_image, read_size
 from ..errors import Refused
 from ..evaluation.iou import confusion_matrix, intersection_over_union
 from ..models.modeling_dinov3 import Dinov3Model
+from .arguments import FinetuneRecipe
 from .examples import SMALLEST_CROP, View, progress
 from .heads import build_dense, class_scores, mask_targets, upsample_to
 
 
-class Segmentation:
-    """Classes of pixels; mIoU over the classes of the test masks."""
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-    def __init__(self, recipe, train, test, view: View, image_column: str):
+
+class Segmentation:
+    """Semantic segmentation; mIoU over the classes of the test masks, and pixel accuracy."""
+
+    def __init__(self, recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", view: View, image_column: str):
         data = recipe.data
         self.view, self.image_column, self.mask_column = view, image_column, data.mask_column
         self.head, self.ignore_index, self.augment = recipe.task.head, data.ignore_index, data.augment
         if self.head not in (None, "upernet", "mask2former"):
-            # EoMT has blocks of its own: nothing to freeze, adapt or save apart.
+            # EoMT implements the blocks itself: there is no backbone to freeze, adapt or save.
             raise Refused(f"head: got {self.head!r}, accepted for segmentation here: upernet, mask2former")
         largest, counts = 0, torch.zeros(1, dtype=torch.long)
         for name, rows in (("train", train), ("test", test)):
@@ -49,8 +58,8 @@ class Segmentation:
                     )
                 largest = max(largest, int(labels.max()))
                 if name == "train":
-                    found = torch.bincount(labels, minlength=len(counts))
-                    counts = found + nn.functional.pad(counts, (0, len(found) - len(counts)))
+                    pixels = torch.bincount(labels, minlength=len(counts))
+                    counts = pixels + nn.functional.pad(counts, (0, len(pixels) - len(counts)))
         self.names = list(data.class_names) or [str(index) for index in range(largest + 1)]
         self.most_frequent = int(counts.argmax())
         self.crop = v2.Compose(
@@ -61,28 +70,29 @@ class Segmentation:
         )
 
     def _labels(self, row: dict) -> torch.Tensor | None:
-        """Return the mask [H,W] of a row, None where it cannot be read."""
+        """Return the mask [H,W] of a row, `None` if it cannot be read."""
         try:
             return read_mask(row[self.mask_column] or {"path": ""})
         except OSError:
             return None
 
-    def build(self, backbone: Dinov3Model, name: str, fields: dict):
+    def build(self, backbone: Dinov3Model, name: str, fields: dict) -> PreTrainedModel:
+        """Return a segmentation head on the backbone; `fields` go to the head's configuration."""
         if self.head != "mask2former":
-            # Without the auxiliary head: `loss` below sees the main logits only.
+            # Without the auxiliary head, because `loss` below only uses the main logits.
             fields = {"use_auxiliary_head": False, "loss_ignore_index": self.ignore_index} | fields
         return build_dense("segmentation", backbone, name, self.head, self.names, fields)
 
     def targets(self, labels: torch.Tensor) -> dict:
-        """Return what the head's own loss takes, if it has one: Mask2Former's takes the mask of each class."""
+        """Return the arguments with which the model computes its loss: Mask2Former's masks and classes, else none."""
         return mask_targets(labels, self.ignore_index) if self.head == "mask2former" else {}
 
-    def _scores(self, outputs, labels: torch.Tensor) -> torch.Tensor:
-        """Return the scores [B,K,S,S] of pixels for classes."""
+    def _scores(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
+        """Return the class scores [B,K,S,S] of all pixels."""
         return upsample_to(class_scores(outputs) if self.head == "mask2former" else outputs.logits, labels)
 
     def read(self, row: dict, train: bool) -> dict:
-        """Return pixel values [3,S,S] and classes [S,S] of a row; raises BadImage."""
+        """Return the pixel values [3,S,S] and the class indices [S,S] of a row; raises `BadImage`."""
         image, labels = decode_image(row[self.image_column]), self._labels(row)
         if labels is None:
             raise BadImage("its mask cannot be read")
@@ -92,30 +102,33 @@ class Segmentation:
         labels = resize_mask(torch.as_tensor(labels), (self.view.size, self.view.size))
         return {"pixel_values": self.view.image(image), "labels": labels}
 
-    def loss(self, outputs, labels: torch.Tensor) -> torch.Tensor:
-        """Mask2Former's own; else cross-entropy of logits, upsampled to the labels [B,S,S], over the pixels that count."""
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
+        """Return Mask2Former's own loss, or the cross-entropy of the logits, upsampled to the labels [B,S,S].
+
+        The cross-entropy is the mean over all pixels that are not ignored.
+        """
         if self.head == "mask2former":
             return outputs.loss
         logits = self._scores(outputs, labels)
         counted = (labels != self.ignore_index).sum().clamp(min=1)
         return nn.functional.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum") / counted
 
-    def statistics(self, outputs, labels: torch.Tensor) -> torch.Tensor:
-        """Return the confusion of each image [B,K*K], rows are labels."""
-        predicted, found = self._scores(outputs, labels).argmax(1), []
+    def statistics(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
+        """Return the flattened confusion matrix of each image [B,K*K]; its rows are the true classes."""
+        predicted, matrices = self._scores(outputs, labels).argmax(1), []
         for guess, truth in zip(predicted, labels, strict=True):
             counted = truth != self.ignore_index
-            found.append(confusion_matrix(guess[counted], truth[counted], len(self.names)).flatten())
-        return torch.stack(found)
+            matrices.append(confusion_matrix(guess[counted], truth[counted], len(self.names)).flatten())
+        return torch.stack(matrices)
 
     def metrics(self, statistics: torch.Tensor) -> list[dict]:
-        """Return mIoU and pixel accuracy of figures [N,K*K]."""
+        """Return mIoU and pixel accuracy from the statistics [N,K*K] of all test images."""
         confusion = statistics.double().sum(0).view(len(self.names), -1)
         constant = torch.zeros_like(confusion)
         constant[:, self.most_frequent] = confusion.sum(1)
         values = [
-            (intersection_over_union(found).nanmean().item(), (found.diagonal().sum() / found.sum()).item())
-            for found in (confusion, constant)
+            (intersection_over_union(matrix).nanmean().item(), (matrix.diagonal().sum() / matrix.sum()).item())
+            for matrix in (confusion, constant)
         ]
         names = ("mIoU", "pixel accuracy")
         return [{"metric": n, "model": m, "chance": c} for n, m, c in zip(names, *values, strict=True)]

@@ -1,21 +1,35 @@
-"""`transformers.Trainer` with a task's losses and metrics, and learning rates layer by layer."""
+"""`transformers.Trainer` with the loss and metrics of a task, and layer-wise learning rates."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.utils import ModelOutput
 
 from ..models.layers_dinov3 import layer_number
 from .adapters import TOKENS, backbone_of, freeze_patch_embedding
 from .arguments import FinetuneRecipe
+from .classification import Classification
+from .depth import Depth
+from .detection import Detection
 from .examples import Examples, collate
+from .segmentation import Segmentation
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Task = Classification | Depth | Detection | Segmentation
+# The labels of a batch: those of detection differ in shape from image to image.
+Labels = torch.Tensor | list[dict[str, torch.Tensor]]
 
 
 class FinetuneTrainer(Trainer):
-    """A `Trainer` whose groups, losses and metrics are the recipe's and its task's."""
+    """A `Trainer` with the parameter groups of a recipe and the loss and metrics of a task."""
 
-    def __init__(self, recipe: FinetuneRecipe, model: nn.Module, task, train, test):
+    def __init__(self, recipe: FinetuneRecipe, model: nn.Module, task: Task, train: "Dataset", test: "Dataset"):
         self.task, self.recipe = task, recipe
         super().__init__(
             model=model,
@@ -24,11 +38,11 @@ class FinetuneTrainer(Trainer):
             train_dataset=Examples(train, task.read, train=True),
             eval_dataset=Examples(test, task.read, train=False),
         )
-        # Our losses are means: Trainer must scale them itself.
+        # Our losses are means over the batch: with gradient accumulation Trainer has to divide them.
         self.model_accepts_loss_kwargs = False
 
-    def create_optimizer(self, model=None):
-        # A checkpoint that PEFT loaded made all of the embeddings trainable again.
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        # When PEFT loads a checkpoint, it makes all of the embeddings trainable again.
         freeze_patch_embedding(self.model)
         if self.optimizer is None:
             optimization = self.recipe.optimization
@@ -37,18 +51,30 @@ class FinetuneTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups)
         return self.optimizer
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         outputs, labels = self.predict_batch(model, inputs)
         loss = self.task.loss(outputs, labels)
         return (loss, outputs) if return_outputs else loss
 
-    def predict_batch(self, model, inputs) -> tuple:
-        """Return the model's outputs for a batch, and its labels."""
+    def predict_batch(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[ModelOutput, Labels]:
+        """Return the model's outputs for a batch, and the labels of the batch."""
         inputs = {name: value for name, value in inputs.items() if name != "valid"}
         labels = inputs.pop("labels")
         return model(**inputs, **self.task.targets(labels)), labels
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, None]:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             statistics = self.task.statistics(*self.predict_batch(model, inputs)).float()
@@ -56,12 +82,12 @@ class FinetuneTrainer(Trainer):
         return None, statistics, None
 
     def measure(self) -> torch.Tensor:
-        """Return the task's numbers of every test example [N,F], NaN where it could not be read."""
+        """Return the task's statistics of every test example [N,F], NaN for examples that could not be read."""
         return torch.from_numpy(self.predict(self.eval_dataset).predictions)
 
 
 def training_arguments(recipe: FinetuneRecipe) -> TrainingArguments:
-    """Translate a recipe into the arguments of `Trainer`: a checkpoint an epoch, the last one kept."""
+    """Translate a recipe into the arguments of `Trainer`; it saves a checkpoint per epoch and keeps the last one."""
     optimization = recipe.optimization
     return TrainingArguments(
         output_dir=str(Path(recipe.output.output_dir) / "checkpoints"),
@@ -87,8 +113,8 @@ def training_arguments(recipe: FinetuneRecipe) -> TrainingArguments:
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layerwise_decay: float) -> list[dict]:
     """Group trainable parameters by learning rate and weight decay (BEiT, appendix).
 
-    Block i of n learns at `layerwise_decay ** (n - i)` of the rate, the embeddings one power further down, the final
-    norm and the head at the full rate. Vectors and tokens are not decayed.
+    Block i of n has the learning rate `lr * layerwise_decay ** (n - i)`, with i from 0 to n - 1; the embeddings have
+    that of i = -1; the final norm and the head have `lr`. Vectors and tokens have no weight decay.
     """
     prefix, backbone = backbone_of(model)
     blocks, inside, groups = len(backbone.layer), f"{prefix}." if prefix else "", {}

@@ -1,4 +1,4 @@
-"""What one does with a trained network, one task a file."""
+"""Ways to use a trained model, one task per file."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,8 @@
-"""Names of classes as embeddings of a text tower (CLIP, section 3.1.4; DINOv3, section 5.3)."""
+"""Text embeddings of class names, for zero-shot classification (CLIP, section 3.1.4; DINOv3, section 5.3)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,7 +11,11 @@ from torch.nn.functional import normalize
 from ..errors import Refused
 
 
-# Without a full stop, which captions of one's own often lack.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+# Without a full stop, because the captions that people train on often have none.
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}", "{}")
 
 
@@ -25,19 +30,20 @@ _IMAGENET_RENAMED = {744: "projectile", 836: "sunglass"}
 
 
 def openai_templates() -> list[str]:
-    """Return OpenAI's 80 ImageNet templates, "{}" in place of the name; `Refused` without open_clip."""
+    """Return OpenAI's 80 ImageNet templates with "{}" for the class name; `Refused` if open_clip is not installed."""
     return [template("{}") for template in _open_clip("OPENAI_IMAGENET_TEMPLATES")]
 
 
 def imagenet_class_names() -> list[str]:
-    """Return names of ImageNet's 1000 classes by index, all different; `Refused` without open_clip.
+    """Return the names of ImageNet's 1000 classes by index, all different; `Refused` if open_clip is not installed.
 
-    They are open_clip's, but for "projectile" (744) and "sunglass" (836), which there are named as 657 and 837 are.
+    They are those of open_clip, except for classes 744 ("projectile") and 836 ("sunglass"): open_clip gives them the
+    same names as classes 657 and 837.
     """
     return [_IMAGENET_RENAMED.get(index, name) for index, name in enumerate(_open_clip("IMAGENET_CLASSNAMES"))]
 
 
-def _open_clip(name: str):
+def _open_clip(name: str) -> Sequence[str] | Sequence[Callable[[str], str]]:
     try:
         from open_clip import zero_shot_metadata
     except ImportError as error:
@@ -47,24 +53,30 @@ def _open_clip(name: str):
     return getattr(zero_shot_metadata, name)
 
 
-def default_templates(tokenizer) -> list[str]:
-    """Return those of `TEMPLATES` whose every word the text tower was taught; "{}" is always among them."""
+def default_templates(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the `TEMPLATES` of which the text tower knows every word; "{}" is always one of them."""
     return [template for template in TEMPLATES if not unknown_words(tokenizer, [template.replace("{}", "")])]
 
 
-def unknown_words(tokenizer, texts: Sequence[str]) -> list[str]:
-    """Return the words of texts that the text tower was never taught, as far as its tokenizer knows."""
+def unknown_words(tokenizer: "PreTrainedTokenizerBase | None", texts: Sequence[str]) -> list[str]:
+    """Return the words of the texts that did not occur in the text tower's training captions.
+
+    Empty for a tokenizer that does not keep a list of them, or `None`.
+    """
     return tokenizer.unknown_words(list(texts)) if hasattr(tokenizer, "unknown_words") else []
 
 
 def check_class_names(class_names: Sequence[str], field: str = "class_names") -> list[str]:
-    """Return class names as a list; `Refused` for none, for one that is no text, and for two the same to a model."""
+    """Return class names as a list; raises `Refused` if there are none, or one is empty, no string, or a duplicate.
+
+    Names that differ only in case or spaces are duplicates.
+    """
     if isinstance(class_names, str) or not isinstance(class_names, Sequence) or not class_names:
         raise Refused(f"{field}: got {class_names!r:.80}, accepted: a list of at least one name")
     for name in class_names:
         if not isinstance(name, str) or not name.strip():
             raise Refused(f"{field}: got {name!r:.80} among the names, accepted: text")
-    # As tokenizers see them.
+    # Tokenizers ignore case and repeated spaces.
     seen = Counter(" ".join(name.lower().split()) for name in class_names)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
@@ -73,7 +85,7 @@ def check_class_names(class_names: Sequence[str], field: str = "class_names") ->
 
 
 def check_templates(templates: Sequence[str]) -> list[str]:
-    """Return templates as a list; `Refused` for none, and for one without a place for the name."""
+    """Return templates as a list; raises `Refused` if there are none, or if one does not contain "{}"."""
     if isinstance(templates, str) or not isinstance(templates, Sequence) or not templates:
         raise Refused(f"templates: got {templates!r:.80}, accepted: a list of texts with {{}} for the name")
     for template in templates:
@@ -83,8 +95,8 @@ def check_templates(templates: Sequence[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def text_features(model: nn.Module, tokenizer, texts: Sequence[str]) -> torch.Tensor:
-    """Encode texts with a `DinoTxtModel`; returns [T,E] in fp32, before normalisation."""
+def text_features(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> torch.Tensor:
+    """Encode T texts with a `DinoTxtModel`; returns [T,E] in fp32, not normalised."""
     model.eval()
     features = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -96,16 +108,16 @@ def text_features(model: nn.Module, tokenizer, texts: Sequence[str]) -> torch.Te
 
 def class_embeddings(
     model: nn.Module,
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     class_names: Sequence[str],
     templates: Sequence[str] | None = None,
     part: str = "image",
 ) -> torch.Tensor:
-    """Average each class's prompts: text features normalised, averaged over templates, normalised again.
+    """Return one embedding per class: the text features of its prompts, normalised, averaged and normalised again.
 
-    Returns [C,E] to compare with image features, or [C,E/2] of their patch half (`part="patch"`) to compare with patch
-    features. Without templates those of `TEMPLATES` are taken that the text tower knows the words of.
-    Raises `Refused` for names or templates that cannot be used.
+    Returns [C,E] to compare with image features, or with `part="patch"` the second half of them, [C,E/2], to compare
+    with patch features. Without `templates`, `default_templates` are used. Raises `Refused` for invalid names or
+    templates.
     """
     names = check_class_names(class_names)
     templates = default_templates(tokenizer) if templates is None else check_templates(templates)
@@ -124,10 +136,10 @@ def class_embeddings(
 
 
 def cosines(image_features: torch.Tensor, class_embeddings: torch.Tensor) -> torch.Tensor:
-    """Compare image features [B,E] with class embeddings [C,E]; returns [B,C]."""
+    """Return the cosine similarities [B,C] of image features [B,E] and class embeddings [C,E]."""
     return normalize(image_features.float(), dim=-1) @ normalize(class_embeddings.float(), dim=-1).T
 
 
 def classify(image_features: torch.Tensor, class_embeddings: torch.Tensor) -> torch.Tensor:
-    """Predict the nearest of class embeddings [C,E] for image features [B,E]; returns class indices [B]."""
+    """Return the index [B] of the class embedding [C,E] that is most similar to each of the image features [B,E]."""
     return cosines(image_features, class_embeddings).argmax(dim=1)

@@ -1,9 +1,11 @@
-"""How well every pixel of an image fits each of some names (dino.txt; DINOv3, section 5.3)."""
+"""Similarity of every pixel of an image with class names (dino.txt; DINOv3, section 5.3)."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.functional import interpolate, normalize
 
@@ -11,7 +13,11 @@ from ..errors import Refused
 from .windows import check_stride, check_window, window_starts
 
 
-# Patches of windows that go through the network in one batch: bounds its memory.
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
+
+
+# Number of patches in a batch of windows; limits the memory.
 PATCHES_AT_ONCE = 4096
 
 
@@ -19,9 +25,10 @@ BACKGROUND = -1
 
 
 def window_and_stride(model: nn.Module, window: int | None = None, stride: int | None = None) -> tuple[int, int]:
-    """Return side and step of windows in pixels: by default the images trained on, and 2/3 of a window.
+    """Return the side and the stride of windows in pixels.
 
-    Raises `Refused` for sides that are no multiple of the patch size, and for steps that would leave gaps.
+    By default the side is that of the training images, and the stride is 2/3 of the side. Raises `Refused` for values
+    that are not multiples of the patch size, and for strides larger than the window.
     """
     config = model.config.vision_config
     patch, side = config.patch_size, config.image_size
@@ -43,11 +50,11 @@ def window_logits(
     stride: int,
     image_embeddings: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cosines of every patch with every class, averaged where windows overlap.
+    """Return the cosine similarity of every patch with every class, averaged where windows overlap.
 
-    Takes an image [1,3,H,W] whose sides are multiples of the patch size and embeddings [C,E/2]; returns [C,H/p,W/p].
-    With `image_embeddings` [C,E] the cosine of a window as a whole is added to those of its patches: a class that the
-    window does not show is unlikely in any of them.
+    Takes an image [1,3,H,W] whose sides are multiples of the patch size p, and embeddings [C,E/2]; returns
+    [C,H/p,W/p]. With `image_embeddings` [C,E] the cosine of the whole window with each class is added to those of its
+    patches, because a class that is not in the window is unlikely in any of its patches.
     """
     patch = model.config.vision_config.patch_size
     height, width = pixel_values.shape[-2:]
@@ -87,7 +94,7 @@ def class_maps(
     size: tuple[int, int] | None = None,
     image_embeddings: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """As `segment_logits`, a stream of one [H,W] a class: of many classes on a large image only one is in memory."""
+    """Yield the logits [H,W] of one class after the other, which needs less memory than `segment_logits` for all."""
     window, stride = window_and_stride(model, window, stride)
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise Refused(f"scales: got {list(scales)}, accepted: at least one, each above 0")
@@ -121,12 +128,12 @@ def segment_logits(
     size: tuple[int, int] | None = None,
     image_embeddings: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cosine of every pixel of an image with every class, from windows over it at one or several scales.
+    """Return the cosine similarity of every pixel with every class, from sliding windows at one or several scales.
 
-    Takes a normalised image [1,3,H,W] and patch embeddings [C,E/2]; `window` and `stride` in pixels. Logits are
-    averaged where windows overlap and over scales, and upsampled bilinearly; returns [C,H,W], or [C,*size]. With
-    `image_embeddings` [C,E] whole windows count too (see `window_logits`).
-    Raises `Refused` for windows and steps that do not fit the patches, and embeddings of another width.
+    Takes a normalised image [1,3,H,W] and patch embeddings [C,E/2]; `window` and `stride` are in pixels. Logits are
+    averaged over overlapping windows and over scales, and upsampled bilinearly; returns [C,H,W], or [C,*size]. With
+    `image_embeddings` [C,E] the similarity of whole windows is added (see `window_logits`). Raises `Refused` for
+    windows and strides that do not fit the patch size, and for embeddings of another width.
     """
     return torch.stack(
         list(class_maps(model, pixel_values, embeddings, window, stride, scales, size, image_embeddings))
@@ -134,9 +141,9 @@ def segment_logits(
 
 
 def best_class(logits: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return each pixel's largest logit, its class, and how far it stands above the mean of all classes, each [H,W].
+    """Return each pixel's largest logit, its class, and its margin over the mean logit of all classes, each [H,W].
 
-    Takes logits [C,H,W] or a stream of [H,W]. Of one class alone there is no such mean, and the logit itself stands for it.
+    Takes logits [C,H,W], or an iterator over [H,W]. With a single class the margin is the logit itself.
     """
     best = classes = total = None
     count = 0
@@ -152,10 +159,10 @@ def best_class(logits: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
 
 
 def segment(logits: Iterable[torch.Tensor], background_threshold: float | None = None) -> torch.Tensor:
-    """Class of every pixel [H,W] from logits [C,H,W], or a stream of them; -1 where none stands out.
+    """Return the class of every pixel [H,W], -1 for background, from logits [C,H,W] or an iterator over [H,W].
 
-    None stands out where the best is less than `background_threshold` above the mean of all classes: what every name has
-    in common with a patch says nothing about which one it is.
+    A pixel is background if its largest logit is less than `background_threshold` above the mean logit of all classes.
+    The margin is used, not the logit, because a patch that is similar to all names alike belongs to none of them.
     """
     _, classes, margin = best_class(logits)
     if background_threshold is not None:
@@ -163,11 +170,13 @@ def segment(logits: Iterable[torch.Tensor], background_threshold: float | None =
     return classes
 
 
-def fit_image(image, image_processor, window: int, patch_size: int) -> torch.Tensor:
-    """Prepare an image (uint8 [3,H,W] or PIL) as its processor does, whole and in its own proportions.
+def fit_image(
+    image: torch.Tensor | Image.Image, image_processor: "BaseImageProcessor", window: int, patch_size: int
+) -> torch.Tensor:
+    """Preprocess a whole image (uint8 [3,H,W] or PIL) with the image processor, without changing its aspect ratio.
 
-    Sides are rounded to multiples of the patch size; a shorter side below one window is enlarged to it. Returns
-    [1,3,H,W].
+    Sides are rounded to multiples of the patch size; if the shorter side is smaller than a window, the image is
+    enlarged to it. Returns [1,3,H,W].
     """
     tensor = isinstance(image, torch.Tensor)
     sides = tuple(image.shape[-2:]) if tensor else (image.height, image.width)

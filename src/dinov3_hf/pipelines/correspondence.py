@@ -1,4 +1,4 @@
-"""Places of one image found again in another, by patches alone: nothing was trained for it (DINOv3, section 6.1.3)."""
+"""Matching points between two images by the similarity of patch tokens, without training (DINOv3, section 6.1.3)."""
 
 from dataclasses import dataclass
 
@@ -13,25 +13,28 @@ from .matching import find_matches, sample_tokens
 
 @dataclass(frozen=True)
 class ImagePair:
-    """Two RGB images and their patch tokens [h,w,D]; all places are (x, y) in pixels of their image."""
+    """Two RGB images and their patch tokens [h,w,D]; all points are (x, y) in pixels of their image."""
 
     images: tuple[Image.Image, Image.Image]
     tokens: tuple[torch.Tensor, torch.Tensor]
 
     def find(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find places [K,2] of the first image in the second; returns places [K,2] and the cosines [K] of both."""
+        """Match points [K,2] of the first image in the second; returns the matches [K,2] and their cosines [K]."""
         first, second = self.tokens
         queries = sample_tokens(first, points.float() / self._patch(0))
         places = find_matches(queries, second)
         return places * self._patch(1), cosine_similarity(queries, sample_tokens(second, places), dim=1)
 
     def similarity(self, point: torch.Tensor) -> torch.Tensor:
-        """Cosines [h,w] of the second image's patches with a place [2] of the first."""
+        """Return the cosine similarity [h,w] of all patches of the second image with a point [2] of the first."""
         query = sample_tokens(self.tokens[0], point[None].float() / self._patch(0))
         return cosine_similarity(self.tokens[1], query, dim=2)
 
     def mutual(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Find the patches that are each other's most similar one: centres [M,2], [M,2] and cosines [M], the largest first."""
+        """Find mutual nearest neighbours: pairs of patches each of which is the most similar one to the other.
+
+        Returns their centres [M,2] and [M,2] and cosine similarities [M], the most similar pair first.
+        """
         first, second = (normalize(tokens.flatten(0, 1), dim=1) for tokens in self.tokens)
         cosines = first @ second.T
         there, back = cosines.argmax(1), cosines.argmax(0)
@@ -41,7 +44,7 @@ class ImagePair:
         return *centres, cosines[kept, there[kept]]
 
     def _patch(self, index: int) -> torch.Tensor:
-        """Return the width and height [2] in pixels of an image's patches."""
+        """Return the width and height [2] of a patch in pixels of image 0 or 1."""
         rows, columns, _ = self.tokens[index].shape
         width, height = self.images[index].size
         return self.tokens[index].new_tensor([width / columns, height / rows])
@@ -53,15 +56,15 @@ class ImagePair:
 
 
 def encode_pair(encoder: Encoder, first: Image.Image, second: Image.Image, side: int) -> ImagePair:
-    """Encode two RGB images, the longer side of each seen at `side` pixels."""
+    """Encode two RGB images, the longer side of each resized to `side` pixels."""
     images = (first, second)
     return ImagePair(images, tuple(encoder.tokens(image, side).cpu() for image in images))
 
 
 def draw_match(pair: ImagePair, place: torch.Tensor, match: torch.Tensor) -> tuple[Image.Image, Image.Image]:
-    """Ring a place [2] of the first image, and its match [2] on the map of how similar the second one's places are.
+    """Draw a ring at a point [2] of the first image, and at its match [2] on a similarity map of the second image.
 
-    The less similar half of them is all dark.
+    The map is dark where the similarity is below its median.
     """
     cosines = pair.similarity(place)
     second = heat_map(pair.images[1], cosines, (cosines.median().item(), cosines.max().item()))
@@ -69,7 +72,7 @@ def draw_match(pair: ImagePair, place: torch.Tensor, match: torch.Tensor) -> tup
 
 
 def draw_mutual(pair: ImagePair, first: torch.Tensor, second: torch.Tensor) -> tuple[Image.Image, Image.Image]:
-    """Dot places [M,2] of both images, those that belong together in the same colour, over the images faded to grey."""
+    """Draw matching points [M,2] of both images as dots of the same colour, over the images faded to grey."""
     colours, drawn = place_colours(first), []
     for image, places in zip(pair.images, (first, second), strict=True):
         pale = Image.blend(ImageOps.grayscale(image).convert("RGB"), Image.new("RGB", image.size, "white"), 0.3)

@@ -1,4 +1,4 @@
-"""Dense features of images of any size: a map of final-normed patch tokens, by sliding windows where images are large."""
+"""Dense features of images of any size: a map of patch tokens after the final norm, from sliding windows if asked."""
 
 from collections.abc import Sequence
 
@@ -19,19 +19,20 @@ def dense_features(
     stride: int | None = None,
     upsample: str | tuple[int, int] | None = None,
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Map [B,D,h,w] of normalised images [B,C,H,W], or a list of maps [D,h,w] of a list of images [C,H,W] of any sizes.
+    """Return feature maps of images: [B,D,h,w] for normalised images [B,C,H,W].
 
-    The map covers the whole image: sides that are no multiple of the patch size are resized to the nearest one, so that
-    cell (i, j) is the image's rectangle from (i H/h, j W/w) to ((i+1) H/h, (j+1) W/w).
+    For a list of images [C,H,W], whose sizes may differ, returns a list of maps [D,h,w]. A map covers the whole image:
+    sides that are not multiples of the patch size are resized to the nearest one, so that cell (i, j) is the rectangle
+    of the image from (i H/h, j W/w) to ((i+1) H/h, (j+1) W/w).
 
     Args:
-        window: side in pixels of the windows that an image is seen in, so that memory does not grow with it; tokens are
-            averaged where windows overlap. By default the network sees the whole image at once.
-        stride: step in pixels between windows, by default two thirds of one.
-        upsample: "image" interpolates the map bilinearly to the image's pixels, (height, width) to that size.
+        window: side in pixels of sliding windows, which keep the memory constant for images of any size; tokens are
+            averaged where windows overlap. By default the whole image goes through the network at once.
+        stride: stride of the windows in pixels, by default two thirds of `window`.
+        upsample: "image" upsamples the map bilinearly to the size of the image, (height, width) to that size.
 
     Raises:
-        Refused: images, windows or sizes that do not fit.
+        Refused: for images, windows or sizes that do not fit.
     """
     network = getattr(model, "dinov3", model)
     if not isinstance(network, (Dinov3Model, Dinov3ConvNextModel)) or isinstance(network, Dinov3Backbone):
@@ -51,7 +52,9 @@ def dense_features(
     return [_features(network, image[None], patch, upsample)[0] for image in images]
 
 
-def _features(network: nn.Module, images: torch.Tensor, patch: int, upsample) -> torch.Tensor:
+def _features(
+    network: nn.Module, images: torch.Tensor, patch: int, upsample: str | tuple[int, int] | None
+) -> torch.Tensor:
     size = images.shape[-2:]
     grid = [max(1, round(side / patch)) for side in size]
     fitted = [patch * cells for cells in grid]

@@ -1,4 +1,4 @@
-"""A frozen network of any layout, and how images of any size reach it."""
+"""A frozen network loaded from any checkpoint layout, applied to images of any size."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from ..models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen network and the statistics of the images it was trained on (mean and deviation, on the 0..1 scale)."""
+    """A frozen network with the mean and standard deviation of its preprocessing (of pixel values in 0..1)."""
 
     network: Dinov3Model
     mean: tuple[float, ...]
@@ -26,9 +26,9 @@ class Encoder:
 
     @classmethod
     def from_pretrained(cls, name: str | None = None) -> "Encoder":
-        """Load a directory, hub id or file of any layout, of a text-aligned model its vision tower; None: the bundled one.
+        """Load a directory, hub id or weights file in any layout; `None` loads the model bundled with the package.
 
-        Raises `Refused` for what is no such model.
+        Of a text-aligned model the vision tower is used. Raises `Refused` if there is no such model.
         """
         name = name or tiny_checkpoint()
         network = load_aligned(name)[0].vision_model if is_aligned(name) else load_model(name)
@@ -39,19 +39,21 @@ class Encoder:
 
     @property
     def patch_size(self) -> int:
+        """Side of a patch in pixels."""
         return self.network.config.patch_size
 
     def grid(self, size: tuple[int, int], side: int) -> tuple[int, int]:
-        """Return the rows and columns of patches of an image (width, height) whose longer side is seen at `side` pixels."""
+        """Return the rows and columns of patches of an image (width, height), its longer side resized to `side`."""
         width, height = size
         scale = side / max(width, height) / self.patch_size
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     @torch.inference_mode()
     def tokens(self, image: Image.Image, side: int) -> torch.Tensor:
-        """Return the final-normed patch tokens [h,w,D] of a whole RGB image, its longer side resized to `side` pixels.
+        """Return the patch tokens [h,w,D] of a whole RGB image after the final norm.
 
-        Both sides are resized to whole patches. Raises `Refused` for a side smaller than a patch.
+        The longer side is resized to `side` pixels, both sides to whole patches. Raises `Refused` for a side smaller
+        than a patch.
         """
         if side < self.patch_size:
             raise Refused(f"side: got {side}, accepted: pixels, at least those of a patch ({self.patch_size})")
@@ -64,9 +66,9 @@ class Encoder:
 
 
 def is_aligned(name: str) -> bool:
-    """Say whether a directory or hub id holds a model with a text tower."""
+    """Return whether a directory or hub id holds a model with a text tower."""
     try:
         return read_config(name).get("model_type") == DinoTxtConfig.model_type
     except Refused:
-        # Files of weights alone, and names that load_model has a better sentence for.
+        # Weights files, and names for which load_model raises a better error.
         return False

@@ -1,4 +1,4 @@
-"""Many images at once, as strangers hand them over: files and zip archives, read one by one within limits."""
+"""Collections of images from untrusted uploads: files and zip archives, read one by one within limits."""
 
 import os
 import tempfile
@@ -12,9 +12,10 @@ from .inputs import LIMITS, InputError, check_file, read_image
 
 
 class ImageFiles:
-    """The images of files and zip archives, None for each that cannot be read; nothing is unpacked but one at a time.
+    """Iterates over the images in files and zip archives; yields `None` for each that cannot be read.
 
-    Raises `InputError` for an archive that cannot be opened, for no file at all and for more than `LIMITS.max_images`.
+    Archives are unpacked one file at a time. Raises `InputError` for an archive that cannot be opened, for no files,
+    and for more than `LIMITS.max_images`.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike] | None, max_side: int):
@@ -23,7 +24,7 @@ class ImageFiles:
             members = _members(path) if zipfile.is_zipfile(path) else None
             self.files.append((Path(path), members))
             self.count += 1 if members is None else len(members)
-            # Before the next archive is opened.
+            # Checked before the next archive is opened.
             if self.count > LIMITS.max_images:
                 raise InputError(f"These are too many files: at most {LIMITS.max_images} are accepted.")
         if not self.count:
@@ -45,7 +46,8 @@ class ImageFiles:
             for member in members:
                 try:
                     with archive.open(member) as file:
-                        # What the archive says of sizes may be wrong: one byte too many is enough to know.
+                        # The sizes listed in an archive may be false: read one byte more than allowed, to detect
+                        # larger files.
                         unpacked.write_bytes(file.read(LIMITS.max_bytes + 1))
                 except Exception:
                     # Encrypted, damaged, or packed in a way Python does not know.
@@ -61,7 +63,7 @@ class ImageFiles:
 
 
 def _members(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
-    """List an archive's files, without folders and what systems hide."""
+    """List the files of an archive, without folders and hidden files."""
     check_file(path, "archive")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""What strangers hand to a demo, read within limits: an image, a clip or words, or one plain sentence why not."""
+"""Reading untrusted uploads (an image, a clip, or words) within limits; errors are sentences for the user."""
 
 import os
 import unicodedata
@@ -12,21 +12,21 @@ from ..data.pixels import to_rgb
 from ..errors import Refused
 
 
-# Pillow reads many more; some of their readers start other programs (EPS starts Ghostscript).
+# Pillow reads many more formats, but some of their readers start other programs (EPS starts Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP")
-# Containers that hold their frames themselves: playlists would make the reader open other files and addresses.
+# Only containers that hold their frames: playlists would make the reader open other files and addresses.
 CLIP_FORMATS = {"mov", "mp4", "matroska", "webm", "avi", "mpeg", "mpegts", "ogg"}
 DEFAULT_RATE = 10.0
 
 
 class InputError(Refused):
-    """One plain sentence for the person in front of the screen."""
+    """An error whose message is a plain sentence, to be shown to the user of a demo."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of anything is accepted; sizes in pixels count width times height."""
+    """Upper limits of what is accepted; pixels are width times height."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 40_000_000
@@ -42,29 +42,30 @@ LIMITS = Limits()
 
 
 def read_image(path: str | os.PathLike | None, max_side: int | None = None) -> Image.Image:
-    """Read an image file as upright RGB, shrunk to `max_side` pixels where it is larger.
+    """Read an image file as RGB, rotated as its EXIF data say, and shrunk so that no side exceeds `max_side` pixels.
 
-    Any mode is converted; of an animation the first frame is read. Bytes and pixels are checked before anything is
-    decoded. Raises `InputError` and nothing else.
+    Images of any mode are converted; of an animation the first frame is read. File size and number of pixels are
+    checked before anything is decoded. Raises only `InputError`.
     """
     check_file(path, "image")
     with _open(path, IMAGE_FORMATS) as image:
         _check_pixels(image.width * image.height, "image")
         try:
             if max_side is not None:
-                # JPEG decodes a half, quarter or eighth as fast as it sounds; others ignore it.
+                # Lets the JPEG decoder decode at 1/2, 1/4 or 1/8 of the size, which is faster; other formats ignore
+                # it.
                 image.draft(None, (max_side, max_side))
             return _shrink(to_rgb(_upright(image)), max_side)
         except Exception as error:
-            # Pillow's readers raise almost anything on broken files (OSError, SyntaxError, struct.error, ...).
+            # On broken files Pillow's readers raise many kinds of errors (OSError, SyntaxError, struct.error, ...).
             raise InputError("This image is damaged or cut short: it cannot be read to its end.") from error
 
 
 def read_clip(path: str | os.PathLike | None, max_side: int) -> tuple[list[Image.Image], float]:
-    """Read a video file or an animated image as RGB frames, shrunk to `max_side` pixels, and their rate a second.
+    """Read a video file or an animated image: RGB frames, shrunk to `max_side` pixels, and the frames per second.
 
-    Of more than `LIMITS.max_frames` every second, fourth, ... is kept, so that memory does not grow with the clip and
-    the kept ones span it. Raises `InputError` and nothing else.
+    If there are more than `LIMITS.max_frames`, only every second, fourth, ... frame of the whole clip is kept, so that
+    memory does not grow with its length. Raises only `InputError`.
     """
     check_file(path, "clip")
     frames, step, last = [], 1, 0.0
@@ -84,25 +85,25 @@ def read_clip(path: str | os.PathLike | None, max_side: int) -> tuple[list[Image
     except InputError:
         raise
     except Exception as error:
-        # As above; FFmpeg's errors are of many classes too.
+        # As above: FFmpeg raises many kinds of errors too.
         raise InputError("This clip is damaged or of a kind we cannot read (MP4, WebM, GIF, ...).") from error
     if len(frames) < 2:
         raise InputError("This clip has fewer than two frames: upload a video or an animated image.")
-    # Time runs to the start of the last frame read.
+    # `last` is the time at which the last frame read starts.
     return frames, index / last / step if last > 0 else DEFAULT_RATE
 
 
 def read_prompts(text: str | None) -> list[str]:
-    """Split a text at commas, semicolons and ends of lines into words or phrases, each once.
+    """Split a text at commas, semicolons and line ends into words or phrases, without duplicates.
 
-    Raises `InputError` for none, too many, or one too long.
+    Raises `InputError` if there are none, too many, or one is too long.
     """
     text = text or ""
     if len(text) > LIMITS.max_prompts * (LIMITS.max_prompt_length + 2):
         raise InputError(f"This text is too long: at most {LIMITS.max_prompts} words or phrases are accepted.")
     for mark in ";\n\r":
         text = text.replace(mark, ",")
-    # Invisible characters (controls, direction marks) would show as nothing, or turn the text around them.
+    # Invisible characters (control characters, direction marks) would not show, or would reverse the text around them.
     text = "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
     prompts = {" ".join(part.lower().split()): " ".join(part.split()) for part in reversed(text.split(","))}
     prompts.pop("", None)
@@ -137,11 +138,11 @@ def check_file(path: str | os.PathLike | None, kind: str) -> None:
 
 def _open(path: str | os.PathLike, formats: tuple[str, ...]) -> Image.Image:
     Image.init()
-    # Pillow can be built without some.
+    # Pillow may be built without some formats.
     formats = [name for name in formats if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
-            # Of sizes that are checked next, and of metadata that nobody reads.
+            # Warnings about sizes, which are checked next, and about metadata, which are not used.
             warnings.simplefilter("ignore")
             return Image.open(path, formats=formats)
     except Image.DecompressionBombError:
@@ -162,7 +163,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
-        # Broken EXIF data: as it is stored.
+        # The EXIF data are broken: do not rotate.
         return image
 
 
@@ -173,7 +174,7 @@ def _shrink(image: Image.Image, max_side: int | None) -> Image.Image:
 
 
 def _frames(path: str | os.PathLike) -> Iterator[tuple[Image.Image, float]]:
-    """Yield the frames of a clip and the seconds at which they start."""
+    """Yield the frames of a clip, each with its start time in seconds."""
     try:
         image = _open(path, ANIMATED_FORMATS)
     except InputError:
@@ -184,7 +185,7 @@ def _frames(path: str | os.PathLike) -> Iterator[tuple[Image.Image, float]]:
         seconds = 0.0
         for frame in ImageSequence.Iterator(image):
             yield frame, seconds
-            # Browsers take a tenth of a second where a file gives none.
+            # If a file gives no duration, browsers show a frame for a tenth of a second.
             seconds += frame.info.get("duration", 0) / 1000 or 1 / DEFAULT_RATE
 
 
@@ -200,7 +201,7 @@ def _video_frames(path: str | os.PathLike) -> Iterator[tuple[Image.Image, float]
         _check_pixels(stream.codec_context.width * stream.codec_context.height, "clip")
         start = None
         for index, frame in enumerate(container.decode(stream)):
-            # A stream may change its size on the way.
+            # The size of frames may change within a stream.
             _check_pixels(frame.width * frame.height, "clip")
             time = frame.time if frame.time is not None else index / DEFAULT_RATE
             start = time if start is None else start

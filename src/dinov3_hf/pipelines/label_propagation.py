@@ -1,4 +1,4 @@
-"""Labels of patches carried from frame to frame by similarity (DINOv3, section 6.1.5)."""
+"""Video label propagation: labels of patches passed from frame to frame by similarity (DINOv3, section 6.1.5)."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -9,20 +9,28 @@ from ..errors import Refused
 from .neighbours import CosineBank
 
 
-# Side in patches of the square whose neighbourhood is searched at once: small ones waste little outside the circle.
+# Side in patches of the square tile of queries that is processed at once. Small tiles compare fewer patches that lie
+# outside the radius.
 TILE = 8
 
 
 @dataclass(frozen=True)
 class Propagation:
-    """What decides from which patches a patch takes its label; `radius` in patches, context without the first frame."""
+    """Settings of label propagation.
+
+    Args:
+        context_frames: number of previous frames to search, in addition to the first frame.
+        radius: distance in patches within which similar patches are searched.
+        top_k: number of most similar patches whose labels are averaged.
+        temperature: of the softmax over their cosine similarities.
+    """
 
     context_frames: int
     radius: float
     top_k: int
     temperature: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("context_frames", 0), ("radius", 0), ("top_k", 1)):
             if not getattr(self, name) >= least:
                 raise Refused(f"{name}: got {getattr(self, name)}, accepted: at least {least}")
@@ -31,11 +39,11 @@ class Propagation:
 
 
 class LabelPropagation:
-    """Carries the soft labels [P,C] of a first frame's patches through the frames that follow.
+    """Propagates the soft labels [P,C] of the patches of a first frame through the following frames.
 
-    A patch takes the mean label of the `top_k` patches most similar to it, weighted by softmax(cosine / temperature),
-    among those of the first frame and of the last `context_frames` frames that lie within `radius` patches of its place.
-    Memory is that of these frames and of one tile's similarities.
+    A patch gets the mean label of the `top_k` patches most similar to it, weighted by softmax(cosine / temperature).
+    They are searched in the first frame and the last `context_frames` frames, within `radius` patches of its position.
+    Memory is needed for these frames and for the similarities of one tile.
     """
 
     def __init__(self, tokens: torch.Tensor, labels: torch.Tensor, grid: tuple[int, int], settings: Propagation):
@@ -45,18 +53,18 @@ class LabelPropagation:
         self.recent = deque(maxlen=settings.context_frames)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the soft labels [P,C] of the next frame's tokens [P,D], which become part of the context."""
+        """Return the soft labels [P,C] of the next frame, given its tokens [P,D]; it is added to the context."""
         queries, context = self.bank.shift(tokens), [self.first, *self.recent]
         features, labels = (torch.stack(parts).unflatten(1, self.grid) for parts in zip(*context, strict=True))
         half_norms = features.square().sum(3) / 2
-        found = torch.empty_like(labels[0])
+        propagated = torch.empty_like(labels[0])
         for top in range(0, self.grid[0], TILE):
             for left in range(0, self.grid[1], TILE):
                 tile = (slice(top, top + TILE), slice(left, left + TILE))
-                found[tile] = self._step_tile(queries.unflatten(0, self.grid), features, half_norms, labels, tile)
-        found = found.flatten(0, 1)
-        self.recent.append((queries, found))
-        return found
+                propagated[tile] = self._step_tile(queries.unflatten(0, self.grid), features, half_norms, labels, tile)
+        propagated = propagated.flatten(0, 1)
+        self.recent.append((queries, propagated))
+        return propagated
 
     def _step_tile(
         self,
@@ -77,7 +85,7 @@ class LabelPropagation:
         )
         far = down[:, None, :, None] + across[None, :, None, :] > settings.radius**2
         queries, bank = queries[tile], features[:, *near].flatten(0, 2)
-        # Up to a constant of each query, which softmax drops, this is the cosine.
+        # This is the cosine plus a constant per query, which does not change the softmax.
         scores = (queries.flatten(0, 1) @ bank.T).sub_(half_norms[:, *near].flatten())
         scores.unflatten(1, (len(features), -1)).masked_fill_(far.flatten(2).flatten(0, 1)[:, None], -torch.inf)
         scores, indices = scores.topk(min(settings.top_k, scores.shape[1]), dim=1)
@@ -87,14 +95,14 @@ class LabelPropagation:
 
 
 def soft_labels(indices: torch.Tensor, num_classes: int, grid: tuple[int, int]) -> torch.Tensor:
-    """Return the share [P,C] of each class in the area of every patch, for a mask [H,W] of class indices."""
+    """Return the fraction [P,C] of every patch's area that each class covers, for a mask [H,W] of class indices."""
     down, across = (_area_matrix(*lengths) for lengths in zip(indices.shape, grid, strict=True))
     shares = [down @ (indices == index).double() @ across.T for index in range(num_classes)]
     return torch.stack(shares, dim=-1).flatten(0, 1).float()
 
 
 def _area_matrix(length: int, cells: int) -> torch.Tensor:
-    """Return the share [cells,length] that each pixel along a side has in each cell."""
+    """Return the fraction [cells,length] of each cell along a side that each pixel covers."""
     edges = torch.arange(cells + 1, dtype=torch.float64) * length / cells
     pixels = torch.arange(length, dtype=torch.float64)
     shared = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)

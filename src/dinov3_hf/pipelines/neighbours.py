@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine similarity, and what they vote for."""
+"""Nearest neighbours by cosine similarity, and k-NN classification."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,11 @@ QUERY_CHUNK, BANK_CHUNK = 1024, 16384
 
 
 class CosineBank:
-    """Features [N,D] whose cosines with others keep their digits where all of them are close to one.
+    """Features [N,D] to compare others with, precisely even if all cosine similarities are close to one.
 
-    Both sides are normalised and shifted by the bank's mean, which leaves every distance as it is: |a-b|^2 = 2 - 2 cos(a,b).
-    Cosines of a randomly initialised network of small layer scale differ in their last digits only.
+    (The features of a randomly initialised network with small layer scale are like that.) Both sides are normalised
+    and shifted by the mean of the bank. This does not change distances, and |a-b|^2 = 2 - 2 cos(a,b) for normalised a
+    and b.
     """
 
     def __init__(self, features: torch.Tensor):
@@ -26,23 +27,23 @@ class CosineBank:
         self.half_norms = self.features.square().sum(1) / 2
 
     def shift(self, features: torch.Tensor) -> torch.Tensor:
-        """Normalise and shift features [N,D] as the bank's own are."""
+        """Normalise features [N,D] and subtract the mean of the bank."""
         return nn.functional.normalize(features.float(), dim=1) - self.centre
 
     def scores(self, queries: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
-        """Compare shifted queries [Q,D] with a part of the bank: cosines [Q,N] but for a constant of each query."""
+        """Compare shifted queries [Q,D] with a part of the bank; returns cosines [Q,N] plus a constant per query."""
         return torch.addmm(-self.half_norms[part], queries, self.features[part].T)
 
     def similarities(self, queries: torch.Tensor) -> torch.Tensor:
-        """Compare queries [Q,D] with the whole bank; returns their cosines less one [Q,N], which keeps the digits."""
+        """Compare queries [Q,D] with the whole bank; returns cosine - 1 [Q,N], which keeps the precision."""
         queries = self.shift(queries)
         return self.scores(queries) - queries.square().sum(1, keepdim=True) / 2
 
 
 class NeighbourBank(CosineBank):
-    """Labelled features to look neighbours up in by cosine similarity: features [N,D], labels [N].
+    """Features [N,D] with labels [N], for k-NN classification by cosine similarity.
 
-    Memory beyond one copy of the features is one chunk of similarities; the chunks do not change the result.
+    Needs memory for a copy of the features and one chunk of similarities; the chunk sizes do not change the result.
     """
 
     def __init__(
@@ -58,14 +59,14 @@ class NeighbourBank(CosineBank):
         self.num_classes, self.query_chunk, self.bank_chunk = num_classes, query_chunk, bank_chunk
 
     def search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return similarities and labels [Q,k] of the `k` nearest of each query [Q,D], nearest first.
+        """Return similarities and labels [Q,k] of the `k` nearest neighbours of each query [Q,D], nearest first.
 
         Raises `Refused` if the bank has fewer than `k` rows.
         """
         if not 1 <= k <= len(self.features):
             raise Refused(f"k: got {k}, accepted: 1 to the size of the bank ({len(self.features)})")
-        found = [self._search_chunk(rows, k) for rows in queries.split(self.query_chunk)]
-        similarities, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+        chunks = [self._search_chunk(rows, k) for rows in queries.split(self.query_chunk)]
+        similarities, indices = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         return similarities, self.labels[indices]
 
     def _search_chunk(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,9 +74,9 @@ class NeighbourBank(CosineBank):
         scores = queries.new_empty(len(queries), 0)
         indices = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
         for start in range(0, len(self.features), self.bank_chunk):
-            found = self.scores(queries, slice(start, start + self.bank_chunk))
-            found, places = found.topk(min(k, found.shape[1]), dim=1)
-            scores, indices = torch.cat([scores, found], dim=1), torch.cat([indices, places + start], dim=1)
+            new = self.scores(queries, slice(start, start + self.bank_chunk))
+            new, places = new.topk(min(k, new.shape[1]), dim=1)
+            scores, indices = torch.cat([scores, new], dim=1), torch.cat([indices, places + start], dim=1)
             scores, order = scores.topk(min(k, scores.shape[1]), dim=1)
             indices = indices.gather(1, order)
         return 1 + scores - queries.square().sum(1, keepdim=True) / 2, indices
@@ -83,7 +84,7 @@ class NeighbourBank(CosineBank):
     def classify(
         self, queries: torch.Tensor, ks: Sequence[int], temperature: float = TEMPERATURE
     ) -> dict[int, torch.Tensor]:
-        """Predict the class of queries [Q,D] for several k in one search; returns the predictions [Q] of each k."""
+        """Classify queries [Q,D] with several values of k in one search; returns the predictions [Q] for each k."""
         similarities, labels = self.search(queries, max(ks))
         return {k: vote(similarities[:, :k], labels[:, :k], self.num_classes, temperature) for k in ks}
 
@@ -91,7 +92,7 @@ class NeighbourBank(CosineBank):
 def vote(
     similarities: torch.Tensor, labels: torch.Tensor, num_classes: int, temperature: float = TEMPERATURE
 ) -> torch.Tensor:
-    """Predict the class with the largest sum of exp(similarity / temperature) among neighbours [Q,k]; returns [Q]."""
+    """Return for neighbours [Q,k] the class with the largest sum of exp(similarity / temperature): [Q]."""
     weights = ((similarities - similarities.amax(1, keepdim=True)) / temperature).exp()
     return weights.new_zeros(len(labels), num_classes).scatter_add_(1, labels, weights).argmax(1)
 

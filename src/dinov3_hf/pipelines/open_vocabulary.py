@@ -1,4 +1,4 @@
-"""Segmentation by words that a person types, in two steps: the network's, and one that follows a slider."""
+"""Segmentation by words that a user types, in two steps: the slow one of the network, and a fast threshold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,29 +15,33 @@ from .search import Embedder
 
 @dataclass(frozen=True)
 class WordMap:
-    """Of every pixel of an image the word that suits it best [H,W], and how far its cosine leads the mean of all words."""
+    """For every pixel of an image the index of the most similar word [H,W], and its margin over the mean of all words.
+
+    `lead` [H,W] is the cosine similarity with that word minus the mean of the cosines with all words.
+    """
 
     words: tuple[str, ...]
     best: torch.Tensor
     lead: torch.Tensor
 
     def span(self) -> tuple[float, float]:
-        """Return the smallest and largest lead of the image, but for one pixel in a hundred at each end."""
-        # numpy's percentiles, as torch's take at most 16 million values.
+        """Return the 1st and 99th percentile of the lead over all pixels."""
+        # By numpy, because torch.quantile takes at most 16 million values.
         low, high = np.percentile(self.lead.float().numpy(), (1, 99)).tolist()
         return low, high
 
     def classes(self, threshold: float) -> torch.Tensor:
-        """Return 1 + the index of the best word [H,W], 0 where its lead is below `threshold`, 0..1 of the image's span.
+        """Return 1 + the index of the best word [H,W], or 0 (background) where its lead is below `threshold`.
 
-        How far words lead depends on their number and on the model: a threshold in cosines would suit few of either.
+        The threshold is relative to the `span` of this image: 0 is the low end, 1 the high end. (Leads depend on the
+        model and on the number of words, so no fixed threshold in cosines suits all.)
         """
         low, high = self.span()
         return torch.where(self.lead.float() >= low + threshold * (high - low), self.best.long() + 1, 0)
 
 
 def check_words(embedder: Embedder) -> Embedder:
-    """Return the embedder; `Refused` where its model has no text tower."""
+    """Return the embedder; raises `Refused` if its model has no text tower."""
     if embedder.tokenizer is None:
         got = type(embedder.model).__name__
         raise Refused(f"model: got a {got}, accepted: a model with a text tower (dinov3 align writes one)")
@@ -45,10 +49,10 @@ def check_words(embedder: Embedder) -> Embedder:
 
 
 def map_words(embedder: Embedder, image: Image.Image, words: Sequence[str], detail: int) -> WordMap:
-    """Compare an RGB image with words at scales at which 1, 2, ... `detail` windows span its shorter side.
+    """Compare an RGB image with words at `detail` scales: 1, 2, ... `detail` windows along its shorter side.
 
-    A window is of the size of the images trained on; each also counts as a whole (see `window_logits`). Of one word alone
-    the lead is the cosine itself.
+    Windows have the size of the training images; the similarity of whole windows is added (see `window_logits`). With
+    a single word the lead is the cosine itself.
     """
     model, window = embedder.model, window_and_stride(embedder.model)[0]
     shorter, patch = min(image.size), model.config.vision_config.patch_size

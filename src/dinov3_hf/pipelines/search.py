@@ -1,10 +1,10 @@
-"""Images found by an image, and by words where the model has a text tower: one feature an image, cosine, exactly."""
+"""Image search by an image, or by words if the model has a text tower: exact cosine search, one feature per image."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -23,20 +23,24 @@ from .encoder import Encoder, is_aligned
 from .inputs import InputError
 
 
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+
 PICTURE_SIDE = 256
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """A frozen model, its image processor, and its tokenizer: None where there is no text tower."""
+    """A frozen model, its image processor, and its tokenizer (`None` if it has no text tower)."""
 
     model: Dinov3Model | DinoTxtModel
-    image_processor: Any
-    tokenizer: Any = None
+    image_processor: "BaseImageProcessor"
+    tokenizer: "PreTrainedTokenizerBase | None" = None
 
     @classmethod
     def from_pretrained(cls, name: str | None = None) -> "Embedder":
-        """Load a model as `Encoder` does, with its text tower where it has one; None: the bundled one that knows words."""
+        """Load a model as `Encoder` does, but with its text tower, if any; `None` loads the bundled aligned model."""
         name = name or tiny_checkpoint("text")
         if not is_aligned(name):
             network = Encoder.from_pretrained(name).network
@@ -47,26 +51,26 @@ class Embedder:
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Return normalised features [B,E] of RGB images: class tokens, or with a text tower those of the shared space."""
+        """Return normalised features [B,E] of RGB images: class tokens, or with a text tower its image features."""
         pixel_values = self.image_processor(list(images), return_tensors="pt")["pixel_values"].to(self.model.device)
         if self.tokenizer is None:
             return normalize(self.model(pixel_values).pooler_output, dim=1).cpu()
         return normalize(self.model.get_image_features(pixel_values), dim=1).cpu()
 
     def text(self, text: str) -> torch.Tensor:
-        """Return the normalised feature [E] of a text; raises `Refused` where the model has no text tower."""
+        """Return the normalised feature [E] of a text; raises `Refused` if the model has no text tower."""
         if self.tokenizer is None:
             raise Refused(f"text: got {text!r:.80}, accepted: only with a model that has a text tower")
         return normalize(text_features(self.model, self.tokenizer, [text])[0], dim=0).cpu()
 
     def unknown_words(self, text: str) -> list[str]:
-        """Return the words of a text that the text tower was never taught, as far as its tokenizer knows."""
+        """Return the words of a text that did not occur in the text tower's training captions, if this is known."""
         return unknown_words(self.tokenizer, [text])
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """Normalised features [N,E] of images, and small JPEG pictures of them, in the order they were given."""
+    """Normalised features [N,E] of N images, and their thumbnails as JPEG files."""
 
     features: torch.Tensor
     pictures: list[bytes]
@@ -78,9 +82,9 @@ class ImageIndex:
         images: Iterable[Image.Image],
         batch_size: int = 32,
     ) -> "ImageIndex":
-        """Embed RGB images with `Embedder.images` as they come, `batch_size` of them in memory.
+        """Build an index of RGB images with an `embed` function as `Embedder.images`.
 
-        Raises `InputError` without any.
+        Only `batch_size` images are in memory at once. Raises `InputError` if there are no images.
         """
         images, features, pictures = iter(images), [], []
         while batch := list(islice(images, batch_size)):
@@ -94,12 +98,12 @@ class ImageIndex:
         return len(self.pictures)
 
     def nearest(self, query: torch.Tensor, count: int) -> tuple[list[int], list[float]]:
-        """Return the rows and cosines of the `count` images most similar to a normalised query [E], the best first."""
+        """Return the rows and cosines of the `count` images most similar to a normalised query [E], best first."""
         best = (self.features @ query).sort(descending=True, stable=True)
         return best.indices[:count].tolist(), best.values[:count].tolist()
 
     def picture(self, row: int) -> Image.Image:
-        """Return the small picture of a row."""
+        """Return the thumbnail of a row."""
         return Image.open(io.BytesIO(self.pictures[row]))
 
 
@@ -111,9 +115,9 @@ def _shrink(image: Image.Image) -> bytes:
 
 
 def source_images(source: str, split: str, count: int, max_side: int) -> Iterator[Image.Image]:
-    """Read the first `count` images of any source of `load_source` as RGB, shrunk to `max_side` pixels where larger.
+    """Yield the first `count` images of any source that `load_source` reads, as RGB.
 
-    Those that cannot be decoded are left out.
+    They are shrunk to `max_side` pixels if larger; images that cannot be decoded are skipped.
     """
     rows = load_source(source, split, num_images=count)
     column = find_image_column(rows, None)

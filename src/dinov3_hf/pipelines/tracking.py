@@ -1,4 +1,4 @@
-"""An object marked in the first frame of a clip, followed through the others by patches alone (DINOv3, section 6.1.5)."""
+"""Tracking an object through a clip from a mask in the first frame, by patch similarity (DINOv3, section 6.1.5)."""
 
 import io
 import os
@@ -18,12 +18,12 @@ from .encoder import Encoder
 from .label_propagation import LabelPropagation, Propagation, soft_labels
 
 
-# As evaluated (METHOD: tracking).
+# The settings of the evaluation (METHOD: tracking).
 PROPAGATION = Propagation(context_frames=7, radius=12, top_k=5, temperature=0.2)
 
 
 def box_mask(size: tuple[int, int], corners: torch.Tensor) -> torch.Tensor:
-    """Return the mask [H,W] (bool) of the box between two corners [2,2], (x, y) in pixels, of an image (width, height)."""
+    """Return the mask [H,W] (bool) of a box in an image of `size` (width, height), given two corners [2,2] (x, y)."""
     (left, top), (right, bottom) = corners.amin(0).floor().tolist(), corners.amax(0).floor().tolist()
     x, y = torch.arange(size[0]), torch.arange(size[1])
     return ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))
@@ -36,18 +36,19 @@ def similar_mask(
     background: torch.Tensor | None = None,
     threshold: float = 0.2,
 ) -> torch.Tensor:
-    """Return the mask [H,W] (bool) of what was clicked in an image (width, height) with tokens [h,w,D].
+    """Return the mask [H,W] (bool) of the clicked object in an image of `size` (width, height) with tokens [h,w,D].
 
-    Takes clicks `on` the object [K,2] and on the `background` [L,2], (x, y) in pixels. The object is made of the patches
-    connected to a click on it whose cosine with one is above `threshold` and above that with any background click;
-    cosines are of tokens less their mean over the image, and interpolated between patches.
+    Takes points `on` the object [K,2] and on the `background` [L,2], (x, y) in pixels. A patch belongs to the object
+    if its cosine similarity with a point on the object is above `threshold` and above that with all background points,
+    and if it is connected with such a point. The mean token of the image is subtracted before, and the mask is
+    interpolated between patches.
     """
     tokens = tokens.float()
     tokens = normalize(tokens - tokens.mean((0, 1)), dim=2)
     rows, columns, _ = tokens.shape
 
     def nearest(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cosine [h,w] with the most similar of the patches at points [K,2], and which ones these are."""
+        """Return the largest cosine [h,w] with any patch at the points [K,2], and a map [h,w] of these patches."""
         x, y = (points / torch.tensor(size) * torch.tensor([columns, rows])).long().T
         clicked = torch.zeros(rows, columns)
         clicked[y.clamp(0, rows - 1), x.clamp(0, columns - 1)] = 1
@@ -60,26 +61,27 @@ def similar_mask(
     inside, before = (margin > 0).float(), None
     while before is None or not torch.equal(before, reached):
         before, reached = reached, _grow(reached) * inside
-    # Neighbours of the object keep what they have, so that its edge lies between patches where the cosine says.
+    # Patches next to the object keep their margins, so that the interpolated edge lies where the margin is 0.
     margin = torch.where(_grow(reached) > 0, margin, -1.0)
     return interpolate(margin[None, None], size[::-1], mode="bilinear")[0, 0] > 0
 
 
 def _grow(cells: torch.Tensor) -> torch.Tensor:
-    """Add to cells [h,w] of 0 and 1 their eight neighbours."""
+    """Dilate a map [h,w] of 0 and 1 by one cell in all eight directions."""
     return max_pool2d(cells[None, None], 3, stride=1, padding=1)[0, 0]
 
 
 def draw_mask(image: Image.Image, mask: torch.Tensor) -> Image.Image:
-    """Lay a map [H,W] of object numbers over an RGB image; 0 leaves it as it is."""
+    """Overlay a map [H,W] of object numbers on an RGB image; 0 is not coloured."""
     return Image.fromarray(overlay(np.asarray(image), mask.long().numpy()))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """An object of an RGB image with tokens [h,w,D], chosen by clicks: what they mark, and their places (x, y) in pixels.
+    """An object selected by clicks in an RGB image with tokens [h,w,D].
 
-    A click is "on" the object, on the "background", or one "corner" of a box around it.
+    A click is a kind and a point (x, y) in pixels; the kind is "on" (the object), "background", or "corner" (of a box
+    around the object).
     """
 
     image: Image.Image
@@ -87,13 +89,13 @@ class Selection:
     clicks: tuple[tuple[str, tuple[int, int]], ...] = ()
 
     def click(self, kind: str, place: Sequence[int]) -> "Selection":
-        """Add a click. A box takes the place of other clicks and they of a box; a third corner begins another box."""
+        """Add a click. A corner replaces other clicks, these replace corners, and a third corner starts a new box."""
         kept = [click for click in self.clicks if (click[0] == "corner") == (kind == "corner")]
         kept = [] if kind == "corner" and len(kept) == 2 else kept
         return replace(self, clicks=(*kept, (kind, tuple(place))))
 
     def mask(self, threshold: float) -> torch.Tensor | None:
-        """Return the mask [H,W] (bool) of the box, or as `similar_mask`; None before there is a box or a click on the object."""
+        """Return the mask [H,W] (bool) of the box, or the `similar_mask` of the clicks; `None` without either."""
         on, background, corners = (
             torch.tensor([place for kind, place in self.clicks if kind == asked])
             for asked in ("on", "background", "corner")
@@ -103,7 +105,7 @@ class Selection:
         return similar_mask(self.tokens, self.image.size, on, background, threshold) if len(on) else None
 
     def draw(self, threshold: float) -> Image.Image:
-        """Lay the mask over the image and ring the clicks."""
+        """Draw the mask over the image, and a ring around each click."""
         mask, places = self.mask(threshold), torch.tensor([place for _, place in self.clicks]).reshape(-1, 2)
         return mark_places(self.image if mask is None else draw_mask(self.image, mask), places)
 
@@ -115,10 +117,10 @@ def follow(
     side: int,
     settings: Propagation = PROPAGATION,
 ) -> Iterator[torch.Tensor]:
-    """Yield for each RGB frame, beginning with the first, the map [H,W] of the objects numbered in the first one's `mask`.
+    """Yield for each RGB frame a map [H,W] of object numbers, given the `mask` [H,W] of the first frame.
 
-    `mask` [H,W] is 0 or False outside; frames are of one size, their longer side seen at `side` pixels. What comes is
-    computed as it is asked for. Raises `Refused` for a mask of another size.
+    The mask is 0 or False on the background. All frames have one size; their longer side is resized to `side` pixels
+    for the network. Maps are computed one by one, as they are asked for. Raises `Refused` for a mask of another size.
     """
     mask, carried = mask.long(), None
     for frame in frames:
@@ -137,14 +139,14 @@ def follow(
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one size as JPEG files in memory, a twentieth of what they are decoded, and their rate a second."""
+    """Frames of one size, kept in memory as JPEG (a twentieth of their decoded size), and the frames per second."""
 
     frames: list[bytes]
     rate: float
 
     @classmethod
     def of(cls, frames: Sequence[Image.Image], rate: float) -> "Clip":
-        """Keep RGB frames; those of another size than the first are resized to it."""
+        """Store RGB frames, resized to the size of the first one."""
         files = []
         for frame in frames:
             buffer = io.BytesIO()
@@ -160,7 +162,7 @@ class Clip:
 
 
 def write_video(frames: Iterable[Image.Image], rate: float, path: str | os.PathLike) -> None:
-    """Write RGB frames of one size as an MP4 that every browser plays (H.264, 4:2:0), as they come."""
+    """Write RGB frames of one size to an MP4 file that all browsers play (H.264, 4:2:0), one by one."""
     import av
 
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
@@ -168,7 +170,7 @@ def write_video(frames: Iterable[Image.Image], rate: float, path: str | os.PathL
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "20", "preset": "veryfast"}
         for number, frame in enumerate(frames):
             if number == 0:
-                # Colours are stored for every second pixel: both sides are made even.
+                # 4:2:0 video needs even sides.
                 size = stream.width, stream.height = tuple(side + side % 2 for side in frame.size)
             container.mux(stream.encode(av.VideoFrame.from_image(frame.resize(size))))
         container.mux(stream.encode())

@@ -1,4 +1,4 @@
-"""Images larger than the network's window: seen in overlapping windows, so that memory does not grow with the image."""
+"""Sliding windows over large images, which keep the memory of the network constant."""
 
 import torch
 from torch import nn
@@ -8,18 +8,18 @@ from ..models.modeling_dinov3 import Dinov3ModelOutput
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Places along a side at which windows start: every `stride`, and the last flush with the end."""
+    """Return where windows start along a side: every `stride` pixels, and so that the last one ends at the end."""
     return [*range(0, max(length - window, 0), stride), max(length - window, 0)]
 
 
 def check_window(window: int, patch_size: int) -> None:
-    """Raise `Refused` for windows whose sides, in pixels, are no whole number of patches."""
+    """Raise `Refused` for a window whose side in pixels is not a multiple of the patch size."""
     if window < patch_size or window % patch_size:
         raise Refused(f"window: got {window}, accepted: a multiple of the model's patch size ({patch_size})")
 
 
 def check_stride(stride: int, window: int, patch_size: int) -> None:
-    """Raise `Refused` for steps that would leave gaps between windows, or are no whole number of patches."""
+    """Raise `Refused` for a stride that is larger than the window, or not a multiple of the patch size."""
     if not patch_size <= stride <= window or stride % patch_size:
         raise Refused(
             f"stride: got {stride}, accepted: a multiple of the patch size ({patch_size}) up to the window ({window})"
@@ -27,10 +27,11 @@ def check_stride(stride: int, window: int, patch_size: int) -> None:
 
 
 class Windowed(nn.Module):
-    """A network that sees an image [B,3,H,W] in windows of at most `window` pixels a side, `stride` apart (two thirds of one).
+    """Applies a network to images [B,3,H,W] in windows of `window` pixels, `stride` pixels apart.
 
-    Patch tokens are averaged where windows overlap (for a linear head this is averaging its logits: DINOv3, section
-    6.1.2, windows of 512 with stride 341); the class token is the mean over windows. Rounded to patches.
+    Patch tokens are averaged where windows overlap. (For a linear head this equals averaging its logits, as in DINOv3,
+    section 6.1.2, with windows of 512 and stride 341.) The class token is the mean over windows. The default stride is
+    two thirds of the window, rounded down to whole patches.
     """
 
     def __init__(self, model: nn.Module, window: int, stride: int | None = None):
@@ -48,7 +49,7 @@ class Windowed(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> Dinov3ModelOutput:
         patch, (height, width) = self.config.patch_size, pixel_values.shape[-2:]
         rows, columns = height // patch, width // patch
-        # The sum is fp32, whatever the network computes in.
+        # Summed in fp32, whatever the precision of the network.
         total = torch.zeros(len(pixel_values), rows, columns, self.config.hidden_size, device=self.device)
         counts = torch.zeros(rows, columns, 1, device=self.device)
         cls_tokens = []

@@ -1,6 +1,7 @@
-"""Zero-shot segmentation by words as a pipeline of transformers, which has no task for it."""
+"""Zero-shot segmentation as a pipeline for transformers, which has no such task of its own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ TASK = "zero-shot-image-segmentation"
 
 
 class ZeroShotImageSegmentationPipeline(Pipeline):
-    """Masks of an image for labels of one's own, by a `DinoTxtModel`: `pipeline("zero-shot-image-segmentation")`.
+    """Segments an image by any list of labels with a `DinoTxtModel`: `pipeline("zero-shot-image-segmentation")`.
 
     Raises:
-        Refused: a model without patch features.
+        Refused: for a model without patch features.
     """
 
     _load_processor = False
@@ -31,7 +32,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = True
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not hasattr(self.model, "get_patch_features"):
             raise Refused(f"model: got a {type(self.model).__name__}, accepted: a DinoTxtModel")
@@ -49,27 +50,29 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         timeout: float | None = None,
         num_workers: int | None = None,
     ) -> list[dict] | list[list[dict]]:
-        """Give every pixel the label whose prompts are nearest, and return the mask of each label that has pixels.
+        """Assign every pixel to the label with the most similar prompts; return the masks of the labels that occur.
 
         Args:
             image: a path, a URL or a PIL image, or a list of them.
-            candidate_labels: names of what may be in the image.
-            templates: prompts with {} for the label; by default some whose words the model knows.
-            background_threshold: how far the best label's cosine must stand above the mean of all labels; a pixel where it
-                does not has no label.
-            window: side in pixels of the windows that go through the network; by default that of the images trained on.
-            stride: step in pixels between windows, by default two thirds of one.
-            scales: sizes of the image, relative to its own, over which logits are averaged.
-            whole_windows: count what each window shows as a whole, besides its patches.
-            timeout: seconds to wait for an image at a URL.
-            num_workers: processes that read images of a list.
+            candidate_labels: names of things that may be in the image.
+            templates: prompts with {} for the label; by default some of which the model knows all words.
+            background_threshold: pixels for which the largest cosine is less than this above the mean of all labels
+                get no label.
+            window: side in pixels of the sliding windows; by default that of the training images.
+            stride: stride of the windows in pixels, by default two thirds of a window.
+            scales: factors by which the image is resized; logits are averaged over them.
+            whole_windows: add the similarity of each whole window to those of its patches.
+            timeout: seconds to wait for an image from a URL.
+            num_workers: number of processes that read a list of images.
 
         Returns:
-            For each label in the order given: `label`, `score` (its mean cosine over the mask) and `mask`, a PIL image
-            of the image's size (mode L, 255 inside); a list of such lists for a list of images.
+            A list with one dictionary per label that occurs, in the order given: `label`, `score` (the mean cosine
+            over the mask) and `mask` (a PIL image of the same size, mode L, 255 inside). For a list of images a list
+            of such lists.
 
         Raises:
-            Refused: labels that are no texts or come twice, templates without {}, windows that do not fit patches.
+            Refused: for labels that are not strings or occur twice, templates without {}, and windows that do not fit
+                the patch size.
         """
         labels = check_class_names(candidate_labels, "candidate_labels")
         texts = labels if templates is None else [*labels, *(x.replace("{}", "") for x in check_templates(templates))]
@@ -89,12 +92,12 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             scales=tuple(scales),
             timeout=timeout,
             num_workers=num_workers,
-            # Images keep their sizes; what is batched are the windows of one.
+            # Images have different sizes; the batches are made of the windows of one image.
             batch_size=1,
         )
 
-    def _sanitize_parameters(self, **given):
-        def pick(*names):
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        def pick(*names: str) -> dict[str, Any]:
             return {name: given[name] for name in names if name in given}
 
         return (
@@ -103,13 +106,15 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             pick("labels", "background_threshold"),
         )
 
-    def preprocess(self, image, window: int, timeout: float | None = None) -> dict:
+    def preprocess(self, image: str | Image.Image, window: int, timeout: float | None = None) -> dict[str, Any]:
         image = load_image(image, timeout=timeout)
         patch_size = self.model.config.vision_config.patch_size
         pixel_values = fit_image(image, self.image_processor, window, patch_size)
         return {"pixel_values": pixel_values, "size": (image.height, image.width)}
 
-    def _forward(self, inputs: dict, **windows) -> dict:
+    def _forward(
+        self, inputs: dict[str, Any], **windows: torch.Tensor | int | Sequence[float] | None
+    ) -> dict[str, torch.Tensor]:
         maps = class_maps(self.model, inputs["pixel_values"], size=inputs["size"], **windows)
         best, classes, margin = best_class(maps)
         return {"best": best, "classes": classes, "margin": margin}
@@ -129,8 +134,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
 
 def register() -> None:
-    """Add the task to transformers' pipelines, unless it is there."""
-    # Asked for here, because loading transformers' module again makes another.
+    """Add the task to the pipelines of transformers, unless it is already there."""
+    # Imported here, because reloading the module of transformers creates a new registry.
     from transformers.pipelines import PIPELINE_REGISTRY
 
     if TASK not in PIPELINE_REGISTRY.supported_tasks:

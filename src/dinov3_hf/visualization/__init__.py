@@ -1,1 +1,1 @@
-"""Pictures of features and of results, and the report of a run."""
+"""Pictures of features and results, and the HTML report of a run."""

@@ -1,7 +1,8 @@
-"""Images that were searched for, and what was found."""
+"""Pictures of image retrieval: queries with their nearest images."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -13,9 +14,9 @@ SIDE, FRAME = 128, 4
 
 
 def answers_picture(rows: Sequence[tuple[torch.Tensor, Sequence[tuple[torch.Tensor, bool]]]]) -> Image.Image:
-    """Draw queries, each a row with its first answers, framed green where right, else red; uint8 images [3,H,W]."""
+    """Draw each query in a row with its nearest images, framed green if right, else red; uint8 images [3,H,W]."""
 
-    def tile(image: torch.Tensor):
+    def tile(image: torch.Tensor) -> np.ndarray:
         return fit_image(image, tile_size(*image.shape[1:], SIDE))
 
     tiles = [[tile(query), *(tile(answer) for answer, _ in answers)] for query, answers in rows]

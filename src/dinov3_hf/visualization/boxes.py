@@ -1,4 +1,4 @@
-"""True and found boxes of objects."""
+"""Pictures of object discovery: true boxes and the predicted one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,16 @@ from .tiles import GAP, fit_height, fit_map, lay_pairs
 
 
 HEIGHT = 200
-CAPTION = "Boxes: green true, orange found. Next to it the eigenvector: red inside the object, blue outside."
+CAPTION = "Boxes: green true, orange predicted. Right: the eigenvector, red inside the object, blue outside."
 INSIDE, OUTSIDE = (214, 47, 39), (49, 104, 190)
 
 
 @dataclass
 class FoundBox:
-    """A uint8 image [3,H,W], its true boxes [K,4] and the found one [4] (x0, y0, x1, y1 in 0..1), the latter's eigenvector.
+    """A uint8 image [3,H,W] with its true boxes [K,4] and the predicted box [4] (x0, y0, x1, y1 in 0..1).
 
-    The eigenvector [h,w] is positive inside the object.
+    `vector` [h,w] is the eigenvector from which the box was computed; it is positive inside the object. `is_hit` says
+    whether the predicted box counts as right.
     """
 
     image: torch.Tensor
@@ -31,7 +32,7 @@ class FoundBox:
 
 
 def boxes_picture(examples: Sequence[FoundBox]) -> Image.Image:
-    """Draw images with true and found boxes, each next to its eigenvector (red inside, blue outside), two to a line."""
+    """Draw images with true and predicted boxes next to their eigenvectors (red inside, blue outside)."""
     from matplotlib.patches import Rectangle
 
     tiles = [fit_height(one.image, HEIGHT) for one in examples]
@@ -41,12 +42,12 @@ def boxes_picture(examples: Sequence[FoundBox]) -> Image.Image:
     figure = lay_pairs(pairs, ["hit" if one.is_hit else "no hit" for one in examples], CAPTION)
     for axes, one, tile in zip(figure.axes, examples, tiles, strict=True):
         height, width = tile.shape[:2]
-        # White, where the eigenvector says nothing, would not stand out from the page.
+        # Where the eigenvector is 0 it is white like the page: the frame shows where the picture ends.
         frame = {"fill": False, "edgecolor": EDGE, "linewidth": 1, "clip_on": False}
         axes.add_patch(Rectangle((width + GAP, 0), width, height, **frame))
         for some, colour in ((one.true, RIGHT), (one.box[None], FOUND)):
             for x0, y0, x1, y1 in (some * (width, height, width, height)).tolist():
-                # Inside the image's border, as the line is drawn around its place.
+                # A line is centred on its coordinates: move it inside the image.
                 for line, ink in ((5, "white"), (3, colour)):
                     corner = (x0 + 2.5, y0 + 2.5)
                     axes.add_patch(
@@ -56,8 +57,8 @@ def boxes_picture(examples: Sequence[FoundBox]) -> Image.Image:
 
 
 def vector_colours(vector: np.ndarray) -> np.ndarray:
-    """Colour an eigenvector [h,w] as uint8 RGB [h,w,3]: red where it is above 0, blue below, the paler the nearer to it."""
-    # The root, because a few patches' entries are often many times all others.
+    """Colour an eigenvector [h,w] as uint8 RGB [h,w,3]: red above 0, blue below, paler the closer to 0."""
+    # The square root, because a few entries are often many times larger than all others.
     strength = np.sqrt(np.abs(vector) / max(np.abs(vector).max(), 1e-12))[..., None]
     colours = np.where(vector[..., None] > 0, INSIDE, OUTSIDE)
     return (255 + strength * (colours - 255.0)).round().astype(np.uint8)

@@ -1,11 +1,18 @@
-"""Charts of results: curves, histograms, and bars with intervals."""
+"""Charts of results: curves, histograms, and bars with confidence intervals."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from .style import INK, LINE, PALE, SMALL, TEXT, TITLE, new_figure, series_colours, spell, text_width, to_image, write
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 
 WIDTH, HEIGHT = 760, 420
@@ -20,12 +27,12 @@ def curve_picture(
     log_x: bool = False,
     log_y: bool = False,
 ) -> Image.Image:
-    """Draw series of (x, y) points, without those whose y is None or not finite; chance as a dashed line."""
+    """Draw series of (x, y) points as curves, "chance" as a dashed line; points without a finite y are skipped."""
     figure, axes = _chart(title, x_label)
     for number, (name, colour) in enumerate(series_colours(list(series)).items()):
         x, y = zip(*series[name], strict=True)
         style = {"linestyle": "--"} if name == "chance" else {"marker": "o", "markersize": 6}
-        # The first, the model, lies above the others.
+        # The first series, the model, is drawn above the others.
         axes.plot(x, y, color=colour, linewidth=2, label=spell(name), zorder=3 - number / len(series), **style)
     if log_x:
         axes.set_xscale("log")
@@ -44,7 +51,10 @@ def curve_picture(
 def histogram_picture(
     title: str, values: Mapping[str, np.ndarray], x_label: str, limit: tuple[float, str], num_bins: int = 60
 ) -> Image.Image:
-    """Draw how often numbers [N] of several names occur, in bins from 0 to beyond a named limit, counts in logarithms."""
+    """Draw histograms of the numbers [N] of each name, with logarithmic counts.
+
+    `limit` is a value and its name: it is marked by a line, and the bins extend from 0 to beyond it.
+    """
     figure, axes = _chart(title, x_label)
     place, words = limit
     edges = np.linspace(0, max(1.1 * place, *(some.max() for some in values.values())), num_bins + 1)
@@ -65,7 +75,10 @@ def histogram_picture(
 def bars_picture(
     title: str, groups: Sequence[str], values: Mapping[str, Sequence[tuple[float, float, float]]]
 ) -> Image.Image:
-    """Draw a bar from 0 to 1 for each group of each name; `values` are (value, low, high), with an interval's ends."""
+    """Draw a bar on a scale from 0 to 1 for each group and name.
+
+    `values` are for each name and group (value, low, high), where low and high are the ends of an interval.
+    """
     bar, gap, width, top = 14, 12, 480, 72
     group_height = bar * len(values) + gap
     left, height = 32 + max(map(text_width, groups)), group_height * len(groups)
@@ -90,8 +103,10 @@ def bars_picture(
     return to_image(figure)
 
 
-def _chart(title: str, x_label: str, width: int = WIDTH, height: int = HEIGHT, margins=MARGINS):
-    """Return a figure with a title, and axes with horizontal lines within the margins (left, right, top, bottom)."""
+def _chart(
+    title: str, x_label: str, width: int = WIDTH, height: int = HEIGHT, margins: tuple[int, int, int, int] = MARGINS
+) -> tuple["Figure", "Axes"]:
+    """Return a figure with a title, and its axes with horizontal grid lines; margins are left, right, top, bottom."""
     figure, (left, right, top, bottom) = new_figure(width, height), margins
     axes = figure.add_axes(
         (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
@@ -107,8 +122,8 @@ def _chart(title: str, x_label: str, width: int = WIDTH, height: int = HEIGHT, m
     return figure, axes
 
 
-def _plain_log_ticks(axis) -> None:
-    """Put numbers at the powers of ten, and where there are few at 2 and 5 times them, written without exponents."""
+def _plain_log_ticks(axis: "Axis") -> None:
+    """Label the powers of ten without exponents, and on short axes also 2 and 5 times them."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     low, high = axis.get_view_interval()
@@ -117,8 +132,8 @@ def _plain_log_ticks(axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _legend(axes) -> None:
-    """Name the series in one line between the title and the axes."""
+def _legend(axes: "Axes") -> None:
+    """Draw the legend in one line between the title and the axes."""
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.5, "borderpad": 0, "frameon": False}
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles, names, ncols=len(names), fontsize=SMALL, labelcolor=PALE, handlelength=1.4, **place)

@@ -1,4 +1,4 @@
-"""Classes of pixels as colours: masks laid over images, and grids of them."""
+"""Pictures of segmentation: masks of classes drawn over images."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from .style import Legend, to_image
 from .tiles import GAP, fit_image, fit_map, lay_tiles, tile_size
 
 
-# Classes beyond these take the colours again.
+# With more classes the colours repeat.
 PALETTE = np.array(
     [(0, 0, 0), (230, 80, 60), (60, 130, 230), (70, 180, 90), (240, 190, 50), (150, 90, 210), (60, 190, 200)]
     + [(240, 130, 180), (150, 110, 70), (150, 160, 60), (110, 120, 140), (250, 140, 60), (110, 60, 90)],
@@ -25,7 +25,7 @@ def class_colours(labels: np.ndarray, num_classes: int | None = None) -> np.ndar
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """Lay classes [H,W] over a uint8 image [H,W,3]; class 0 leaves the image as it is."""
+    """Overlay classes [H,W] on a uint8 image [H,W,3]; class 0 is not coloured."""
     mixed = (1 - opacity) * image + opacity * class_colours(labels)
     return np.where((labels == 0)[..., None], image, mixed).round().astype(np.uint8)
 
@@ -36,12 +36,12 @@ def classes_picture(
     names: Sequence[str],
     ignore_index: int,
 ) -> Image.Image:
-    """Draw images (uint8 [3,H,W]), each next to maps of class indices [H,W] that are laid over it, and name the colours."""
+    """Draw images (uint8 [3,H,W]), each next to overlays of its maps of class indices [H,W], with a legend below."""
     tiles, seen, any_ignored = [], set(), False
     for image, maps in rows:
         size = tile_size(*maps[0].shape)
         line = [fit_image(image, size)]
-        # On grey, lest the image's own colours pass for classes.
+        # On grey, so that colours of the image are not mistaken for classes.
         grey = line[0].mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
         for labels in maps:
             labels = fit_map(labels, size).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Confusion matrices."""
+"""Pictures of confusion matrices."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ TITLE = "% of each true class (row) given each class (column)"
 
 
 def confusion_picture(counts: torch.Tensor, names: Sequence[str], max_classes: int = 50) -> Image.Image:
-    """Draw the shares of each class's images that were given each class, of counts [K,K]: rows are true, columns predicted.
+    """Draw a confusion matrix of counts [K,K] (rows are true classes, columns predicted), each row as percentages.
 
-    Of more than `max_classes` classes, those of the most images are drawn.
+    If there are more than `max_classes` classes, those with the most images are drawn.
     """
     from matplotlib.colors import LinearSegmentedColormap
 

@@ -1,4 +1,4 @@
-"""Maps of depth."""
+"""Pictures of depth maps."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from .style import Legend, draw_scale, to_image
 from .tiles import GAP, fit_image, fit_map, lay_tiles, tile_size
 
 
-# Steps of even lightness from far to near, hues from violet over red to yellow.
+# Colours from far to near, in equal steps of lightness, from violet over red to yellow.
 COLOURS = np.array(
     [(22, 1, 70), (65, 0, 100), (115, 2, 111), (166, 17, 104), (208, 54, 83)]
     + [(242, 95, 48), (254, 147, 33), (254, 198, 82), (255, 244, 103)]
@@ -19,7 +19,7 @@ GREY = (150, 150, 150)
 
 
 def depth_colours(depths: np.ndarray, near: float, far: float) -> np.ndarray:
-    """Colour depths [H,W] (metres) as uint8 RGB [H,W,3], bright near and dark far; grey where there is none."""
+    """Colour depths [H,W] (metres) as uint8 RGB [H,W,3], bright if near and dark if far; grey where unknown (0)."""
     closeness = (far - depths) / max(far - near, 1e-9)
     channels = [np.interp(closeness, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]
     colours = np.stack(channels, axis=-1).round().astype(np.uint8)
@@ -28,7 +28,10 @@ def depth_colours(depths: np.ndarray, near: float, far: float) -> np.ndarray:
 
 
 def depths_picture(titles: Sequence[str], rows: Sequence[tuple[torch.Tensor, Sequence[np.ndarray]]]) -> Image.Image:
-    """Draw images (uint8 [3,H,W]) next to maps of depth [H,W] (metres, 0 unknown), the first the true one, in one scale."""
+    """Draw images (uint8 [3,H,W]) next to depth maps [H,W] (metres, 0 unknown), all on one scale.
+
+    The first map of each image is the true one; the scale spans the 1st to 99th percentile of these.
+    """
     true = [maps[0][maps[0] > 0] for _, maps in rows]
     near, far = np.percentile(np.concatenate(true), (1, 99))
     tiles = []

@@ -1,6 +1,7 @@
-"""Pictures of dense features: PCA maps as in DINOv3's figure 1, similarity maps, and marks on images."""
+"""Pictures of dense features: PCA maps as in figure 1 of the DINOv3 paper, similarity maps, and marks on images."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from ..errors import Refused
 
 @dataclass
 class PcaBasis:
-    """Three principal directions [D,3] around a mean [D], and the range [3] of each that the colours span."""
+    """A mean [D], three principal directions [D,3], and the ends [3] of the range that the colours span."""
 
     mean: torch.Tensor
     directions: torch.Tensor
@@ -21,10 +22,10 @@ class PcaBasis:
 
 
 def pca_basis(patch_tokens: torch.Tensor, percentiles: tuple[float, float] = (2.0, 98.0)) -> PcaBasis:
-    """Fit the first three principal components of patch tokens [...,D] (all together), computed in fp64.
+    """Fit the first three principal components of all patch tokens [...,D] together, in fp64.
 
-    The largest entry of each direction is positive, so that a colour means the same from run to run. Raises `Refused`
-    for fewer than three channels.
+    The sign of each direction is chosen so that its largest entry is positive, so that colours are the same in every
+    run. Raises `Refused` for fewer than three channels.
     """
     tokens = patch_tokens.detach().double().flatten(0, -2).cpu()
     if tokens.shape[1] < 3:
@@ -41,19 +42,19 @@ def pca_basis(patch_tokens: torch.Tensor, percentiles: tuple[float, float] = (2.
 def pca_map(patch_tokens: torch.Tensor, grid: tuple[int, int], basis: PcaBasis | None = None) -> np.ndarray:
     """Colour patch tokens [P,D] or [B,P,D] of `grid` (rows, columns) by their first three principal components.
 
-    Without a `basis` one is fitted on the whole batch, so that colours agree across its images. Returns uint8 RGB
-    [h,w,3] or [B,h,w,3]. Raises `Refused` if P is not rows times columns.
+    Without a `basis`, one is fitted on the whole batch, so that colours are comparable across its images. Returns
+    uint8 RGB [h,w,3] or [B,h,w,3]. Raises `Refused` if P is not rows times columns.
     """
     _check_grid(patch_tokens, grid)
     basis = basis or pca_basis(patch_tokens)
     components = (patch_tokens.detach().double().cpu() - basis.mean) @ basis.directions
-    # A direction without variation has no range: it stays dark.
+    # A direction without variation has no range: its channel is 0.
     colours = ((components - basis.low) / (basis.high - basis.low).clamp(min=1e-12)).clamp(0, 1)
     return (colours * 255).round().to(torch.uint8).unflatten(-2, grid).numpy()
 
 
 def similarity_map(patch_tokens: torch.Tensor, query: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Cosine similarity (-1..1) of patch tokens [P,D] or [B,P,D] to a query [D]; returns fp32 [h,w] or [B,h,w]."""
+    """Return the cosine similarity of patch tokens [P,D] or [B,P,D] with a query [D]; fp32 [h,w] or [B,h,w]."""
     _check_grid(patch_tokens, grid)
     return nn.functional.cosine_similarity(patch_tokens.float(), query.float(), dim=-1).unflatten(-1, grid)
 
@@ -70,14 +71,14 @@ def upscale(image: np.ndarray, factor: int) -> np.ndarray:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-# From low to high: dark blue, violet, orange, pale yellow. Also without colours each is brighter than the one before.
+# From low to high: dark blue, violet, orange, pale yellow. Each is brighter than the one before, also printed in grey.
 HEAT = np.array([(10, 12, 70), (110, 30, 130), (225, 85, 80), (250, 170, 60), (252, 250, 190)], dtype=np.float64)
-# Of places in an image's corners: above left, above right, below left, below right.
+# Colours of points at the corners of an image: top left, top right, bottom left, bottom right.
 CORNERS = np.array([(235, 70, 60), (250, 205, 40), (60, 110, 240), (40, 190, 120)], dtype=np.float64)
 
 
 def heat_colours(levels: np.ndarray) -> np.ndarray:
-    """Colour levels [h,w] between 0 and 1, clipped beyond, from dark blue to pale yellow; fp64 RGB [h,w,3] of 0..255."""
+    """Colour levels [h,w] (clipped to 0..1) from dark blue to pale yellow; returns fp64 RGB [h,w,3] in 0..255."""
     stops = np.linspace(0, 1, len(HEAT))
     return np.stack([np.interp(levels, stops, channel) for channel in HEAT.T], axis=2)
 
@@ -85,7 +86,7 @@ def heat_colours(levels: np.ndarray) -> np.ndarray:
 def heat_map(
     image: Image.Image, values: torch.Tensor, span: tuple[float, float] | None = None, opacity: float = 0.65
 ) -> Image.Image:
-    """Lay values [h,w] over an RGB image, as colours between the ends of `span`, by default the least and largest value."""
+    """Overlay values [h,w] on an RGB image as colours that span a range, by default minimum to maximum."""
     low, high = span or (values.min().item(), values.max().item())
     values = ((values.float() - low) / max(high - low, 1e-12)).clamp(0, 1)
     size = (image.height, image.width)
@@ -95,7 +96,7 @@ def heat_map(
 
 
 def place_colours(places: torch.Tensor) -> np.ndarray:
-    """Colour places [K,2] by where they lie between the outermost ones, the corners' colours mixed; uint8 [K,3]."""
+    """Return a colour for each point [K,2] by its position, mixed from those of the corners; uint8 [K,3]."""
     low, high = places.amin(0), places.amax(0)
     x, y = ((places - low) / (high - low).clamp(min=1e-12)).double().numpy().T[:, :, None]
     above, below = ((1 - x) * left + x * right for left, right in (CORNERS[:2], CORNERS[2:]))
@@ -105,18 +106,18 @@ def place_colours(places: torch.Tensor) -> np.ndarray:
 def mark_places(
     image: Image.Image, places: torch.Tensor, colours: np.ndarray | None = None, radius: float | None = None
 ) -> Image.Image:
-    """Draw dots at places [K,2], (x, y) in pixels, over an RGB image: of their `colours` [K,3], else a ring around each."""
-    # Drawn at twice the size, because Pillow's circles have jagged edges.
+    """Draw dots in `colours` [K,3] at points [K,2] (x, y in pixels) of an RGB image, or rings without colours."""
+    # Drawn at twice the size and then reduced, because Pillow does not antialias circles.
     unit, picture = 2, image.resize((2 * image.width, 2 * image.height), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     radius = unit * (radius or max(4, min(image.size) / 40))
     for number, (x, y) in enumerate((unit * places).tolist()):
 
-        def circle(size, x=x, y=y, **style):
+        def circle(size: float, x: float = x, y: float = y, **style: Any) -> None:
             draw.ellipse([x - size, y - size, x + size, y + size], **style)
 
         if colours is None:
-            # White within black shows on any ground.
+            # White on black is visible on any image.
             circle(radius + unit, outline="black", width=3 * unit)
             circle(radius, outline="white", width=round(1.5 * unit))
             circle(unit, fill="white", outline="black")
@@ -126,25 +127,25 @@ def mark_places(
 
 
 def stretch(cells: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Enlarge a map of patches [h,w,3] to an image's (width, height), without smoothing: one sees where patches end."""
+    """Enlarge a map of patches [h,w,3] to (width, height) without interpolation, so that patches are visible."""
     return Image.fromarray(cells.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
 
 
 def outline_cell(picture: Image.Image, grid: tuple[int, int], cell: tuple[int, int]) -> Image.Image:
-    """Return a copy with a frame around one cell (row, column) of a grid (rows, columns) laid over it."""
+    """Return a copy of a picture with a frame around one cell (row, column) of a grid (rows, columns)."""
     (rows, columns), (row, column), (width, height) = grid, cell, picture.size
     left, right = column * width / columns, (column + 1) * width / columns
     top, bottom = row * height / rows, (row + 1) * height / rows
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
-    # White within black shows on any ground.
+    # White on black is visible on any image.
     for margin, colour in ((3, "black"), (2, "white"), (1, "white"), (0, "black")):
         draw.rectangle((left - margin, top - margin, right + margin - 1, bottom + margin - 1), outline=colour)
     return picture
 
 
 def cut_out(image: Image.Image, mask: np.ndarray, colour: np.ndarray, side: int = 192) -> Image.Image:
-    """Show an RGB image where a mask [H,W] is true and darkened elsewhere, small, in a frame of its colour."""
+    """Return a thumbnail of an RGB image, darkened where a mask [H,W] is false, with a frame in `colour`."""
     shown = np.where(mask[..., None], np.asarray(image), np.asarray(image) // 4)
     picture = Image.fromarray(shown)
     picture.thumbnail((side, side), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Maps of one value a patch, in the colours of heat."""
+"""Pictures of heat maps: one value per patch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,10 @@ SIDE = 144
 def heat_picture(
     images: Sequence[torch.Tensor], maps: Mapping[str, Sequence[np.ndarray]], highest: str
 ) -> Image.Image:
-    """Draw images (uint8 [3,H,W]) and below them rows of their maps [h,w] of values in 0..1, 1 being `highest`."""
+    """Draw images (uint8 [3,H,W]) in a row, and below it a row for each name with their maps [h,w] of values in 0..1.
+
+    `highest` is the label of the value 1 in the legend.
+    """
     sizes = [tile_size(*image.shape[1:], SIDE) for image in images]
     rows = {"image": [fit_image(*one) for one in zip(images, sizes, strict=True)]}
     for name, values in maps.items():

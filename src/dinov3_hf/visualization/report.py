@@ -1,4 +1,4 @@
-"""A run's report as one HTML file that loads nothing from elsewhere."""
+"""The report of a run as one HTML file that loads nothing from other places."""
 
 import base64
 import io
@@ -7,19 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 
-NAMES = {"model": "trained", "random_init": "random_init", "raw_pixels": "raw pixels", "chance": "chance"}
+NAMES = {"model": "trained", "random_init": "random init", "raw_pixels": "raw pixels", "chance": "chance"}
 CHART_WIDTH, CHART_HEIGHT = 560, 260
 MARGINS = {"left": 52, "right": 14, "top": 12, "bottom": 40}
 
 
+class Evaluated(Protocol):
+    """The part of an evaluation's `Result` that a report shows (this folder does not import `evaluation`)."""
+
+    task: str
+    protocol: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+
 @dataclass
 class Curve:
-    """Series of (x, y) points drawn in one chart; points without a finite y are left out."""
+    """Series of (x, y) points drawn in one chart; points whose y is not finite are not drawn."""
 
     title: str
     series: Mapping[str, Sequence[tuple[float, float | None]]]
@@ -29,7 +38,7 @@ class Curve:
 
 @dataclass
 class Comparison:
-    """One metric (0..1, higher is better) of the trained model, which comes first, and its baselines."""
+    """One metric (0..1, higher is better) of the trained model, which comes first, and of its baselines."""
 
     title: str
     values: Mapping[str, float]
@@ -38,7 +47,7 @@ class Comparison:
 
 @dataclass
 class Pictures:
-    """Rows of uint8 images [h,w,3], one for each of `columns`."""
+    """Rows of uint8 images [h,w,3], one image for each of `columns`."""
 
     title: str
     columns: Sequence[str]
@@ -46,8 +55,8 @@ class Pictures:
     caption: str = ""
 
 
-def compare(result, title: str | None = None) -> list[Comparison]:
-    """Turn a `Result` of an evaluation into comparisons, one a measure."""
+def compare(result: Evaluated, title: str | None = None) -> list[Comparison]:
+    """Turn the `Result` of an evaluation into comparisons, one per metric."""
     titles = {
         "knn": "k-NN on images",
         "patch-knn": "k-NN on patches",
@@ -55,9 +64,9 @@ def compare(result, title: str | None = None) -> list[Comparison]:
         "zero-shot-segmentation": "zero-shot segmentation",
     }
     task, protocol = title or titles[result.task], result.protocol
-    caption = f"{protocol['num_test']} test images by the names of the classes"
+    caption = f"{protocol['num_test']} test images, classified by the names of the classes"
     if "num_train" in protocol:
-        caption = f"{protocol['num_test']} test images by their nearest neighbours among {protocol['num_train']} train images"
+        caption = f"{protocol['num_test']} test images, {protocol['num_train']} train images to search for neighbours"
     return [
         Comparison(
             f"{task}{f' (k={k})' if (k := metric.get('k')) else ''}: {metric['metric']}",
@@ -69,7 +78,7 @@ def compare(result, title: str | None = None) -> list[Comparison]:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Say in one sentence where the model stands next to each of its baselines, better or worse."""
+    """Return a sentence that compares the model with each of its baselines, better or worse."""
     (_, value), *others = comparison.values.items()
     stands = []
     for name, other in others:
@@ -81,7 +90,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def line_chart(curve: Curve) -> str:
-    """Draw a curve as inline SVG that takes its colours from the page."""
+    """Draw a curve as inline SVG with the colours of the page's style sheet."""
     points = {
         name: [(x, y) for x, y in series if y is not None and math.isfinite(y) and (y > 0 or not curve.log_y)]
         for name, series in curve.series.items()
@@ -131,7 +140,7 @@ def line_chart(curve: Curve) -> str:
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`."""
+    """Return round numbers for an axis, the first at or below `low`, the last at or above `high`."""
     span = (high - low) or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= count)
@@ -139,7 +148,7 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten around the range."""
+    """Return 1, 2 and 5 times powers of ten that span the range from `low` to `high`."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [factor * 10.0**exponent for exponent in exponents for factor in (1, 2, 5)]
     first = max(index for index, tick in enumerate(ticks) if tick <= low)
@@ -201,13 +210,15 @@ def write_report(
 ) -> Path:
     """Write a self-contained HTML page and return its path.
 
-    `summary` is the headline's paragraph. A note that is text is shown as it is (a command to copy), a mapping as a
-    folded list of settings.
+    `summary` is the paragraph below the title. A note that is a string is shown verbatim (as a command to copy), one
+    that is a mapping as a list of settings, folded at first.
     """
     body = [f'<header><h1>{escape(title)}</h1><p class="summary">{escape(summary)}</p></header>']
     if tables:
         body.append(
-            '<h2>What the frozen features know</h2><div class="cards">' + "".join(map(_comparison, tables)) + "</div>"
+            '<h2>Evaluation of the frozen features</h2><div class="cards">'
+            + "".join(map(_comparison, tables))
+            + "</div>"
         )
     body += map(_pictures, pictures)
     if curves:

@@ -1,6 +1,7 @@
-"""Grids of images with titles, and of pairs of images."""
+"""Layout of pictures: grids of images with titles, and of pairs of images."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,13 +10,17 @@ from PIL import Image
 from .style import PALE, SMALL, add_axes, new_figure, show, text_width, write
 
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
 GAP, HEAD = 8, 32
-# A figure is at least as wide as what stands below it, and has two pairs a line up to the larger width.
+# The smallest width of a figure, and the largest at which it has two pairs per line.
 LEAST_WIDTH, MOST_WIDTH = 480, 1200
 
 
 def tile_size(height: int, width: int, longer: int = 240) -> tuple[int, int]:
-    """Return the height and width at which a picture shows an image, its ratio kept."""
+    """Return height and width of an image resized to `longer` pixels on its longer side."""
     return tuple(max(1, round(side * longer / max(height, width))) for side in (height, width))
 
 
@@ -25,12 +30,12 @@ def fit_image(image: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 def fit_height(image: torch.Tensor, height: int) -> np.ndarray:
-    """Resize a uint8 image [3,H,W] to a tile [height,w,3], its ratio kept."""
+    """Resize a uint8 image [3,H,W] to a tile [height,w,3] of the same aspect ratio."""
     return fit_image(image, (height, max(1, round(height * image.shape[2] / image.shape[1]))))
 
 
 def fit_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize values of pixels or patches [H,W,...] to a tile [h,w,...] by the nearest one."""
+    """Resize values of pixels or patches [H,W,...] to a tile [h,w,...] by nearest-neighbour interpolation."""
     picks = [
         (2 * np.arange(wanted) + 1) * have // (2 * wanted) for have, wanted in zip(values.shape, size, strict=False)
     ]
@@ -39,10 +44,11 @@ def fit_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def lay_tiles(
     rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), labels: Sequence[str] = (), below: int = 0
-):
-    """Lay rows of tiles [h,w,3] in a figure, with a title above each column, a label left of each row, room `below` them.
+) -> "Figure":
+    """Arrange rows of tiles [h,w,3] in a figure, with a title above each column and a label left of each row.
 
-    Returns the figure; its axes are those of the tiles, row by row, in pixels of the tile.
+    Leaves `below` pixels free at the bottom. Returns the figure; it has one axes per tile, row by row, with data
+    coordinates in pixels of the tile.
     """
     cell = max(tile.shape[1] for row in rows for tile in row)
     heights = [max(tile.shape[0] for tile in row) for row in rows]
@@ -62,10 +68,11 @@ def lay_tiles(
     return figure
 
 
-def lay_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], titles: Sequence[str], caption: str):
-    """Lay pairs of tiles [h,w,3] of one height in a figure, one or two a line, a title above each, a caption below all.
+def lay_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], titles: Sequence[str], caption: str) -> "Figure":
+    """Arrange pairs of tiles [h,w,3] of equal height in a figure, one or two per line, with titles and a caption.
 
-    Returns the figure; its axes are those of the pairs, in pixels of the left tile, the right one `GAP` pixels after it.
+    Returns the figure; it has one axes per pair, with data coordinates in pixels of the left tile; the right tile
+    starts `GAP` pixels after it.
     """
     margin, height = 2 * GAP, pairs[0][0].shape[0]
     widths = [left.shape[1] + GAP + right.shape[1] for left, right in pairs]
