@@ -121,7 +121,7 @@ def test_unknown_key_names_the_nearest(tmp_path):
         ("gram_teacher: ema_copy\ngram_crop_size: 256\ncrop_size_sets: [[64, 32, 64]]", "null with crop_size_sets"),
         (
             "gram_teacher: ema_copy\ncrop_size_sets: [[64, 32, 48]]",
-            "crop_size_sets: got 48, accepted: at least the global",
+            "crop_size_sets: got 48, accepted: at least the size of the global",
         ),
         ("milestone_every: 750", "milestone_every: got 750, accepted: null or a multiple of save_every (500)"),
         ("probe_every: 25", "probe_every: got 25, accepted: a multiple of log_every (10)"),
