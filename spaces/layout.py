@@ -67,7 +67,7 @@ def page(title: str, seeing: str) -> Iterator[gr.Blocks]:
 
 
 def session_state() -> gr.State:
-    """Return the state of one visit, as the features of its image, so that a click does not run the network again."""
+    """Return what the server keeps of a visit, such as features, so that a click does not run the network again."""
     return gr.State(time_to_live=MEMORY_SECONDS)
 
 

@@ -15,9 +15,9 @@ from ..recipe import Recipe, add_recipe_flags, described, recipe_from_flags, req
 
 DEMOS = {
     "dense_features": "PCA map of an image's patches; click a patch to see which others are similar",
-    "open_vocabulary_segmentation": "type words and see where the image shows them",
+    "open_vocabulary_segmentation": "type words and see where they are in the image",
     "correspondence": "click a point in one image and see the matching point in another",
-    "video_tracking": "mark an object in the first frame and follow it through a clip",
+    "video_tracking": "mark an object in the first frame and track it through a clip",
     "image_search": "search a folder of images by an image or by words",
 }
 
