@@ -145,7 +145,7 @@ def main() -> None:
         output / "distilled",
         ["--config", "distill_tiny_cpu", "--students", *map(entry, names), *times(arguments.steps), *common],
     )
-    table = [("network", "parameters", "steps", "GFLOP per image and step", "k-NN, scenes", "k-NN, CIFAR-10")]
+    table = [("network", "parameters", "steps", "GFLOP an image and step", "k-NN, scenes", "k-NN, CIFAR-10")]
 
     def row(name: str, folder: Path | str, steps: str, cost: str) -> None:
         from dinov3_hf import Dinov3Model

@@ -203,7 +203,7 @@ def test_command_measures_what_the_function_does(checkpoint, tmp_path):
 def test_config_file_gives_what_flags_give(checkpoint, tmp_path):
     config = tmp_path / "evaluate.yaml"
     config.write_text(
-        f"model: {checkpoint}\ntask: knn\nnum_train: 24\nnum_test: 5\nk: [3]\ncontrols: false\nimage_size: 32\n"
+        f"model: {checkpoint}\ntask: knn\nnum_train: 24\nnum_test: 5\nk: [3]\nbaselines: false\nimage_size: 32\n"
     )
     argv = ["evaluate", "--config", str(config), "--num-test", "12", "--output-dir", str(tmp_path)]
     assert main(argv) == 0

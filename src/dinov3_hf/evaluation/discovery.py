@@ -195,7 +195,7 @@ def evaluate_discovery(
 
 
 def _any_hit(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Say of each box [N,4] whether its IoU with a true box [K,4] is at least `MIN_IOU`; bool [N]."""
+    """Return for each box [N,4] whether its IoU with any true box [K,4] is at least `MIN_IOU`; bool [N]."""
     overlap = box_iou(torch.tensor(boxes, dtype=torch.float64), torch.from_numpy(truth))
     return (overlap >= MIN_IOU).any(1).numpy()
 

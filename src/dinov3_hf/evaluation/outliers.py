@@ -21,7 +21,7 @@ from .result import Result
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# A patch is an outlier above so many times the median norm of its layer, a dimension above so many times the median
+# Thresholds: a patch is an outlier above 3 times the median norm of its layer, a dimension above 10 times the median
 # magnitude of its layer's dimensions.
 HIGH_NORM, EXTREME_DIMENSION = 3.0, 10.0
 NUM_DRAWN = 6

@@ -21,7 +21,7 @@ from .result import Result
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# One in so many train images is held out to choose hyperparameters.
+# One of every ten train images is held out to choose hyperparameters.
 VALIDATION_STRIDE = 10
 CORRUPTION_COLUMN = "corruption"
 # AlexNet's top-1 errors on ImageNet-C, each over its five severities (Hendrycks and Dietterich, 2019, table 1).

@@ -39,7 +39,7 @@ def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -
 
 
 def head_steps(recipe: Evaluation) -> int | None:
-    """Return the steps of the recipe, by default 2000; None with augment, which stands for the paper's number."""
+    """Return the steps of the recipe, by default 2000; with augment the default is None, the paper's number."""
     steps = recipe.of(StepsArguments).steps
     return steps or (None if recipe.of(AugmentArguments).augment else DEFAULT_STEPS)
 
