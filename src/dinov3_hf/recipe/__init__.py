@@ -10,13 +10,13 @@ import argparse
 import dataclasses
 import errno
 import functools
+import inspect
 import os
-import sys
 import tempfile
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from ..errors import Refused
 from .fields import (
@@ -59,17 +59,24 @@ __all__ = [
 
 # The file in the folder of a run that holds its recipe, every field with its value.
 RECIPE_FILE = "recipe.yaml"
+# Slow, because annotations are evaluated; the cache is by group, as mypy takes no `type[Recipe]` for hashable.
+_hints_of_group = functools.cache(typing.get_type_hints)
 RecipeT = TypeVar("RecipeT", bound="Recipe")
+Number = TypeVar("Number", int, float)
 
 
 class Recipe:
     """A dataclass of groups of fields; a group may have a `validate` that refuses contradictory values."""
 
+    # Given to every subclass by `dataclass`.
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
     def check_fields(self) -> None:
         """Refuse values that their fields do not accept; convert the others to the fields' types."""
+        hints = hints_of(type(self))
         for name, item in fields_of(type(self)).items():
             group = next(group for group in vars(self).values() if hasattr(group, name))
-            value = convert(name, getattr(group, name), hints_of(type(self))[name], bounds_of(item))
+            value = convert(name, getattr(group, name), hints[name], bounds_of(item))
             # A list may be empty only if it is so by default.
             require(value != [] or default_of(item) == [], name, value, "at least one")
             setattr(group, name, value)
@@ -92,7 +99,8 @@ class Recipe:
 
 def groups_of(recipe_class: type[Recipe]) -> dict[str, type]:
     """Return the groups of fields of a recipe, by name."""
-    return {group.name: group.default_factory for group in dataclasses.fields(recipe_class)}
+    # Each is made by its own class, which `Field` takes for any function.
+    return {group.name: cast(type, group.default_factory) for group in dataclasses.fields(recipe_class)}
 
 
 def fields_of(recipe_class: type[Recipe]) -> dict[str, dataclasses.Field]:
@@ -100,21 +108,23 @@ def fields_of(recipe_class: type[Recipe]) -> dict[str, dataclasses.Field]:
     return {item.name: item for group in groups_of(recipe_class).values() for item in dataclasses.fields(group)}
 
 
-@functools.cache
 def hints_of(recipe_class: type[Recipe]) -> dict[str, Hint]:
     """Return the type of every field of a recipe, by name."""
     groups = groups_of(recipe_class).values()
-    return {name: hint for group in groups for name, hint in typing.get_type_hints(group).items()}
+    return {name: hint for group in groups for name, hint in _hints_of_group(group).items()}
 
 
 def default_of(item: dataclasses.Field) -> Value:
     """Return the default of a field."""
-    return item.default if item.default is not dataclasses.MISSING else item.default_factory()
+    if item.default is not dataclasses.MISSING:
+        return item.default
+    assert item.default_factory is not dataclasses.MISSING, "every field has a default"
+    return item.default_factory()
 
 
 def folder_of(recipe_class: type[Recipe]) -> Path:
     """Return the folder of the package's own recipes: it is next to the module that defines the class."""
-    return Path(sys.modules[recipe_class.__module__].__file__).parent / "recipes"
+    return Path(inspect.getfile(recipe_class)).parent / "recipes"
 
 
 def read_recipe(name_or_path: str, recipe_class: type[Recipe]) -> dict[str, Value]:
@@ -138,11 +148,12 @@ def read_recipe(name_or_path: str, recipe_class: type[Recipe]) -> dict[str, Valu
 
 def build_recipe(recipe_class: type[RecipeT], config: str | None = None, **overrides: object) -> RecipeT:
     """Build a validated recipe from defaults, overridden by the recipe file `config`, then by single fields."""
-    values, known = read_recipe(config, recipe_class) if config is not None else {}, fields_of(recipe_class)
+    values = read_recipe(config, recipe_class) if config is not None else {}
+    known, hints = fields_of(recipe_class), hints_of(recipe_class)
     for key, value in overrides.items():
         if key not in known:
             raise Refused(f"unknown field {key!r}{nearest(key, known)}")
-        values[key] = convert(key, value, hints_of(recipe_class)[key], bounds_of(known[key]))
+        values[key] = convert(key, value, hints[key], bounds_of(known[key]))
     groups = {}
     for group, factory in groups_of(recipe_class).items():
         names = {item.name for item in dataclasses.fields(factory)}
@@ -162,7 +173,8 @@ class _HelpAll(argparse.Action):
         values: str | Sequence[str] | None,
         option_string: str | None = None,
     ) -> None:
-        for part in (*parser._actions, *parser._action_groups):
+        parts: list[Any] = [*parser._actions, *parser._action_groups]
+        for part in parts:
             if full := getattr(part, "full_help", None):
                 part.help, part.description = full, full
         parser.print_help()
@@ -184,7 +196,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, recipe_class: type[Recipe]
     )
     for group, factory in groups_of(recipe_class).items():
         items = dataclasses.fields(factory)
-        section = parser.add_argument_group(group)
+        section: Any = parser.add_argument_group(group)
         section.full_help = factory.__doc__
         if any(item.metadata.get("common") for item in items):
             section.description = factory.__doc__
@@ -205,7 +217,7 @@ def _add_flag(section: argparse._ArgumentGroup, item: dataclasses.Field, hint: H
     else:
         default = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
     text = f"{item.metadata['help']} [{describe_type(hint, bounds_of(item))}; default {default}]".replace("%", "%%")
-    action = section.add_argument(
+    action: Any = section.add_argument(
         "--" + item.name.replace("_", "-"),
         nargs="+" if many else "?" if hint is bool else None,
         const="true" if hint is bool else None,
@@ -230,12 +242,14 @@ def recipe_from_flags(arguments: argparse.Namespace, recipe_class: type[RecipeT]
     return build_recipe(recipe_class, arguments.config, **given)
 
 
-def read_number(name: str, text: str, kind: type, **bounds: float) -> float:
+def read_number(name: str, text: str, kind: type[Number], **bounds: float) -> Number:
     """Return the number that was typed after a flag that is not a recipe field; raises `Refused`."""
-    return convert(name, read_flag(text, kind), kind, Bounds(**bounds))
+    number = convert(name, read_flag(text, kind), kind, Bounds(**bounds))
+    assert isinstance(number, kind)
+    return number
 
 
-def read_flag(text: str | list[str], hint: Hint) -> Value:
+def read_flag(text: str | list[str], hint: Hint) -> object:
     """Return the value that was typed after a flag: of a text field the text itself, else the text read as YAML.
 
     A list is typed as its elements, or as a whole in brackets.
@@ -248,11 +262,11 @@ def read_flag(text: str | list[str], hint: Hint) -> Value:
     return values
 
 
-def _depth(value: Value) -> int:
+def _depth(value: object) -> int:
     return 1 + _depth(value[0] if value else None) if isinstance(value, list) else 0
 
 
-def _read_word(text: str, hint: Hint) -> Value:
+def _read_word(text: str, hint: Hint) -> object:
     from .yaml_text import NotYaml, parse
 
     if text in ("null", "Null", "NULL", "~"):

@@ -79,8 +79,8 @@ def described(
     return field(default=default, metadata=metadata)
 
 
-def require(condition: bool, name: str, value: object, accepted: str) -> None:
-    """Raise `Refused`, naming the field, its value and what is accepted, unless the condition holds."""
+def require(condition: object, name: str, value: object, accepted: str) -> None:
+    """Raise `Refused`, naming the field, its value and what is accepted, unless the condition is true."""
     if not condition:
         raise Refused(f"{name}: {'missing' if value is None else f'got {shown(value)}'}, accepted: {accepted}")
 
@@ -150,19 +150,20 @@ def _read(value: object, part: Hint, bounds: Bounds) -> Value:
     """Return a value as one alternative of a field's type."""
     if part is type(None) and value is None:
         return None
-    if typing.get_origin(part) is Literal and any(
-        type(value) is type(one) and value == one for one in typing.get_args(part)
-    ):
-        return value
+    if typing.get_origin(part) is Literal:
+        choices: tuple[Value, ...] = typing.get_args(part)
+        for choice in choices:
+            if type(value) is type(choice) and value == choice:
+                return choice
     if typing.get_origin(part) is list:
         inner = typing.get_args(part)[0]
         # A single text needs no brackets.
         value = [value] if isinstance(value, str | os.PathLike) and _is_textual(inner) else value
         if isinstance(value, list | tuple):
             return [_read_any(item, inner, bounds) for item in value]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if part is float and is_number and abs(value) <= sys.float_info.max and bounds.hold(value):
-        return float(value)
+    if part is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) <= sys.float_info.max and bounds.hold(value):
+            return float(value)
     if part is int and type(value) is int and abs(value) <= LARGEST_WHOLE and bounds.hold(value):
         return value
     if part is bool and isinstance(value, bool):

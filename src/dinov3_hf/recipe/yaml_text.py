@@ -6,6 +6,7 @@ PyYAML follows version 1.1, where `1e-3` is a text, `010` is eight, `1:30` is ni
 import os
 import re
 from collections.abc import Hashable
+from typing import Any, ClassVar
 
 import yaml
 
@@ -34,7 +35,9 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's loader with the scalars of version 1.2; refuses repeated keys, aliases and other tags."""
 
     yaml_implicit_resolvers = {None: RESOLVERS}
-    yaml_constructors = {TAG + kind: yaml.SafeLoader.yaml_constructors[TAG + kind] for kind in ("str", "seq", "map")}
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        TAG + kind: yaml.SafeLoader.yaml_constructors[TAG + kind] for kind in ("str", "seq", "map")
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: yaml.Node | int | None) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
