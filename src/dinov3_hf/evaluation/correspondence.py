@@ -3,7 +3,7 @@
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -48,7 +48,7 @@ def read_keypoints(value: list | None, row: int) -> dict[Hashable, tuple[float, 
     and order. A point is visible where `visible` is above 0 and its coordinates are finite. Raises `Refused` for
     anything else.
     """
-    points = {}
+    points: dict[Hashable, Any] = {}
     try:
         for index, item in enumerate(value or []):
             if isinstance(item, dict):
@@ -96,19 +96,20 @@ def _shared_keypoints(
     """Return the pairs whose images can be opened, with the keypoints that lie inside both images."""
     seen = {row: read_keypoints(values[row], row) for row in sorted({row for pair in numbers for row in pair[:2]})}
 
-    def inside(row: int) -> dict[Hashable, tuple[float, float]]:
-        height, width = sizes[row]
+    def inside(row: int, size: tuple[int, int]) -> dict[Hashable, tuple[float, float]]:
+        height, width = size
         return {name: (x, y) for name, (x, y) in seen[row].items() if 0 <= x <= width and 0 <= y <= height}
 
     shared = []
     for source, target, length in numbers:
-        if sizes[source] is None or sizes[target] is None:
+        size, other = sizes[source], sizes[target]
+        if size is None or other is None:
             continue
-        first, second = inside(source), inside(target)
+        first, second = inside(source, size), inside(target, other)
         names = [name for name in first if name in second]
-        points = (torch.tensor([of[name] for name in names]).view(-1, 2).double() for of in (first, second))
-        size, other = (torch.tensor(sizes[row][::-1]).double() for row in (source, target))
-        shared.append(Pair(source, target, *points, size, other, float(length or max(sizes[target]))))
+        points, others = (torch.tensor([of[name] for name in names]).view(-1, 2).double() for of in (first, second))
+        extent, other_extent = (torch.tensor(one[::-1]).double() for one in (size, other))
+        shared.append(Pair(source, target, points, others, extent, other_extent, float(length or max(other))))
     return shared
 
 
@@ -153,7 +154,8 @@ def evaluate_correspondence(
         return features[name][index].to(bench.device).unflatten(0, features[name].grids[index])
 
     drawn, rows = {index * len(measured) // NUM_DRAWN for index in range(NUM_DRAWN)}, undecoded(test)
-    distances, pictures = {name: [] for name in (*features, "chance")}, []
+    distances: dict[str, list[torch.Tensor]] = {name: [] for name in (*features, "chance")}
+    pictures = []
     bar = tqdm(measured, desc="correspondence: pairs", unit="pair", disable=not bench.progress, dynamic_ncols=True)
     for number, pair in enumerate(bar):
         matched = {"chance": pair.source_points / pair.source_size * pair.target_size}
@@ -166,9 +168,9 @@ def evaluate_correspondence(
         for name, points in matched.items():
             distances[name].append((points - pair.target_points).norm(dim=1) / pair.length)
         if number in drawn:
-            images = [decode_image(rows[row][image_column]) for row in (pair.source, pair.target)]
+            first, second = (decode_image(rows[row][image_column]) for row in (pair.source, pair.target))
             hits = distances["model"][-1] <= DRAWN_THRESHOLD
-            pictures.append(Matches(*images, pair.source_points, pair.target_points, matched["model"], hits))
+            pictures.append(Matches(first, second, pair.source_points, pair.target_points, matched["model"], hits))
     metrics = [
         {
             "metric": title,

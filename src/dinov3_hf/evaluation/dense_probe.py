@@ -1,6 +1,6 @@
 """A linear head on patch tokens that predicts a value for every pixel: shared by segmentation and depth."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -149,7 +149,7 @@ def skipped(train: DenseSplit, test: DenseSplit) -> dict:
     return {"skipped_images": images, "skipped_rows": train.skipped_rows() | test.skipped_rows()}
 
 
-def _bar(values: Iterable, title: str, progress: bool) -> tqdm:
+def _bar(values: Collection, title: str, progress: bool) -> tqdm:
     return tqdm(values, desc=title, total=len(values), unit="image", disable=not progress, dynamic_ncols=True)
 
 
@@ -187,7 +187,7 @@ class Draw:
 
     def corner(self, size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
         """Return the top left corner of a window (height, width) within `size`; all positions are equally likely."""
-        return tuple(int(u * (a - b + 1)) for u, a, b in zip((self.top, self.left), size, window, strict=True))
+        return int(self.top * (size[0] - window[0] + 1)), int(self.left * (size[1] - window[1] + 1))
 
 
 def draw_rows(rows: list[int], batch_size: int, seed: int, step: int) -> list[Draw]:
@@ -200,10 +200,11 @@ def draw_rows(rows: list[int], batch_size: int, seed: int, step: int) -> list[Dr
 
 def stack_by_shape(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[Crops]:
     """Stack pairs of an input and its true map [H,W] into one batch per shape (images smaller than a crop differ)."""
-    groups = {}
+    groups: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for pair in pairs:
         groups.setdefault(pair[1].shape, []).append(pair)
-    return [tuple(torch.stack(parts) for parts in zip(*group, strict=True)) for group in groups.values()]
+    batches = (zip(*group, strict=True) for group in groups.values())
+    return [(torch.stack(inputs), torch.stack(truths)) for inputs, truths in batches]
 
 
 def stored_crops(bench: Bench, split: DenseSplit, name: str, training: HeadTraining) -> Callable[[int], list[Crops]]:
@@ -213,12 +214,12 @@ def stored_crops(bench: Bench, split: DenseSplit, name: str, training: HeadTrain
 
     def cut(drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         place = places[drawn.row]
-        grid = features.grids[place]
-        window = tuple(min(training.crop // patch, length) for length in grid)
-        top, left = drawn.corner(grid, window)
+        rows, columns = grid = features.grids[place]
+        window = min(training.crop // patch, rows), min(training.crop // patch, columns)
+        top, left = corner = drawn.corner(grid, window)
         tokens = features[place].unflatten(0, grid)[top : top + window[0], left : left + window[1]]
-        in_pixels = [tuple(patch * value for value in pair) for pair in (grid, (top, left), window)]
-        return tokens, torch.from_numpy(nearest_window(split.maps[drawn.row], *in_pixels))
+        size, start, extent = ((patch * y, patch * x) for y, x in (grid, corner, window))
+        return tokens, torch.from_numpy(nearest_window(split.maps[drawn.row], size, start, extent))
 
     return lambda step: stack_by_shape(map(cut, draw_rows(rows, training.batch_size, bench.seed, step)))
 

@@ -83,7 +83,9 @@ def evaluate_depth(
     tested.find_features(bench)
 
     centres = bin_centres(min_depth, max_depth, num_bins).to(bench.device)
-    errors, predictions, chosen = {}, {}, rows_to_draw(tested)
+    errors: dict[str, list[tuple[float, ...]]] = {}
+    predictions: dict[str, dict[int, np.ndarray]] = {}
+    chosen = rows_to_draw(tested)
     heads = train_heads(
         bench,
         learnt,

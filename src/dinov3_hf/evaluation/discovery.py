@@ -82,7 +82,7 @@ def find_object(cosines: torch.Tensor, grid: tuple[int, int], tau: float) -> tup
         return np.array([0.0, 0.0, 1.0, 1.0]), np.zeros(grid)
     vector = second_eigenvector(weights).reshape(grid)
     inside = main_component(vector)
-    rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / (grid[1], grid[0], grid[1], grid[0])
     vector = vector - vector.mean()
     return box, vector * np.sign(vector[inside][0])

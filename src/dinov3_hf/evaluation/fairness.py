@@ -1,6 +1,6 @@
 """The accuracy of a classification split by group (as in DINOv2, section 8; intervals of Wilson, 1927)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,7 +27,8 @@ def read_groups(rows: "Dataset", column: str) -> tuple[list[str], list[str]]:
     """
     values = named_values(rows, column, "group_column", "a column of integers, texts or classes")
     declared = getattr(rows.features[column], "names", None)
-    present = set(values) - {None}
+    # Texts or numbers, never both.
+    present: set[Any] = set(values) - {None}
     of_row = [MISSING if value is None else str(value) for value in values]
     order = [name for name in declared if name in present] if declared else [str(value) for value in sorted(present)]
     order += [MISSING] * (MISSING in of_row)
@@ -59,7 +60,7 @@ def by_group(result: Result, rows: "Dataset", group_column: str) -> Result:
     of_row, order = read_groups(rows, group_column)
     hits = {name: of_encoder for name, of_encoder in result.hits.items() if name != "rows"}
     of_hit = [of_row[row] for row in result.hits["rows"]]
-    lines = []
+    lines: list[dict[str, Any]] = []
     for group in order:
         places = torch.tensor([place for place, name in enumerate(of_hit) if name == group], dtype=torch.long)
         if not len(places):

@@ -4,8 +4,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,6 @@ class Features:
         return stacked[:, 0] if self.grids[0] == (1, 1) else stacked
 
 
-@dataclass
 class FeatureStore:
     """A folder of features. Processes with the same folder share the work; `wait` is a barrier of all processes.
 
@@ -79,17 +78,17 @@ class FeatureStore:
     interrupted runs, runs of several processes and plain runs compute the same numbers.
     """
 
-    folder: Path | None = None
-    rank: int = 0
-    num_processes: int = 1
-    wait: Callable[[], None] = lambda: None
-    _temporary: tempfile.TemporaryDirectory | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.folder is None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        rank: int = 0,
+        num_processes: int = 1,
+        wait: Callable[[], None] = lambda: None,
+    ):
+        if folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="dinov3-features-")
-            self.folder = self._temporary.name
-        self.folder = Path(self.folder)
+            folder = Path(self._temporary.name)
+        self.folder, self.rank, self.num_processes, self.wait = Path(folder), rank, num_processes, wait
 
     def extract(
         self,
@@ -110,7 +109,7 @@ class FeatureStore:
         if not len(rows):
             raise Refused("data: got a split without rows, accepted: at least one image")
         rows = undecoded(rows.select_columns([image_column]))
-        sizes = view.sizes(rows, image_column)
+        sizes: Sequence[tuple[int, int] | None] = view.sizes(rows, image_column)
         about = [rows._fingerprint, image_column, repr(view), batch_size]
         shelves = {name: _Shelf(self, extractor, about, sizes) for name, extractor in extractors.items()}
         self._check_disk(shelves.values())
@@ -171,7 +170,7 @@ class FeatureStore:
             )
 
 
-def _batches(sizes: list[tuple[int, int] | None], batch_size: int) -> Iterator[range]:
+def _batches(sizes: Sequence[tuple[int, int] | None], batch_size: int) -> Iterator[range]:
     """Yield ranges of at most `batch_size` neighbouring rows of one size."""
     start = 0
     for stop in range(1, len(sizes) + 1):
@@ -183,7 +182,9 @@ def _batches(sizes: list[tuple[int, int] | None], batch_size: int) -> Iterator[r
 class _Shelf:
     """The files of one extractor's features of a data set: the tokens of all rows, and a state byte per row."""
 
-    def __init__(self, store: FeatureStore, extractor: Extractor, about: list, sizes: list[tuple[int, int] | None]):
+    def __init__(
+        self, store: FeatureStore, extractor: Extractor, about: list, sizes: Sequence[tuple[int, int] | None]
+    ):
         self.extractor, self.num_rows = extractor, len(sizes)
         self.about = [extractor.key, *about]
         self.folder = store.folder / hashlib.sha256(json.dumps(self.about).encode()).hexdigest()[:20]
@@ -226,6 +227,7 @@ class _Shelf:
                     f"images, the first in row {part[good[int((~finite).nonzero()[0])]]}, accepted: a "
                     "network of finite outputs"
                 )
+            assert self.tokens is not None, "images of a known size have tokens"
             for index, values in zip(good, tokens.cpu().numpy(), strict=True):
                 row = part[index]
                 self.tokens[self.offsets[row] : self.offsets[row + 1]] = values

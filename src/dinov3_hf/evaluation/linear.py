@@ -52,10 +52,12 @@ def evaluate_linear(
     classifiers, chosen, curves = {}, {}, {}
     for name, tokens in data.train.features.items():
         values = tokens.numpy()
-        parts = [array[places] for places in (fit, held) for array in (values, labels)]
-        curves[name] = accuracies_by_c(*parts, f"linear: C of {name}", bench.progress)
+        curve = accuracies_by_c(
+            values[fit], labels[fit], values[held], labels[held], f"linear: C of {name}", bench.progress
+        )
         # Of equally good values the first: the strongest regularisation.
-        chosen[name] = max(curves[name], key=curves[name].get)
+        chosen[name] = max(curve, key=curve.__getitem__)
+        curves[name] = curve
         classifiers[name] = fit_logistic(values, labels, chosen[name])
 
     def predict(name: str, tokens: torch.Tensor) -> torch.Tensor:

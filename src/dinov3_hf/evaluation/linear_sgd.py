@@ -215,7 +215,8 @@ def augmented_inputs(
 
     def crop(value: dict | None, numbers: list[list[float]], flip: float) -> torch.Tensor:
         image = decode_image(value)
-        box = crop_box(*image.shape[-2:], numbers)
+        height, width = image.shape[-2:]
+        box = crop_box(height, width, numbers)
         size = [view.image_size, view.image_size]
         image = F.resized_crop(image, *box, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
         return image.flip(-1) if flip < 0.5 else image
@@ -229,7 +230,7 @@ def augmented_inputs(
     images_at = StepReader(crop, crops_of, steps)
 
     def inputs_at(step: int) -> dict[str, torch.Tensor]:
-        parts_of = {name: [] for name in extractors}
+        parts_of: dict[str, list[torch.Tensor]] = {name: [] for name in extractors}
         for part in torch.stack(images_at(step)).split(bench.batch_size):
             pixels = view.normalize(part.to(bench.device))
             for name, extractor in extractors.items():

@@ -40,6 +40,7 @@ def load_evaluated_model(recipe: Evaluation) -> "tuple[nn.Module, dict, Preproce
     from ..pipelines.windows import Windowed
 
     name, network = recipe.of(WhatArguments).model, recipe.of(NetworkArguments)
+    assert name is not None, "checked by validate"
     model = load_model(name)
     model = model.dinov3 if isinstance(model, Dinov3ForPreTraining) else model
     provenance, processor = describe_weights(name, model), processor_for(name, model.config.image_size)

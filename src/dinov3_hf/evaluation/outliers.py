@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -58,7 +58,7 @@ def evaluate_outliers(bench: Bench, test: "Dataset", image_column: str = "image"
             "shares": _dimension_shares(features),
             "kept": features["norms"].kept,
         }
-    metrics = []
+    metrics: list[dict[str, Any]] = []
     for layer in layers:
         norms = {name: one["norms"][..., layer] for name, one in statistics.items()}
         ratios = {
@@ -142,7 +142,8 @@ def _dimension_shares(features: dict[str, Features]) -> dict[str, dict[str, floa
     """Return the shares of the largest dimension and of the first component, for three forms of the last tokens."""
     shares = {}
     for name in ("before norm", "after norm"):
-        total, outer, count = 0.0, 0.0, 0
+        total = outer = torch.zeros((), dtype=torch.double)
+        count = 0
         for index in range(len(features[name])):
             tokens = features[name][index].double()
             total, outer, count = total + tokens.sum(0), outer + tokens.T @ tokens, count + len(tokens)

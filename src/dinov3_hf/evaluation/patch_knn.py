@@ -82,7 +82,8 @@ def evaluate_patch_knn(
 
     generator = torch.Generator().manual_seed(bench.seed)
     features, labelled = read(train, "train")
-    num_train, parts, part_labels = len(labelled), {name: [] for name in features}, []
+    num_train, part_labels = len(labelled), []
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in features}
     for place, labels in labelled:
         chosen = torch.rand(labels.shape, generator=generator).topk(per_image).indices
         chosen = chosen[labels[chosen] != ignore_index]
@@ -96,7 +97,8 @@ def evaluate_patch_knn(
         for name in features
     }
     features, labelled = read(test, "test")
-    num_test, predicted, truth = len(labelled), {name: {k: [] for k in ks} for name in features}, []
+    num_test, truth = len(labelled), []
+    predicted: dict[str, dict[int, list[torch.Tensor]]] = {name: {k: [] for k in ks} for name in features}
     for start in range(0, num_test, bench.batch_size):
         part = labelled[start : start + bench.batch_size]
         for name in features:

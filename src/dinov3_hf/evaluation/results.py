@@ -168,28 +168,28 @@ def compare_results(records: dict[str, dict]) -> tuple[list[list[str]], list[str
     column for a baseline on which all records agree, else one per record. Remarks name the differences between the
     protocols of a task on a data set.
     """
-    keys, cells, protocols = [], {}, {}
+    # By task, metric and source; what differs between protocols does so by task and source.
+    cells: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    protocols: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for name, record in records.items():
         for result in record["results"]:
             data = result.get("data", {})
             source = Path(data.get("source", "")).name
             for metric in result["metrics"]:
                 key = (result["task"], metric_title(metric), source)
-                if key not in cells:
-                    keys.append(key)
                 cells.setdefault(key, {})[name] = metric
-                protocols.setdefault(key[::2], {})[name] = _protocol(result)
+                protocols.setdefault((result["task"], source), {})[name] = _protocol(result)
     baselines = [c for c in MODEL_AND_BASELINES[1:] if any(c in m for line in cells.values() for m in line.values())]
     columns = [(name, "model") for name in records]
     for baseline in baselines:
         agree = all(len({m.get(baseline) for m in line.values()}) == 1 for line in cells.values())
-        columns += [(None, baseline)] if agree else [(name, baseline) for name in records]
+        columns += [("", baseline)] if agree else [(name, baseline) for name in records]
     head = [""] + [
         (name if encoder == "model" else encoder.replace("_", " ") + (f", {name}" if name else ""))
         for name, encoder in columns
     ]
     lines = [head]
-    for key in keys:
+    for key in cells:
         values = []
         for name, encoder in columns:
             metric = cells[key].get(name) if name else next(iter(cells[key].values()))

@@ -74,7 +74,7 @@ class Relevance:
             return
         accepted = "a column with one number or text a row"
         items, values = (named_values(rows, instance_column, "instance_column", accepted) for rows in (gallery, query))
-        rows_of = {}
+        rows_of: dict[str | int | None, list[int]] = {}
         for row, value in enumerate(items):
             rows_of.setdefault(value, []).append(row)
         rows_of.pop(None, None)

@@ -75,10 +75,11 @@ def read_corruptions(rows: "Dataset", title: str) -> list[str] | None:
     if CORRUPTION_COLUMN not in rows.column_names:
         return None
     values = named_values(rows, CORRUPTION_COLUMN, f"{title}: {CORRUPTION_COLUMN}", "a name in every row")
-    wrong = next((value for value in values if not isinstance(value, str)), "")
-    if wrong != "":
+    names = [value for value in values if isinstance(value, str)]
+    if len(names) < len(values):
+        wrong = next(value for value in values if not isinstance(value, str))
         raise Refused(f"{title}: {CORRUPTION_COLUMN}: got {wrong!r}, accepted: a name in every row")
-    return [re.sub(r"[^a-z0-9]+", "_", value.lower()).strip("_") for value in values]
+    return [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in names]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..provenance import versions
 from .arguments import DataArguments, TrainArguments, WhatArguments
@@ -36,8 +36,12 @@ def evaluate(recipe: Evaluation, processes: dict | None = None) -> dict:
     All rows are loaded before the model, so that wrong columns raise `Refused` early.
     """
     rows = {task.name: task.rows(task, recipe) for task in recipe.measured()}
+    # A `Bench` or an `Aligned`, whichever the chosen tasks take.
+    subject: Any
     if recipe.has_text:
-        subject, provenance = load_evaluated_text_model(recipe.of(WhatArguments).model)
+        model = recipe.of(WhatArguments).model
+        assert model is not None, "checked by validate"
+        subject, provenance = load_evaluated_text_model(model)
     else:
         subject, provenance = load_bench(recipe, processes or {})
     results = []

@@ -77,7 +77,8 @@ def evaluate_segmentation(
     train_pixels = sum(count_pixels(labels, ignore_index, len(names)) for labels in learnt.maps.values())
     known = train_pixels.nonzero()[:, 0]
 
-    confusions, predictions, chosen = {}, {}, rows_to_draw(tested)
+    confusions, chosen = {}, rows_to_draw(tested)
+    predictions: dict[str, dict[int, np.ndarray]] = {}
     heads = train_heads(
         bench,
         learnt,
@@ -180,12 +181,12 @@ def count_pixels(labels: np.ndarray, ignore_index: int, num_classes: int) -> tor
 
 def segmentation_loss(crops: list[Crops], ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
     """Mean cross-entropy over pixels that are not ignored; logits [b,h,w,K] are upsampled to labels [b,H,W]."""
-    total, count = 0, 0
+    losses, counts = [], []
     for logits, labels in crops:
         labels, logits = labels.long(), upsample(logits.movedim(-1, 1), labels.shape[1:])
-        total = total + nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-        count = count + (labels != ignore_index).sum()
-    return total / count.clamp(min=1)
+        losses.append(nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum"))
+        counts.append((labels != ignore_index).sum())
+    return sum(losses) / sum(counts).clamp(min=1)
 
 
 def predict_classes(outputs: torch.Tensor, size: tuple[int, int], known: torch.Tensor) -> torch.Tensor:

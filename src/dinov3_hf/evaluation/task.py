@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import Refused
-from ..recipe import Recipe, nearest, require
+from ..recipe import Recipe, groups_of, nearest, require
 from .arguments import ALWAYS, DataArguments, RepeatArguments, TrainArguments, WhatArguments
 from .rows import Group, train_and_test
 
@@ -90,7 +90,8 @@ class Evaluation(Recipe):
 
     def repeated(self, task: Repetition) -> list[Task]:
         """Return the tasks that a repetition repeats."""
-        return [self.table[name] for name in self.of(RepeatArguments).of or task.default]
+        tasks = {one.name: one for one in protocols(self.table)}
+        return [tasks[name] for name in self.of(RepeatArguments).of or task.default]
 
     def measured(self) -> list[Task]:
         """Return all tasks that run, including repeated ones, without duplicates."""
@@ -131,8 +132,7 @@ class Evaluation(Recipe):
     def check_given(self, values: Mapping[str, object]) -> None:
         """Raise `Refused` for a field that was set although no chosen task reads it."""
         read = self.groups_read()
-        for group in dataclasses.fields(self):
-            kind = group.default_factory
+        for kind in groups_of(type(self)).values():
             unread = [item.name for item in dataclasses.fields(kind) if item.name in values and kind not in read]
             if unread:
                 readers = [task.name for task in self.table.values() if kind in task.reads]
@@ -145,7 +145,7 @@ class Evaluation(Recipe):
     def as_flat_dict(self) -> dict:
         """Return the fields that the chosen tasks read, by name, as in a recipe file."""
         read = self.groups_read()
-        groups = [getattr(self, group.name) for group in dataclasses.fields(self) if group.default_factory in read]
+        groups = [getattr(self, name) for name, kind in groups_of(type(self)).items() if kind in read]
         return {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
 
 

@@ -66,6 +66,10 @@ def contour_accuracy(prediction: np.ndarray, truth: np.ndarray, tolerance: float
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
+# A video's name, its objects' values, its number of measured frames, and each encoder's means [objects, J and F].
+Measured = tuple[str, list[int], int, dict[str, np.ndarray]]
+
+
 def evaluate_tracking(
     bench: Bench,
     test: "Dataset",
@@ -95,7 +99,9 @@ def evaluate_tracking(
     _check_sizes(bench.whole.sizes(test, image_column), videos)
     features = bench.extract(test, image_column, "patches", "tracking: images", whole=True)
     frames = _Frames(undecoded(test), image_column, mask_column, features)
-    measured, skipped, pictures, done = [], Counter(), [], 0
+    measured: list[Measured] = []
+    skipped: Counter[str] = Counter()
+    pictures, done = [], 0
     with tqdm(
         total=len(test), desc="tracking: frames", unit="frame", disable=not bench.progress, dynamic_ncols=True
     ) as bar:
@@ -126,7 +132,6 @@ def evaluate_tracking(
                         frames.draw(video, row, truth, {name: predictions[name] for name in bench.networks})
                     )
             if scores:
-                # [objects, J and F]
                 means = {name: np.mean([frame[name] for frame in scores], axis=0) for name in scores[0]}
                 measured.append((video.name, values, len(scores), means))
             done += len(video.rows)
@@ -139,7 +144,7 @@ def evaluate_tracking(
 
 def _check_sizes(sizes: list[tuple[int, int] | None], videos: list[Video]) -> None:
     for video in videos:
-        of_video = sorted({sizes[row] for row in video.rows} - {None})
+        of_video = sorted({size for row in video.rows if (size := sizes[row]) is not None})
         if len(of_video) > 1:
             listed = ", ".join(f"{width}x{height}" for height, width in of_video)
             raise Refused(
@@ -222,7 +227,7 @@ def _result(
     settings: Propagation,
     ignore_index: int | None,
     skipped_images: int,
-    measured: list[tuple[str, list[int], int, dict[str, np.ndarray]]],
+    measured: list[Measured],
     skipped: Counter,
     pictures: list[Image.Image],
 ) -> Result:

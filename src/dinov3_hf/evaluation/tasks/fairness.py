@@ -32,6 +32,7 @@ def run(bench: "Bench", evaluate: Callable[["Bench"], Result], test: "Dataset", 
     from ..fairness import by_group, read_groups
 
     column = recipe.of(FairnessArguments).group_column
+    assert column is not None, "checked by validate"
     # Raises `Refused` before anything is measured.
     read_groups(test, column)
     return by_group(evaluate(bench), test, column)

@@ -1,6 +1,6 @@
 """`--task linear-sgd`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import (
     AugmentArguments,
@@ -34,7 +34,9 @@ def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -
     augment = recipe.of(AugmentArguments).augment
     steps = head_steps(recipe)
     others = load_others(recipe)
-    settings = {"batch_size": batch_size, "augment": augment} | ({} if steps is None else {"steps": steps})
+    settings: dict[str, Any] = {"batch_size": batch_size, "augment": augment}
+    if steps is not None:
+        settings["steps"] = steps
     return evaluate_linear_sgd(bench, train, test, *columns, others, **settings)
 
 

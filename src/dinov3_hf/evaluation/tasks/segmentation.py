@@ -1,6 +1,6 @@
 """`--task segmentation`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import (
     AugmentArguments,
@@ -43,7 +43,7 @@ def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -
     )
 
 
-def head_training(recipe: Evaluation, paper_steps: int, paper_rate: float) -> dict[str, int | float | bool]:
+def head_training(recipe: Evaluation, paper_steps: int, paper_rate: float) -> dict[str, Any]:
     """Return steps, learning rate and augmentation of a dense head.
 
     Below a quarter of the paper's steps the default rate is ten times the paper's, at which the head would hardly
