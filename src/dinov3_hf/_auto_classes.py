@@ -97,8 +97,10 @@ class LazyEntries(MutableMapping):
     def __delitem__(self, key: Any) -> None:
         if key in self.registered:
             del self.registered[key]
+        elif (name := self._name(key)) in self.own:
+            del self.own[name]
         else:
-            del self.own[self._name(key)]
+            raise KeyError(key)
 
     def __iter__(self) -> Iterator:
         own = list(self.own) if self.has_types else [load(name) for name in self.own]
@@ -135,7 +137,7 @@ class AutoModuleFinder(MetaPathFinder):
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return None
-        loader = spec.loader
+        loader: Any = spec.loader
 
         def execute(module: ModuleType) -> None:
             # The loader belongs to this module alone; this restores it.

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 
 from transformers import AutoImageProcessor, BaseImageProcessor, DINOv3ViTImageProcessor
 from transformers.utils import cached_file
@@ -69,7 +70,7 @@ def check_statistics(processor: BaseImageProcessor, name: str, field: str) -> No
         raise Refused(f"{field}: the image processor of {name!r} has mean {mean} and std {std}, accepted: {accepted}")
 
 
-def processor_for(name: str, image_size: int | list[int], field: str = "model") -> BaseImageProcessor:
+def processor_for(name: str, image_size: int | Sequence[int], field: str = "model") -> BaseImageProcessor:
     """Return the image processor of a model; if it has none, say so and return the default one for `image_size`."""
     processor = find_processor(name, field)
     if processor is not None:

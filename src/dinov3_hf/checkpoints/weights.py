@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,9 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import Refused
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROJECTION_HEADS = ("dino_head", "ibot_head")
 
@@ -45,7 +49,9 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, torch.Tensor]) -> M
     return source
 
 
-def build_model(model_class: type, tensors: dict, fields: dict, overrides: dict) -> nn.Module:
+def build_model(
+    model_class: "type[PreTrainedModel]", tensors: dict, fields: dict, overrides: dict
+) -> "PreTrainedModel":
     """Build a model with these tensors, in eval mode, from `fields` inferred from the checkpoint and `overrides`.
 
     Raises `Refused` for an override that contradicts the checkpoint, and for missing, unexpected or misshapen tensors.

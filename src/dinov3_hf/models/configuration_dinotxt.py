@@ -115,16 +115,13 @@ class DinoTxtConfig(PreTrainedConfig):
             self.text_config = DinoTxtTextConfig(**(self.text_config or {}))
         if self.projection_dim is None:
             self.projection_dim = 2 * self.vision_config.hidden_size
-        self._check()
-        super().__post_init__(**kwargs)
-
-    def _check(self) -> None:
-        """Raise ValueError; called in `__post_init__`, where `strict` does not wrap the error."""
-        head, vision = self.vision_head_config.hidden_size, self.vision_config.hidden_size
-        if head != vision:
-            raise ValueError(f"vision_head_config.hidden_size={head} must be the backbone's width ({vision})")
+        # Raised here, not by a validator, whose error `strict` would wrap in its own.
+        width, backbone = head.hidden_size, self.vision_config.hidden_size
+        if width != backbone:
+            raise ValueError(f"vision_head_config.hidden_size={width} must be the backbone's width ({backbone})")
         if self.projection_dim < 2 or self.projection_dim % 2:
             raise ValueError(f"projection_dim={self.projection_dim} must be even and at least 2")
+        super().__post_init__(**kwargs)
 
 
 __all__ = ["DinoTxtConfig", "DinoTxtTextConfig"]

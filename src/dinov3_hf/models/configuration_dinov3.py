@@ -189,7 +189,7 @@ class Dinov3Config(BackboneConfigMixin, PreTrainedConfig):
         if self.rope_normalize_coords not in _COORDINATES:
             raise ValueError(f"rope_normalize_coords={self.rope_normalize_coords!r} must be one of {_COORDINATES}")
         low, high = self.rope_min_period, self.rope_max_period
-        if (low is None) != (high is None) or (low is not None and not 0 < low < high):
+        if (low is None) != (high is None) or (low is not None and high is not None and not 0 < low < high):
             raise ValueError(
                 f"rope_min_period={low}, rope_max_period={high}: give both with 0 < min < max, or neither"
             )

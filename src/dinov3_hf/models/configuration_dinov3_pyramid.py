@@ -46,7 +46,9 @@ class Dinov3PyramidConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(out_indices=out_indices, out_features=out_features)
 
     def _check(self) -> None:
-        vit, strides = self.vit_config, list(self.strides)
+        # A configuration now, also if a dictionary or None was given.
+        vit: Any = self.vit_config
+        strides = list(self.strides)
         steps = [max(vit.patch_size, stride) / min(vit.patch_size, stride) for stride in strides if stride > 0]
         if (
             not strides

@@ -195,11 +195,16 @@ class DinoTxtModel(DinoTxtPreTrainedModel):
 
     def __init__(self, config: DinoTxtConfig):
         super().__init__(config)
-        self.vision_model = Dinov3Model(config.vision_config)
-        self.vision_head = DinoTxtVisionHead(config.vision_head_config, config.projection_dim // 2)
-        self.text_model = DinoTxtTextModel(config.text_config)
-        width = config.text_config.hidden_size
-        self.text_projection = _with_std(nn.Linear(width, config.projection_dim, bias=False), width**-0.5)
+        # Configurations and a width by now, also where dictionaries or None were given.
+        vision: Any = config.vision_config
+        head: Any = config.vision_head_config
+        text: Any = config.text_config
+        projection_dim: Any = config.projection_dim
+        self.vision_model = Dinov3Model(vision)
+        self.vision_head = DinoTxtVisionHead(head, projection_dim // 2)
+        self.text_model = DinoTxtTextModel(text)
+        width = text.hidden_size
+        self.text_projection = _with_std(nn.Linear(width, projection_dim, bias=False), width**-0.5)
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.post_init()
 
@@ -223,7 +228,7 @@ class DinoTxtModel(DinoTxtPreTrainedModel):
         if (pixel_values is None) == (vision_tokens is None):
             raise ValueError("give either pixel_values or vision_tokens")
         tokens = self.tokens(pixel_values) if vision_tokens is None else vision_tokens
-        prefix = 1 + self.config.vision_config.num_register_tokens
+        prefix = 1 + self.vision_model.config.num_register_tokens
         states = self.vision_head(tokens)
         patches = states[:, prefix:]
         return torch.cat([states[:, 0], patches.mean(dim=1)], dim=-1), patches, tokens[:, prefix:]

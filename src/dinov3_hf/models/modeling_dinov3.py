@@ -322,7 +322,8 @@ class Dinov3ForPreTraining(Dinov3PreTrainedModel):
         outputs = self.dinov3.forward_crops([crop.flatten(0, 1) for crop in crops], input_masks[: len(crops)])
         cls_tokens = [output.pooler_output for output in outputs]
         dino_logits = self.dino_head(torch.cat(cls_tokens)).split([len(tokens) for tokens in cls_tokens])
-        patch_tokens, ibot_logits = outputs[0].patch_tokens, None
+        patch_tokens: Any = outputs[0].patch_tokens
+        ibot_logits = None
         if masks is not None:
             masked = masks.flatten().nonzero().squeeze(1)
             ibot_logits = self.ibot_head(patch_tokens.flatten(0, 1).index_select(0, masked))

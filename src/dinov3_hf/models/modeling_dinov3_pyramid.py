@@ -29,8 +29,10 @@ class Dinov3PyramidBackbone(BackboneMixin, PreTrainedModel):
 
     def __init__(self, config: Dinov3PyramidConfig):
         super().__init__(config)
-        width, patch_size = config.vit_config.hidden_size, config.vit_config.patch_size
-        self.vit = Dinov3Backbone(config.vit_config)
+        # No longer a dictionary or None, as the field may be when a configuration is built.
+        vit: Any = config.vit_config
+        width, patch_size = vit.hidden_size, vit.patch_size
+        self.vit = Dinov3Backbone(vit)
         self.levels = nn.ModuleList(_level(width, patch_size, stride) for stride in config.strides)
         self.num_features = [width] * len(config.strides)
         # The ViT has its hooks already: transformers would install them again here, and record every block twice.

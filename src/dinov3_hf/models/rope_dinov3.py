@@ -10,6 +10,10 @@ from torch import nn
 from .configuration_dinov3 import Dinov3Config
 
 
+# What a configuration says: which sides normalise coordinates, head dim, theta, smallest and largest period.
+Options = tuple[str, int, float, float | None, float | None]
+
+
 @dataclass(frozen=True)
 class RopeAugmentation:
     """Random change of the patch coordinates in training; `None` skips a step.
@@ -75,7 +79,7 @@ def rope_periods(
     device: torch.device | None = None,
 ) -> torch.Tensor:
     """Return periods [d/4] fp32: theta^(4k/d), or log-spaced from `min_period` to `max_period`."""
-    if min_period is not None:
+    if min_period is not None and max_period is not None:
         exponent = torch.linspace(0, 1, head_dim // 4, device=device, dtype=torch.float32)
         return max_period * (max_period / min_period) ** (exponent - 1)
     return theta ** (torch.arange(head_dim // 4, device=device, dtype=torch.float32) * 4 / head_dim)
@@ -103,7 +107,7 @@ def apply_rotary(states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _cached_table(
-    height: int, width: int, device: torch.device, num_prefix_tokens: int, *options: str | int | float | None
+    height: int, width: int, device: torch.device, num_prefix_tokens: int, *options: *Options
 ) -> RotaryTable:
     # A table first built in inference mode may later be used in training.
     with torch.inference_mode(False), torch.no_grad():
@@ -136,7 +140,7 @@ class Dinov3RotaryEmbedding(nn.Module):
     def __init__(self, config: Dinov3Config):
         super().__init__()
         self.num_prefix_tokens = 1 + config.num_register_tokens
-        self.options = (
+        self.options: Options = (
             config.rope_normalize_coords,
             config.hidden_size // config.num_attention_heads,
             float(config.rope_theta),

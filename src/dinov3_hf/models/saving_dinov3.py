@@ -1,16 +1,17 @@
 """Load both generations of the hub's parameter names; save weights as safetensors, together with the model's code."""
 
+import inspect
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, Self
 
+from torch import nn
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 
-class Dinov3SavingMixin:
+class Dinov3SavingMixin(nn.Module):
     """Building, loading and saving, for every `PreTrainedModel` of this package.
 
     Attributes:
@@ -52,7 +53,7 @@ class Dinov3SavingMixin:
 
 def code_files(model_class: type) -> list[Path]:
     """Return the file that defines a class, and the sibling files that it imports (with one dot)."""
-    own = sys.modules[model_class.__module__].__file__
+    own = inspect.getfile(model_class)
     return [Path(own), *sorted({Path(file) for file in get_relative_import_files(own)})]
 
 

@@ -154,7 +154,7 @@ def clip_tokenizer(context_length: int = 77) -> DinoTxtTokenizer:
         raise ImportError("CLIP's vocabulary comes with open_clip_torch: pip install 'dinov3-hf[text]'")
     # One line of version, then 48,894 merges; the tail of the file is not used.
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-    merges = [tuple(line.split()) for line in lines]
+    merges = [(first, second) for first, second in map(str.split, lines)]
     letters = _byte_letters()
     tokens = [*letters, *(x + "</w>" for x in letters), *map("".join, merges), START, END]
     vocab = {token: index for index, token in enumerate(tokens)}
@@ -181,7 +181,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, context_len
     _check_context("context_length", context_length)
     if isinstance(captions, str):
         raise ValueError(f"captions: got the str {captions[:40]!r}, accepted: an iterable of str")
-    words = Counter()
+    words: Counter[str] = Counter()
 
     def checked() -> Iterator[str]:
         for index, caption in enumerate(captions):
