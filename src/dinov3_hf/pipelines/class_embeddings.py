@@ -1,8 +1,8 @@
 """Text embeddings of class names, for zero-shot classification (CLIP, section 3.1.4; DINOv3, section 5.3)."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ def imagenet_class_names() -> list[str]:
     return [_IMAGENET_RENAMED.get(index, name) for index, name in enumerate(_open_clip("IMAGENET_CLASSNAMES"))]
 
 
-def _open_clip(name: str) -> Sequence[str] | Sequence[Callable[[str], str]]:
+def _open_clip(name: str) -> Sequence[Any]:
     try:
         from open_clip import zero_shot_metadata
     except ImportError as error:
@@ -63,7 +63,8 @@ def unknown_words(tokenizer: "PreTrainedTokenizerBase | None", texts: Sequence[s
 
     Empty for a tokenizer that does not keep a list of them, or `None`.
     """
-    return tokenizer.unknown_words(list(texts)) if hasattr(tokenizer, "unknown_words") else []
+    find = getattr(tokenizer, "unknown_words", None)
+    return find(list(texts)) if find is not None else []
 
 
 def check_class_names(class_names: Sequence[str], field: str = "class_names") -> list[str]:

@@ -145,15 +145,14 @@ def best_class(logits: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
 
     Takes logits [C,H,W], or an iterator over [H,W]. With a single class the margin is the logit itself.
     """
-    best = classes = total = None
     count = 0
-    for index, scores in enumerate(logits):
-        if best is None:
+    for scores in logits:
+        if count == 0:
             best, classes = torch.full_like(scores, -torch.inf), torch.zeros_like(scores, dtype=torch.long)
             total = torch.zeros_like(scores)
         better = scores > best
         best = torch.where(better, scores, best)
-        classes = classes.masked_fill(better, index)
+        classes = classes.masked_fill(better, count)
         total, count = total + scores, count + 1
     return best, classes, best - total / count if count > 1 else best
 
@@ -178,11 +177,10 @@ def fit_image(
     Sides are rounded to multiples of the patch size; if the shorter side is smaller than a window, the image is
     enlarged to it. Returns [1,3,H,W].
     """
-    tensor = isinstance(image, torch.Tensor)
-    sides = tuple(image.shape[-2:]) if tensor else (image.height, image.width)
+    sides = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
     scale = max(1.0, window / min(sides))
     height, width = (max(patch_size, round(side * scale / patch_size) * patch_size) for side in sides)
-    given = {"input_data_format": "channels_first"} if tensor else {}
+    given = {} if isinstance(image, Image.Image) else {"input_data_format": "channels_first"}
     size = {"height": height, "width": width}
     return image_processor(image, size=size, do_resize=True, do_center_crop=False, return_tensors="pt", **given)[
         "pixel_values"

@@ -77,4 +77,4 @@ def draw_mutual(pair: ImagePair, first: torch.Tensor, second: torch.Tensor) -> t
     for image, places in zip(pair.images, (first, second), strict=True):
         pale = Image.blend(ImageOps.grayscale(image).convert("RGB"), Image.new("RGB", image.size, "white"), 0.3)
         drawn.append(mark_places(pale, places, colours, radius=max(image.size) / 60))
-    return tuple(drawn)
+    return drawn[0], drawn[1]

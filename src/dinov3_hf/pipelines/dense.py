@@ -40,7 +40,11 @@ def dense_features(
             f"model: got a {type(model).__name__}, accepted: a Dinov3Model, a Dinov3ConvNextModel or a model around one"
         )
     patch = network.config.patch_size
-    if upsample not in (None, "image") and (len(upsample) != 2 or min(upsample) < 1):
+    if isinstance(upsample, str):
+        is_accepted = upsample == "image"
+    else:
+        is_accepted = upsample is None or (len(upsample) == 2 and min(upsample) >= 1)
+    if not is_accepted:
         raise Refused(f"upsample: got {upsample!r}, accepted: None, 'image' or (height, width) in pixels")
     if window is not None:
         network = Windowed(network, window, stride)

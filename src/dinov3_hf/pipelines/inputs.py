@@ -47,8 +47,7 @@ def read_image(path: str | os.PathLike | None, max_side: int | None = None) -> I
     Images of any mode are converted; of an animation the first frame is read. File size and number of pixels are
     checked before anything is decoded. Raises only `InputError`.
     """
-    check_file(path, "image")
-    with _open(path, IMAGE_FORMATS) as image:
+    with _open(check_file(path, "image"), IMAGE_FORMATS) as image:
         _check_pixels(image.width * image.height, "image")
         try:
             if max_side is not None:
@@ -67,10 +66,11 @@ def read_clip(path: str | os.PathLike | None, max_side: int) -> tuple[list[Image
     If there are more than `LIMITS.max_frames`, only every second, fourth, ... frame of the whole clip is kept, so that
     memory does not grow with its length. Raises only `InputError`.
     """
-    check_file(path, "clip")
-    frames, step, last = [], 1, 0.0
+    file = check_file(path, "clip")
+    frames: list[Image.Image] = []
+    step, last = 1, 0.0
     try:
-        for index, (frame, last) in enumerate(_frames(path)):
+        for index, (frame, last) in enumerate(_frames(file)):
             if last > LIMITS.max_clip_seconds:
                 raise InputError(f"This clip is too long: at most {LIMITS.max_clip_seconds:.0f} seconds are accepted.")
             if (index + 1) * frame.width * frame.height > LIMITS.max_clip_pixels:
@@ -105,9 +105,9 @@ def read_prompts(text: str | None) -> list[str]:
         text = text.replace(mark, ",")
     # Invisible characters (control characters, direction marks) would not show, or would reverse the text around them.
     text = "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
-    prompts = {" ".join(part.lower().split()): " ".join(part.split()) for part in reversed(text.split(","))}
-    prompts.pop("", None)
-    prompts = list(reversed(prompts.values()))
+    by_word = {" ".join(part.lower().split()): " ".join(part.split()) for part in reversed(text.split(","))}
+    by_word.pop("", None)
+    prompts = list(reversed(by_word.values()))
     if not prompts:
         raise InputError("Type at least one word.")
     if len(prompts) > LIMITS.max_prompts:
@@ -120,8 +120,8 @@ def read_prompts(text: str | None) -> list[str]:
     return prompts
 
 
-def check_file(path: str | os.PathLike | None, kind: str) -> None:
-    """Raise `InputError` for a file that is missing, empty or too large."""
+def check_file(path: str | os.PathLike | None, kind: str) -> str | os.PathLike:
+    """Return the path of an uploaded file; raises `InputError` for one that is missing, empty or too large."""
     if not path:
         raise InputError(f"Choose {'an' if kind == 'image' else 'a'} {kind} first.")
     try:
@@ -134,28 +134,31 @@ def check_file(path: str | os.PathLike | None, kind: str) -> None:
         raise InputError(
             f"This file has {size / 2**20:.0f} MB: at most {LIMITS.max_bytes / 2**20:.0f} MB are accepted."
         )
+    return path
 
 
 def _open(path: str | os.PathLike, formats: tuple[str, ...]) -> Image.Image:
     Image.init()
     # Pillow may be built without some formats.
-    formats = [name for name in formats if name in Image.OPEN]
+    readable = [name for name in formats if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
             # Warnings about sizes, which are checked next, and about metadata, which are not used.
             warnings.simplefilter("ignore")
-            return Image.open(path, formats=formats)
+            return Image.open(path, formats=readable)
     except Image.DecompressionBombError:
-        _check_pixels(LIMITS.max_pixels + 1, "image")
+        raise _too_many_pixels("image") from None
     except Exception as error:
         raise InputError("This file is no image we can read (PNG, JPEG, WebP, GIF, BMP, TIFF, ...).") from error
 
 
 def _check_pixels(pixels: int, kind: str) -> None:
     if pixels > LIMITS.max_pixels:
-        raise InputError(
-            f"This {kind} has too many pixels: at most {LIMITS.max_pixels // 10**6} million are accepted."
-        )
+        raise _too_many_pixels(kind)
+
+
+def _too_many_pixels(kind: str) -> InputError:
+    return InputError(f"This {kind} has too many pixels: at most {LIMITS.max_pixels // 10**6} million are accepted.")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -50,7 +50,7 @@ class LabelPropagation:
         self.grid, self.settings = grid, settings
         self.bank = CosineBank(tokens)
         self.first = (self.bank.features, labels)
-        self.recent = deque(maxlen=settings.context_frames)
+        self.recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=settings.context_frames)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the soft labels [P,C] of the next frame, given its tokens [P,D]; it is added to the context."""

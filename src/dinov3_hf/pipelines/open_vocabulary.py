@@ -55,7 +55,7 @@ def map_words(embedder: Embedder, image: Image.Image, words: Sequence[str], deta
     a single word the lead is the cosine itself.
     """
     model, window = embedder.model, window_and_stride(embedder.model)[0]
-    shorter, patch = min(image.size), model.config.vision_config.patch_size
+    shorter, patch = min(image.size), model.vision_model.config.patch_size
     seen = image.resize(
         [max(1, round(side * window * detail / shorter)) for side in image.size], Image.Resampling.BICUBIC
     )

@@ -86,7 +86,8 @@ class ImageIndex:
 
         Only `batch_size` images are in memory at once. Raises `InputError` if there are no images.
         """
-        images, features, pictures = iter(images), [], []
+        images, features = iter(images), []
+        pictures: list[bytes] = []
         while batch := list(islice(images, batch_size)):
             features.append(embed(batch))
             pictures += map(_shrink, batch)

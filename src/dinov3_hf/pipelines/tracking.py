@@ -92,7 +92,8 @@ class Selection:
         """Add a click. A corner replaces other clicks, these replace corners, and a third corner starts a new box."""
         kept = [click for click in self.clicks if (click[0] == "corner") == (kind == "corner")]
         kept = [] if kind == "corner" and len(kept) == 2 else kept
-        return replace(self, clicks=(*kept, (kind, tuple(place))))
+        x, y = place
+        return replace(self, clicks=(*kept, (kind, (x, y))))
 
     def mask(self, threshold: float) -> torch.Tensor | None:
         """Return the mask [H,W] (bool) of the box, or the `similar_mask` of the clicks; `None` without either."""
@@ -171,6 +172,7 @@ def write_video(frames: Iterable[Image.Image], rate: float, path: str | os.PathL
         for number, frame in enumerate(frames):
             if number == 0:
                 # 4:2:0 video needs even sides.
-                size = stream.width, stream.height = tuple(side + side % 2 for side in frame.size)
+                size = frame.width + frame.width % 2, frame.height + frame.height % 2
+                stream.width, stream.height = size
             container.mux(stream.encode(av.VideoFrame.from_image(frame.resize(size))))
         container.mux(stream.encode())

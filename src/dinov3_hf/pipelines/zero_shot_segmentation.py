@@ -107,10 +107,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         )
 
     def preprocess(self, image: str | Image.Image, window: int, timeout: float | None = None) -> dict[str, Any]:
-        image = load_image(image, timeout=timeout)
+        loaded = load_image(image, timeout=timeout)
         patch_size = self.model.config.vision_config.patch_size
-        pixel_values = fit_image(image, self.image_processor, window, patch_size)
-        return {"pixel_values": pixel_values, "size": (image.height, image.width)}
+        pixel_values = fit_image(loaded, self.image_processor, window, patch_size)
+        return {"pixel_values": pixel_values, "size": (loaded.height, loaded.width)}
 
     def _forward(
         self, inputs: dict[str, Any], **windows: torch.Tensor | int | Sequence[float] | None
