@@ -5,9 +5,13 @@ import os
 import socket
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from dinov3_hf.training.batches import collate
 
 
 PRELOADED = [
@@ -18,7 +22,7 @@ PRELOADED = [
     "dinov3_hf.training.pretrain",
     "dinov3_hf.training.engine.loop",
 ]
-PRELOADED += ["dinov3_hf.training.distillation", "dinov3_hf.text_alignment.alignment"]
+PRELOADED += ["dinov3_hf.training.distillation", "dinov3_hf.text_alignment.alignment", "dinov3_hf.evaluation.bench"]
 
 
 def run_processes(work: Callable[..., None], *arguments, world: int = 2) -> None:
@@ -31,6 +35,21 @@ def run_processes(work: Callable[..., None], *arguments, world: int = 2) -> None
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start_processes(_run, args=(world, port, work, arguments), nprocs=world, start_method="forkserver")
+
+
+def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training's loaders fork their workers from the same server, where how they start is not what is tested.
+
+    Not for use: those workers would outlive a training process that is killed.
+    """
+    multiprocessing.set_forkserver_preload(PRELOADED)
+
+    class Loader(StatefulDataLoader):
+        def __init__(self, *arguments: object, multiprocessing_context: str | None, **options: object):
+            context = multiprocessing_context and "forkserver"
+            super().__init__(*arguments, multiprocessing_context=context, **options)
+
+    monkeypatch.setattr(collate, "StatefulDataLoader", Loader)
 
 
 def _run(rank: int, world: int, port: int, work: Callable[..., None], arguments: tuple) -> None:

@@ -1,7 +1,7 @@
 """`dinov3 evaluate` by two processes, and killed on its way, gives what one process gives undisturbed."""
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +12,8 @@ import torch
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from dinov3_hf.cli import main
+
+from ..processes import run_processes
 
 
 SIZES = {
@@ -48,14 +50,16 @@ def metrics(folder):
     return [result["metrics"] for result in results]
 
 
-def test_two_processes_give_the_figures_of_one(checkpoint, expected, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dinov3_hf.cli"]
-    command = [*launch, "evaluate", str(checkpoint), *FLAGS, "--output-dir", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("results:") == 1
-    assert metrics(tmp_path) == expected
+def work(rank, argv, folder):
+    with open(folder / f"{rank}.txt", "w") as file, contextlib.redirect_stdout(file):
+        assert main(argv) == 0
+
+
+def test_two_processes_give_the_metrics_of_one(checkpoint, expected, tmp_path):
+    run_processes(work, ["evaluate", str(checkpoint), *FLAGS, "--output-dir", str(tmp_path / "out")], tmp_path)
+    shown = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    assert [text.count("results:") for text in shown] == [1, 0]
+    assert metrics(tmp_path / "out") == expected
 
 
 @pytest.mark.slow

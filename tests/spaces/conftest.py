@@ -48,7 +48,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session", params=WIDTHS)
+@pytest.fixture(scope="session", params=[WIDTHS[0], pytest.param(WIDTHS[1], marks=pytest.mark.slow)])
 def window(request, browser):
     """A browser window of one width, which keeps the pages' scripts from test to test."""
     window = browser.new_context(viewport={"width": request.param, "height": 900})

@@ -91,7 +91,7 @@ def test_run_leaves_a_model_that_loads_and_a_frozen_backbone(finished, backbone)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert processor.unknown_words(["a picture of a giraffe", "the number"]) == ["a", "of", "giraffe"]
     card = (finished / "model" / "README.md").read_text()
-    assert "The model was trained on" in card and "picture" in card and str(backbone) not in card
+    assert "Its training captions have" in card and "picture" in card and str(backbone) not in card
     assert str(backbone) not in (finished / "model" / "config.json").read_text()
     logged = lines(finished)
     assert {"contrastive", "batch_accuracy", "logit_scale", "grad_norm_dinotxt"} <= logged[-1].keys()

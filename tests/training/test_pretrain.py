@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from dinov3_hf.cli import main
 
+from ..processes import fork_workers
+
 
 TINY = [
     "--config", "tiny_cpu", "--hidden-size", "32", "--num-hidden-layers", "2", "--num-attention-heads", "2",
@@ -97,6 +99,7 @@ def test_interrupted_run_equals_uninterrupted(folder, finished, tmp_path, worker
     """Stopped by a signal after step 4 and killed after step 5, then finished: the same losses and weights to the bit."""
     from dinov3_hf.training.self_distillation import SelfDistillation
 
+    fork_workers(monkeypatch)
     whole = finished
     if workers != "0":
         whole = tmp_path / "whole"

@@ -12,6 +12,8 @@ from dinov3_hf.data.streams import StreamError
 from dinov3_hf.training.arguments import CropArguments, DataArguments, GramArguments
 from dinov3_hf.training.batches.collate import TrainingBatches, make_loader
 
+from ...processes import fork_workers
+
 
 CROPS = CropArguments(global_crop_size=16, local_crop_size=8, local_crops=2, mask_ratio=[0.2, 0.6])
 
@@ -70,7 +72,8 @@ def test_two_processes_see_the_masks_of_one():
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_loader_resumes_exactly(workers):
+def test_loader_resumes_exactly(workers, monkeypatch):
+    fork_workers(monkeypatch)
     data = DataArguments(shuffle_block=4, num_workers=workers)
     build = lambda: make_loader(TrainingBatches(make_rows(), data, CROPS, 4, 0, 4), data.num_workers)  # noqa: E731
     loader = build()

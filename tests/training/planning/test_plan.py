@@ -232,6 +232,7 @@ def test_nothing_fake_is_left_behind():
     assert real_step(recipe)[2]().item() == expected
 
 
+@pytest.mark.slow
 def test_seven_billion_parameters_are_planned_in_seconds():
     start = time.process_time()
     plan = make_plan(build_recipe(PretrainRecipe, **BILLIONS), processes=256, device_memory=80)
