@@ -63,7 +63,7 @@ def write_model_card(
     words = "The words of the training captions are not recorded."
     if known_words is not None:
         more = f" and {len(known_words) - SHOWN_WORDS:,} more" if len(known_words) > SHOWN_WORDS else ""
-        words = f"The model was trained on {len(known_words):,} words: {', '.join(known_words[:SHOWN_WORDS])}{more}."
+        words = f"Its training captions have {len(known_words):,} words: {', '.join(known_words[:SHOWN_WORDS])}{more}."
     # Long words are more often names of objects, which make good examples.
     names = sorted(known_words or [], key=len)[-2:] or ["cat", "dog"]
     text = TEXT.format(

@@ -63,7 +63,7 @@ def add_adapters(
     model: PreTrainedModel,
     rank: int = 8,
     alpha: float = 16.0,
-    target_modules: Sequence[str] = TARGET_MODULES,
+    target_modules: tuple[str, ...] | list[str] = TARGET_MODULES,
     dora: bool = False,
     train_tokens: bool = False,
 ) -> "PeftModel":
@@ -224,7 +224,7 @@ def export_merged(
 def export_transformers_adapter(directory: str | os.PathLike, output: str | os.PathLike) -> Path:
     """Save the backbone's adapters with the weight names of transformers' `DINOv3ViTModel`; returns the folder.
 
-    They load with `PeftModel.from_pretrained` on that model. It has no place for the head, which goes to
+    They load with `PeftModel.from_pretrained` on that model. It cannot hold the head, which goes to
     head.safetensors. PEFT cannot restore trained tokens on it either (its wrapper of `embeddings` also matches
     `patch_embeddings`): they go to tokens.safetensors with the names of the model's weights; load them first, with
     `load_state_dict(tokens, strict=False)`.
