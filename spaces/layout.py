@@ -37,6 +37,8 @@ UPLOAD = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"]}
 RESULT = {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
 # Options of events that do not run the network: they do not queue, and of several only the last one is run.
 QUICK = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
+# The default of a handler's argument that Gradio replaces by its progress bar.
+PROGRESS = gr.Progress()
 # Seconds after which the server deletes the data of a visit.
 MEMORY_SECONDS = 1800
 # System fonts, so that a page requests nothing from other hosts.
@@ -84,14 +86,15 @@ def unopened(field: gr.components.Component) -> gr.components.Component:
             raise gr.Error("Upload the file itself: addresses are not fetched.", print_exception=False)
         return await move(path)
 
-    def paths_only(payload: FileData | ListFiles | None) -> str | list[str] | None:
-        if payload is None:
-            return None
-        if isinstance(payload, ListFiles):
-            return [paths_only(file) for file in payload]
-        if payload.path and UPLOADS.resolve() not in Path(payload.path).resolve().parents:
+    def path_of(file: FileData) -> str:
+        if file.path and UPLOADS.resolve() not in Path(file.path).resolve().parents:
             raise gr.Error("Upload the file itself: others are not read.", print_exception=False)
-        return payload.path
+        return file.path
+
+    def paths_only(payload: FileData | ListFiles | None) -> str | list[str] | None:
+        if isinstance(payload, ListFiles):
+            return [path_of(file) for file in payload]
+        return None if payload is None else path_of(payload)
 
     field.async_move_resource_to_block_cache = move_uploads_only
     field.preprocess = paths_only
@@ -138,6 +141,19 @@ def examples(images: Sequence[Image.Image]) -> gr.Dataset:
         image.save(path)
     field = gr.Image(visible=False, type="filepath", label="")
     return gr.Dataset(components=[field], samples=[[str(path)] for path in paths], type="index", label="Examples")
+
+
+def resolution(finest: int, step: int, value: int) -> gr.Slider:
+    """Return a slider for the number of patches along the longer side."""
+    label = "Resolution (patches along the longer side)"
+    return gr.Slider(step, finest, value, step=step, label=label, elem_id="patches")
+
+
+def explained_slider(
+    low: float, high: float, value: float, step: float, label: str, info: str, name: str
+) -> gr.Slider:
+    """Return a slider with a line that explains it."""
+    return gr.Slider(low, high, value, step=step, label=label, info=info, elem_id=name)
 
 
 def tiles(pictures: Sequence[tuple[Image.Image, str]]) -> str:

@@ -11,18 +11,7 @@ from dinov3_hf.data.scenes import load_scenes
 from dinov3_hf.pipelines.correspondence import ImagePair, draw_match, draw_mutual, encode_pair
 from dinov3_hf.pipelines.encoder import Encoder
 from dinov3_hf.pipelines.inputs import read_image
-from dinov3_hf.spaces.layout import (
-    QUICK,
-    SHOWN_SIDE,
-    examples,
-    launch,
-    on_gpu,
-    page,
-    plain_messages,
-    session_state,
-    unopened,
-    used_once,
-)
+from dinov3_hf.spaces import layout
 
 
 TITLE = "Correspondence"
@@ -35,6 +24,8 @@ ONE, ALL = "Clicked point", "Mutual matches"
 Visit = tuple[ImagePair, torch.Tensor]
 # What `draw` returns: both images and the text.
 Drawn = tuple[Image.Image | None, Image.Image | None, str]
+# What most handlers return: the same and the visit.
+Shown = tuple[Image.Image | None, Image.Image | None, str, Visit | None]
 EXAMPLE_ROWS = (0, 4, 8)
 # Numbers of patches along the longer side.
 FINEST, STEP, DEFAULT = 64, 8, 24
@@ -58,31 +49,27 @@ def draw(visit: Visit | None, view: str) -> Drawn:
 def build(model: str | None = None) -> gr.Blocks:
     """Build the page for a model in any layout; by default the one named by DINOV3_MODEL, or the bundled one."""
     encoder = Encoder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
-    encode = on_gpu(lambda images, patches: encode_pair(encoder, *images, patches * encoder.patch_size))
+    encode = layout.on_gpu(
+        lambda images, patches: encode_pair(encoder, images[0], images[1], patches * encoder.patch_size)
+    )
     scenes = load_scenes("validation", EXAMPLE_ROWS[-1] + 2, "pairs", image_size=512)["image"]
     pairs = [(scenes[row], scenes[row + 1]) for row in EXAMPLE_ROWS]
 
-    def show(
-        images: tuple[Image.Image, Image.Image], patches: int, view: str
-    ) -> tuple[Image.Image, Image.Image, str, Visit]:
+    def show(images: tuple[Image.Image, Image.Image], patches: int, view: str) -> Shown:
         visit = encode(images, patches), torch.tensor(images[0].size) / 2
         return *draw(visit, view), visit
 
-    def open_example(index: int, patches: int, view: str) -> tuple[Image.Image, Image.Image, str, Visit]:
+    def open_example(index: int, patches: int, view: str) -> Shown:
         return show(pairs[index], patches, view)
 
-    @plain_messages()
-    def open_upload(
-        number: int, path: str | None, visit: Visit | None, patches: int, view: str
-    ) -> tuple[Image.Image, Image.Image, str, Visit]:
-        with used_once(path):
+    @layout.plain_messages()
+    def open_upload(number: int, path: str | None, visit: Visit | None, patches: int, view: str) -> Shown:
+        with layout.used_once(path):
             images = list(visit[0].images if visit else pairs[0])
-            images[number] = read_image(path, SHOWN_SIDE)
+            images[number] = read_image(path, layout.SHOWN_SIDE)
         return show(tuple(images), patches, view)
 
-    def change_resolution(
-        visit: Visit | None, patches: int, view: str
-    ) -> tuple[Image.Image | None, Image.Image | None, str, Visit | None]:
+    def change_resolution(visit: Visit | None, patches: int, view: str) -> Shown:
         visit = visit and (encode(visit[0].images, patches), visit[1])
         return *draw(visit, view), visit
 
@@ -92,11 +79,11 @@ def build(model: str | None = None) -> gr.Blocks:
         visit = visit and (visit[0], torch.tensor(event.index))
         return *draw(visit, ONE), visit, ONE
 
-    with page(TITLE, SEEING) as blocks:
-        visit = session_state()
+    with layout.page(TITLE, SEEING) as blocks:
+        visit = layout.session_state()
         with gr.Row():
             fields = [
-                unopened(
+                layout.unopened(
                     gr.Image(
                         label=label,
                         show_label=False,
@@ -111,10 +98,8 @@ def build(model: str | None = None) -> gr.Blocks:
         text = gr.Markdown(elem_id="text")
         with gr.Row():
             view = gr.Radio([ONE, ALL], value=ONE, label="Show", elem_id="view")
-            patches = gr.Slider(
-                STEP, FINEST, DEFAULT, step=STEP, label="Resolution (patches along the longer side)", elem_id="patches"
-            )
-        choices = examples([Image.fromarray(np.concatenate(pair, axis=1)) for pair in pairs])
+            patches = layout.resolution(FINEST, STEP, DEFAULT)
+        choices = layout.examples([Image.fromarray(np.concatenate(pair, axis=1)) for pair in pairs])
         settings, results = [patches, view], [*fields, text, visit]
         network = {"concurrency_id": "network", "concurrency_limit": 2, "show_progress_on": fields}
         blocks.load(lambda *given: open_example(0, *given), settings, results, **network)
@@ -127,10 +112,10 @@ def build(model: str | None = None) -> gr.Blocks:
                 results,
                 **network,
             ).failure(lambda visit, view: draw(visit, view)[:2], [visit, view], fields)
-        fields[0].select(click, visit, [*results, view], **QUICK)
-        view.input(draw, [visit, view], results[:3], **QUICK)
+        fields[0].select(click, visit, [*results, view], **layout.QUICK)
+        view.input(draw, [visit, view], results[:3], **layout.QUICK)
     return blocks
 
 
 if __name__ == "__main__":
-    launch(build())
+    layout.launch(build())

@@ -8,20 +8,7 @@ import torch
 from PIL import Image
 
 from dinov3_hf.pipelines.encoder import Encoder
-from dinov3_hf.spaces.layout import (
-    QUICK,
-    RESULT,
-    UPLOAD,
-    examples,
-    launch,
-    on_gpu,
-    page,
-    plain_messages,
-    read_shown,
-    scene,
-    session_state,
-    unopened,
-)
+from dinov3_hf.spaces import layout
 from dinov3_hf.visualization.features import heat_colours, outline_cell, pca_map, similarity_map, stretch
 
 
@@ -45,12 +32,12 @@ class Visit(TypedDict):
 def build(model: str | None = None) -> gr.Blocks:
     """Build the page for a model in any layout; by default the one named by DINOV3_MODEL, or the bundled one."""
     encoder = Encoder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
-    encode = on_gpu(lambda image, patches: encoder.tokens(image, patches * encoder.patch_size).cpu())
-    scenes = [scene(index) for index in range(3)]
+    encode = layout.on_gpu(lambda image, patches: encoder.tokens(image, patches * encoder.patch_size).cpu())
+    scenes = [layout.scene(index) for index in range(3)]
 
-    @plain_messages()
+    @layout.plain_messages()
     def open_upload(path: str | None, patches: int) -> tuple[Image.Image, Image.Image, Image.Image, str, Visit]:
-        return show(read_shown(path), patches)
+        return show(layout.read_shown(path), patches)
 
     def open_example(index: int, patches: int) -> tuple[Image.Image, Image.Image, Image.Image, str, Visit]:
         return show(scenes[index], patches)
@@ -60,7 +47,7 @@ def build(model: str | None = None) -> gr.Blocks:
     ) -> tuple[Image.Image, Image.Image, Image.Image, str, Visit]:
         tokens = encode(image, patches)
         colours = pca_map(tokens.flatten(0, 1), tokens.shape[:2])
-        visit = {"image": image, "tokens": tokens, "place": place}
+        visit: Visit = {"image": image, "tokens": tokens, "place": place}
         return image, stretch(colours, image.size), *compare(visit), visit
 
     def change_resolution(
@@ -85,17 +72,15 @@ def build(model: str | None = None) -> gr.Blocks:
         sentence = f"Patch in row {row + 1} of {rows}, column {column + 1} of {columns}: "
         return picture, sentence + f"{share:.0%} of the image has a cosine above 0.5 to it."
 
-    with page(TITLE, SEEING) as blocks:
-        visit = session_state()
+    with layout.page(TITLE, SEEING) as blocks:
+        visit = layout.session_state()
         with gr.Row():
-            image = unopened(gr.Image(label="Image (click a patch)", elem_id="image", **UPLOAD))
-            similar = gr.Image(label="Similarity to the clicked patch", elem_id="similar", **RESULT)
-            colours = gr.Image(label="PCA map", elem_id="pca", **RESULT)
+            image = layout.unopened(gr.Image(label="Image (click a patch)", elem_id="image", **layout.UPLOAD))
+            similar = gr.Image(label="Similarity to the clicked patch", elem_id="similar", **layout.RESULT)
+            colours = gr.Image(label="PCA map", elem_id="pca", **layout.RESULT)
         text = gr.Markdown(elem_id="text")
-        patches = gr.Slider(
-            STEP, FINEST, DEFAULT, step=STEP, label="Resolution (patches along the longer side)", elem_id="patches"
-        )
-        choices = examples(scenes)
+        patches = layout.resolution(FINEST, STEP, DEFAULT)
+        choices = layout.examples(scenes)
         results = [colours, similar, text, visit]
         network = {"concurrency_id": "network", "concurrency_limit": 2, "show_progress_on": [similar, colours]}
         image.upload(open_upload, [image, patches], [image, *results], **network).failure(
@@ -104,10 +89,10 @@ def build(model: str | None = None) -> gr.Blocks:
         choices.click(open_example, [choices, patches], [image, *results], **network)
         patches.change(change_resolution, [visit, patches], results, trigger_mode="always_last", **network)
         for picture in (image, colours, similar):
-            picture.select(click, visit, [similar, text, visit], **QUICK)
+            picture.select(click, visit, [similar, text, visit], **layout.QUICK)
         blocks.load(lambda patches: open_example(0, patches), patches, [image, *results], **network)
     return blocks
 
 
 if __name__ == "__main__":
-    launch(build())
+    layout.launch(build())

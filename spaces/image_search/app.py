@@ -11,19 +11,7 @@ from dinov3_hf.data.scenes import load_scenes
 from dinov3_hf.pipelines.image_files import ImageFiles
 from dinov3_hf.pipelines.inputs import LIMITS, read_image, read_prompts
 from dinov3_hf.pipelines.search import Embedder, ImageIndex, source_images
-from dinov3_hf.spaces.layout import (
-    SHOWN_SIDE,
-    UPLOAD,
-    examples,
-    launch,
-    on_gpu,
-    page,
-    plain_messages,
-    scene,
-    session_state,
-    unopened,
-    used_once,
-)
+from dinov3_hf.spaces import layout
 
 
 TITLE = "Image search"
@@ -44,26 +32,26 @@ Gallery = list[tuple[Image.Image, str | None]]
 def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
     """Build the page for a model in any layout and any source of images.
 
-    By default they are named by DINOV3_MODEL and DINOV3_DATA, or are the bundled text-aligned model and rendered
-    scenes.
+    By default they are named by DINOV3_MODEL and DINOV3_DATA, or are the bundled text model and rendered scenes.
     """
     embedder = Embedder.from_pretrained(model or os.environ.get("DINOV3_MODEL"))
-    embed, embed_text = on_gpu(lambda images: embedder.images(images)), on_gpu(lambda text: embedder.text(text))
-    queries = [scene(number, "single") for number in range(3)]
+    embed = layout.on_gpu(lambda images: embedder.images(images))
+    embed_text = layout.on_gpu(lambda text: embedder.text(text))
+    queries = [layout.scene(number, "single") for number in range(3)]
     if data := data or os.environ.get("DINOV3_DATA"):
-        ours = ImageIndex.of(embed, source_images(data, "train", LIMITS.max_images, SHOWN_SIDE))
+        ours = ImageIndex.of(embed, source_images(data, "train", LIMITS.max_images, layout.SHOWN_SIDE))
     else:
         ours = ImageIndex.of(embed, load_scenes("validation", NUM_SCENES, image_size=160)["image"])
 
     def show(index: ImageIndex, query: torch.Tensor, text: str) -> tuple[Gallery, str, Visit]:
         rows, cosines = index.nearest(query, NUM_FOUND)
-        results = [(index.picture(row), f"{cosine:.2f}") for row, cosine in zip(rows, cosines, strict=True)]
+        results: Gallery = [(index.picture(row), f"{cosine:.2f}") for row, cosine in zip(rows, cosines, strict=True)]
         return results, f"{text} among {len(index)} images.", (index, rows)
 
     def collection(visit: Visit | None) -> ImageIndex:
         return visit[0] if visit else ours
 
-    @plain_messages()
+    @layout.plain_messages()
     def by_words(words: str, visit: Visit | None) -> tuple[Gallery, str, Visit]:
         words = ", ".join(read_prompts(words))
         unknown = embedder.unknown_words(words)
@@ -76,10 +64,10 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
     def by_example(number: int, visit: Visit | None) -> tuple[Image.Image, Gallery, str, Visit]:
         return by_image(queries[number], visit)
 
-    @plain_messages()
+    @layout.plain_messages()
     def by_upload(path: str | None, visit: Visit | None) -> tuple[Image.Image, Gallery, str, Visit]:
-        with used_once(path):
-            image = read_image(path, SHOWN_SIDE)
+        with layout.used_once(path):
+            image = read_image(path, layout.SHOWN_SIDE)
         return by_image(image, visit)
 
     def by_result(visit: Visit, event: gr.SelectData) -> tuple[Image.Image, Gallery, str, Visit]:
@@ -87,15 +75,12 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
         row = rows[event.index]
         return index.picture(row), *show(index, index.features[row], "Nearest to the clicked image")
 
-    @plain_messages()
-    def collect(
-        paths: list[str] | None,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[None, Gallery, str, Visit]:
+    @layout.plain_messages()
+    def collect(paths: list[str] | None, progress: gr.Progress = layout.PROGRESS) -> tuple[None, Gallery, str, Visit]:
         with ExitStack() as uploads:
             for path in paths or ():
-                uploads.enter_context(used_once(path))
-            files = ImageFiles(paths, SHOWN_SIDE)
+                uploads.enter_context(layout.used_once(path))
+            files = ImageFiles(paths, layout.SHOWN_SIDE)
             reading = progress.tqdm(files, desc="Reading", unit="images")
             index = ImageIndex.of(embed, (image for image in reading if image is not None))
         unread = len(files) - len(index)
@@ -106,8 +91,8 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
         rows = list(range(min(len(index), NUM_FOUND)))
         return None, [(index.picture(row), None) for row in rows], f"{len(index)} images{left}.", (index, rows)
 
-    with page(TITLE, SEEING) as blocks:
-        visit = session_state()
+    with layout.page(TITLE, SEEING) as blocks:
+        visit = layout.session_state()
         words = gr.Textbox(
             label="Search by words",
             placeholder="a red fish" if embedder.tokenizer else NO_WORDS,
@@ -121,8 +106,10 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
                 text = gr.Markdown(elem_id="text")
                 gallery = gr.Gallery(show_label=False, buttons=[], **GRID, elem_id="found")
             with gr.Column(scale=2, min_width=280):
-                image = unopened(gr.Image(label="Search by an image", height=240, elem_id="image", **UPLOAD))
-                choices = examples(queries)
+                image = layout.unopened(
+                    gr.Image(label="Search by an image", height=240, elem_id="image", **layout.UPLOAD)
+                )
+                choices = layout.examples(queries)
                 with gr.Row():
                     mine = upload_many("Upload images", "multiple", "mine")
                     folder = upload_many("Upload folder", "directory", "folder")
@@ -147,9 +134,8 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
 
 def upload_many(label: str, count: str, name: str) -> gr.UploadButton:
     """Return an upload button for many files, which passes their paths to its handler."""
-    button = unopened(gr.UploadButton(label, file_count=count, size="md", min_width=80, elem_id=name))
-    return button
+    return layout.unopened(gr.UploadButton(label, file_count=count, size="md", min_width=80, elem_id=name))
 
 
 if __name__ == "__main__":
-    launch(build())
+    layout.launch(build())

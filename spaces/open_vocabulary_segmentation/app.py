@@ -11,21 +11,7 @@ from dinov3_hf.data.scenes import SCENE_CLASSES
 from dinov3_hf.pipelines.inputs import LIMITS, InputError, read_prompts
 from dinov3_hf.pipelines.open_vocabulary import WordMap, check_words, map_words
 from dinov3_hf.pipelines.search import Embedder
-from dinov3_hf.spaces.layout import (
-    QUICK,
-    RESULT,
-    UPLOAD,
-    examples,
-    launch,
-    on_gpu,
-    page,
-    plain_messages,
-    read_shown,
-    scene,
-    session_state,
-    tiles,
-    unopened,
-)
+from dinov3_hf.spaces import layout
 from dinov3_hf.visualization.classes import class_colours, overlay
 from dinov3_hf.visualization.features import cut_out
 
@@ -52,22 +38,24 @@ def build(model: str | None = None) -> gr.Blocks:
     """Build the page for a text-aligned model; by default the one named by DINOV3_MODEL, or the bundled one."""
     name = model or os.environ.get("DINOV3_MODEL")
     embedder = check_words(Embedder.from_pretrained(name))
-    compare = on_gpu(lambda image, words, detail: map_words(embedder, image, words, detail))
-    scenes = [scene(index) for index, _ in EXAMPLES]
+    compare = layout.on_gpu(lambda image, words, detail: map_words(embedder, image, words, detail))
+    scenes = [layout.scene(index) for index, _ in EXAMPLES]
 
-    @plain_messages()
+    @layout.plain_messages()
     def open_upload(path: str | None) -> tuple[Image.Image, Visit]:
-        image = read_shown(path)
+        image = layout.read_shown(path)
         return image, {"image": image}
 
     def open_example(
         index: int, detail: int, threshold: float
-    ) -> tuple[str, Image.Image, np.ndarray, str, str, Visit]:
+    ) -> tuple[str, Image.Image, np.ndarray | None, str, str, Visit]:
         image, text = scenes[index], EXAMPLES[index][1]
         return text, image, *segment({"image": image}, text, detail, threshold)
 
-    @plain_messages()
-    def segment(visit: Visit | None, text: str, detail: int, threshold: float) -> tuple[np.ndarray, str, str, Visit]:
+    @layout.plain_messages()
+    def segment(
+        visit: Visit | None, text: str, detail: int, threshold: float
+    ) -> tuple[np.ndarray | None, str, str, Visit]:
         if not visit:
             raise InputError("Choose an image first.")
         words = read_prompts(text)
@@ -84,7 +72,7 @@ def build(model: str | None = None) -> gr.Blocks:
             if (mask := classes == number).any():
                 picture = cut_out(image, mask, class_colours(np.array(number)))
                 masks.append((picture, f"{word}: {mask.mean():.0%}"))
-        return overlay(np.asarray(image), classes), tiles(masks), describe(word_map, len(masks))
+        return overlay(np.asarray(image), classes), layout.tiles(masks), describe(word_map, len(masks))
 
     def describe(word_map: WordMap, count: int) -> str:
         low, high = word_map.span()
@@ -98,11 +86,11 @@ def build(model: str | None = None) -> gr.Blocks:
             )
         return "\n\n".join(lines)
 
-    with page(TITLE, SEEING + ("" if name else BUNDLED)) as blocks:
-        visit = session_state()
+    with layout.page(TITLE, SEEING + ("" if name else BUNDLED)) as blocks:
+        visit = layout.session_state()
         with gr.Row(equal_height=False):
             with gr.Column():
-                image = unopened(gr.Image(label="Image", elem_id="image", **UPLOAD))
+                image = layout.unopened(gr.Image(label="Image", elem_id="image", **layout.UPLOAD))
                 text = gr.Textbox(
                     ", ".join(SCENE_CLASSES),
                     label=f"Words or phrases, separated by commas (at most {LIMITS.max_prompts})",
@@ -111,28 +99,14 @@ def build(model: str | None = None) -> gr.Blocks:
                 )
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Column():
-                result = gr.Image(label="Segmentation", elem_id="result", **RESULT)
+                result = gr.Image(label="Segmentation", elem_id="result", **layout.RESULT)
                 message = gr.Markdown(elem_id="message")
-                threshold = gr.Slider(
-                    0,
-                    1,
-                    THRESHOLD,
-                    step=0.01,
-                    label="Mask threshold",
-                    info="0: every pixel gets a word; 1: almost none does",
-                    elem_id="threshold",
-                )
-                detail = gr.Slider(
-                    1,
-                    FINEST,
-                    DETAIL,
-                    step=1,
-                    label="Scales",
-                    info="More scales show smaller things and take longer",
-                    elem_id="detail",
-                )
+                info = "0: every pixel gets a word; 1: almost none does"
+                threshold = layout.explained_slider(0, 1, THRESHOLD, 0.01, "Mask threshold", info, "threshold")
+                info = "More scales show smaller things and take longer"
+                detail = layout.explained_slider(1, FINEST, DETAIL, 1, "Scales", info, "detail")
         masks = gr.HTML(elem_id="masks", padding=False)
-        choices = examples(scenes)
+        choices = layout.examples(scenes)
         settings, results = [detail, threshold], [result, masks, message]
         network = {"concurrency_id": "network", "concurrency_limit": 2, "show_progress_on": result}
         given = {"fn": segment, "inputs": [visit, text, *settings], "outputs": [*results, visit], **network}
@@ -142,11 +116,11 @@ def build(model: str | None = None) -> gr.Blocks:
         button.click(**given)
         text.submit(**given)
         detail.change(**given, trigger_mode="always_last")
-        threshold.change(paint, [visit, threshold], results, **QUICK)
+        threshold.change(paint, [visit, threshold], results, **layout.QUICK)
         choices.click(open_example, [choices, *settings], [text, image, *results, visit], **network)
         blocks.load(lambda *values: open_example(0, *values), settings, [text, image, *results, visit], **network)
     return blocks
 
 
 if __name__ == "__main__":
-    launch(build())
+    layout.launch(build())
