@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dinov3_hf.data.pixels import BadImage, decode_image
+from dinov3_hf.data.pixels import BadImage, decode_image, read_size
 
 
 def encoded(image, kind="PNG", **options):
@@ -32,8 +32,10 @@ def test_bytes_dictionary_path_and_picture_agree(tmp_path):
     image = Image.fromarray(pixels())
     data = encoded(image)
     (tmp_path / "a.png").write_bytes(data)
-    for value in (data, {"bytes": data, "path": None}, {"bytes": None, "path": str(tmp_path / "a.png")}, image):
+    stored = ({"bytes": data, "path": None}, {"bytes": None, "path": str(tmp_path / "a.png")})
+    for value in (data, bytearray(data), memoryview(data), *stored, image):
         same(decode_image(value), pixels())
+        assert read_size(value) == (6, 9)
 
 
 def test_grey_and_sixteen_bit():

@@ -45,10 +45,13 @@ def read_size(value: StoredImage) -> tuple[int, int]:
     """Return the height and width that `decode_image` would give, from the file's header alone; raises `BadImage`."""
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise BadImage("got a NoneType, accepted: an encoded image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+            source = io.BytesIO(value) if isinstance(value, bytes | bytearray | memoryview) else value
+            image = source if isinstance(source, Image.Image) else Image.open(source)
             try:
                 is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             except Exception:
