@@ -3,8 +3,8 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 
 Result = TypeVar("Result")
@@ -17,7 +17,7 @@ def read_ahead(
 
     A call is a tuple of arguments. If a call raises an error, it is raised when its batch is due.
     """
-    waiting = deque()
+    waiting: deque[list[Future[Result]]] = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for calls in batches:
             waiting.append([pool.submit(read, *call) for call in calls])
@@ -27,7 +27,7 @@ def read_ahead(
             yield [future.result() for future in waiting.popleft()]
 
 
-class StepReader:
+class StepReader(Generic[Result]):
     """Return the results of `read` for a step, and read those of the next step in threads meanwhile.
 
     `calls_of(step)` lists a step's calls. The first step may have any number; reading ahead helps where steps follow
@@ -36,7 +36,8 @@ class StepReader:
 
     def __init__(self, read: Callable[..., Result], calls_of: Callable[[int], Sequence[tuple]], num_steps: int):
         self.read, self.calls_of, self.num_steps = read, calls_of, num_steps
-        self.next_step, self.stream = None, None
+        self.next_step: int | None = None
+        self.stream: Iterator[list[Result]] = iter(())
 
     def __call__(self, step: int) -> list[Result]:
         if step != self.next_step:

@@ -68,7 +68,9 @@ def declared_names(rows: "Dataset", column: str) -> list[str]:
     """Return the class names that a column of objects declares; an empty list if it declares none."""
     feature = (rows.features or {}).get(column)
     inner = getattr(feature, "feature", feature)
-    for name in CATEGORY_NAMES if isinstance(inner, dict) else ():
+    if not isinstance(inner, dict):
+        return []
+    for name in CATEGORY_NAMES:
         if name in inner:
             return list(getattr(getattr(inner[name], "feature", inner[name]), "names", None) or [])
     return []

@@ -1,6 +1,6 @@
 """Columns of a data set: which one holds what, and their values."""
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import Refused
 from .folders import IMAGE_EXTENSIONS
@@ -58,7 +58,7 @@ def named_values(rows: "Dataset", column: str, field: str, accepted: str) -> lis
 
     check_column(rows, column, field)
     feature = rows.features[column]
-    values = list(rows[column]) if isinstance(feature, ClassLabel | Value) else [...]
+    values: list[Any] = list(rows[column]) if isinstance(feature, ClassLabel | Value) else [...]
     if not all(isinstance(value, int | str | None) for value in values) or not set(values) - {None}:
         kind = getattr(feature, "dtype", type(feature).__name__)
         raise Refused(f"{field}: got {column!r} of {kind}, accepted: {accepted}")
@@ -78,7 +78,8 @@ def read_vocabulary(
     """
     from datasets import ClassLabel, Value
 
-    names, readings = [], []
+    all_names: list[int | str] = []
+    readings: list[dict[int | str, int | str]] = []
     for rows in (train, test):
         check_column(rows, column, "label_column")
         feature = rows.features[column]
@@ -90,9 +91,12 @@ def read_vocabulary(
             raise Refused(f"label_column: {column!r} holds unlabelled rows (-1), accepted: splits that have labels")
         named = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else {v: v for v in values}
         readings.append(named)
-        names += named.values()
+        all_names += named.values()
     declared = isinstance(train.features[column], ClassLabel)
     # Declared classes keep their order; others are sorted, numbers before texts.
-    names = list(dict.fromkeys(names if declared else sorted(names, key=lambda name: (isinstance(name, str), name))))
+    names = list(
+        dict.fromkeys(all_names if declared else sorted(all_names, key=lambda name: (isinstance(name, str), name)))
+    )
     indices = {name: index for index, name in enumerate(names)}
-    return [str(name) for name in names], *({v: indices[name] for v, name in reading.items()} for reading in readings)
+    of_train, of_test = ({value: indices[name] for value, name in reading.items()} for reading in readings)
+    return [str(name) for name in names], of_train, of_test

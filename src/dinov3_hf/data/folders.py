@@ -39,7 +39,7 @@ def load_files(
     """Load files of one kind; files whose names start with a split's name belong to that split."""
     from datasets import load_dataset
 
-    named = {}
+    named: dict[str, list[str]] = {}
     for file in files:
         # "val" last: it begins "validation" too.
         for name in ("train", "validation", "test", "gallery", "query", "pairs", "val"):

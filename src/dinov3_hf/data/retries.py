@@ -1,7 +1,6 @@
 """Retry network reads after temporary failures; raise permanent errors at once."""
 
 import contextlib
-import itertools
 import sys
 import tarfile
 import time
@@ -48,7 +47,9 @@ def with_retries(read: Callable[[], Result], what: str) -> Result:
     from tqdm import tqdm
 
     tries = len(DELAYS) + 1
-    for number in itertools.count(1):
+    number = 0
+    while True:
+        number += 1
         try:
             with _own_retries_of_datasets():
                 return read()
@@ -74,7 +75,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, (*LASTING, OfflineModeIsEnabled)):
         return False
     # `datasets` hides the answer of a server behind a ConnectionError.
-    link = error
+    link: BaseException | None = error
     while link is not None:
         status = getattr(link, "status", None) or getattr(getattr(link, "response", None), "status_code", None)
         if isinstance(status, int):

@@ -266,8 +266,7 @@ def render_object(
     y = (centres[top:bottom, None] - np.float32(item.y)) / np.float32(item.radius)
     across, down = (cos * x + sin * y) * mirror, cos * y - sin * x
     distance, points = SHAPES[SCENE_CLASSES[item.label]](across, down, item.proportions)
-    points = np.array(points, np.float32) * (mirror, 1)
-    turned = points @ np.array([[cos, sin], [-sin, cos]], np.float32)
+    turned = np.array(points, np.float32) * (mirror, 1) @ np.array([[cos, sin], [-sin, cos]], np.float32)
     keypoints = turned * np.float32(item.radius) + np.array([item.x, item.y], np.float32)
     if distance.size:
         cover = np.clip(0.5 - distance * np.float32(item.radius * size), 0, 1)

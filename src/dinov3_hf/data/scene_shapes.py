@@ -5,6 +5,8 @@ takes coordinates `x` and `y` and four proportions `u` in [0, 1], which vary bet
 distance to the outline, negative inside, and the keypoints.
 """
 
+from functools import reduce
+
 import numpy as np
 
 
@@ -28,12 +30,12 @@ def box(x: np.ndarray, y: np.ndarray, cx: float, cy: float, half_width: float, h
 
 def polygon(x: np.ndarray, y: np.ndarray, *corners: Point) -> np.ndarray:
     """Return a convex polygon's distance, the largest of its edges' half-planes; corners clockwise (y down)."""
-    distance = None
-    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-        length = np.hypot(bx - ax, by - ay)
-        edge = ((by - ay) * (x - ax) - (bx - ax) * (y - ay)) / length
-        distance = edge if distance is None else np.maximum(distance, edge)
-    return distance
+
+    def edge(start: Point, end: Point) -> np.ndarray:
+        (ax, ay), (bx, by) = start, end
+        return ((by - ay) * (x - ax) - (bx - ax) * (y - ay)) / np.hypot(bx - ax, by - ay)
+
+    return reduce(np.maximum, map(edge, corners, corners[1:] + corners[:1]))
 
 
 def union(*parts: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,7 +104,7 @@ def load_scenes(
     from datasets import Dataset, IterableDataset
 
     check_arguments(split, subset, num_images=num_images, image_size=image_size, seed=seed)
-    fixed = {"split": split, "subset": subset, "image_size": image_size, "seed": seed}
+    fixed: dict[str, Any] = {"split": split, "subset": subset, "image_size": image_size, "seed": seed}
     features = scene_features()
     if streaming:
         # A list in gen_kwargs is what `datasets` splits into shards: one range of rows each, of whole pairs or clips.
@@ -120,7 +120,7 @@ def load_scenes(
     return Dataset.from_list(rows, features=features)
 
 
-def generate_shards(shards: list[range], **fixed: str | int) -> Iterator[dict]:
+def generate_shards(shards: list[range], **fixed: Any) -> Iterator[dict]:
     for indices in shards:
         yield from generate(indices, **fixed)
 

@@ -38,7 +38,7 @@ def read_videos(
     frames = rows[frame_column][:]
     if not all(isinstance(frame, int | float) and math.isfinite(frame) for frame in frames):
         raise Refused(f"frame_column: got {frame_column!r}, accepted: a column of numbers that order the frames")
-    row_of = {}
+    row_of: dict[str | int | None, dict[float, int]] = {}
     for row, (name, frame) in enumerate(zip(names, frames, strict=True)):
         sequence = row_of.setdefault(name, {})
         if frame in sequence:

@@ -68,7 +68,8 @@ class WholeImage:
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width of the network's input for an image: multiples of the patch size."""
         scale = self.image_size / min(height, width)
-        return tuple(max(1, round(side * scale / self.patch_size)) * self.patch_size for side in (height, width))
+        rows, columns = (max(1, round(side * scale / self.patch_size)) for side in (height, width))
+        return rows * self.patch_size, columns * self.patch_size
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
         """Resize (bicubic, antialiased) one uint8 image [3,H,W]."""
@@ -86,7 +87,7 @@ class WholeImage:
 
 def image_sizes(rows: "Dataset", image_column: str) -> list[tuple[int, int] | None]:
     """Return the height and width of every image from the files' headers, None for a header that cannot be read."""
-    sizes = []
+    sizes: list[tuple[int, int] | None] = []
     for batch in undecoded(rows.select_columns([image_column])).iter(1024):
         for value in batch[image_column]:
             try:

@@ -17,7 +17,7 @@ def answers_picture(rows: Sequence[tuple[torch.Tensor, Sequence[tuple[torch.Tens
     """Draw each query in a row with its nearest images, framed green if right, else red; uint8 images [3,H,W]."""
 
     def tile(image: torch.Tensor) -> np.ndarray:
-        return fit_image(image, tile_size(*image.shape[1:], SIDE))
+        return fit_image(image, tile_size(image.shape[1], image.shape[2], SIDE))
 
     tiles = [[tile(query), *(tile(answer) for answer, _ in answers)] for query, answers in rows]
     titles = ["query", *(f"answer {place}" for place in range(1, max(map(len, tiles))))]

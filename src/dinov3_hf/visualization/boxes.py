@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def boxes_picture(examples: Sequence[FoundBox]) -> Image.Image:
     for axes, one, tile in zip(figure.axes, examples, tiles, strict=True):
         height, width = tile.shape[:2]
         # Where the eigenvector is 0 it is white like the page: the frame shows where the picture ends.
-        frame = {"fill": False, "edgecolor": EDGE, "linewidth": 1, "clip_on": False}
+        frame: dict[str, Any] = {"fill": False, "edgecolor": EDGE, "linewidth": 1, "clip_on": False}
         axes.add_patch(Rectangle((width + GAP, 0), width, height, **frame))
         for some, colour in ((one.true, RIGHT), (one.box[None], FOUND)):
             for x0, y0, x1, y1 in (some * (width, height, width, height)).tolist():

@@ -1,7 +1,7 @@
 """Charts of results: curves, histograms, and bars with confidence intervals."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,8 @@ def curve_picture(
     log_y: bool = False,
 ) -> Image.Image:
     """Draw series of (x, y) points as curves, "chance" as a dashed line; points without a finite y are skipped."""
+    from matplotlib.ticker import LogLocator
+
     figure, axes = _chart(title, x_label)
     for number, (name, colour) in enumerate(series_colours(list(series)).items()):
         x, y = zip(*series[name], strict=True)
@@ -36,7 +38,7 @@ def curve_picture(
         axes.plot(x, y, color=colour, linewidth=2, label=spell(name), zorder=3 - number / len(series), **style)
     if log_x:
         axes.set_xscale("log")
-        axes.xaxis.get_major_locator().set_params(numticks=20)
+        axes.xaxis.set_major_locator(LogLocator(numticks=20))
     else:
         axes.set_xticks(sorted({x for points in series.values() for x, _ in points}))
     if log_y:
@@ -91,7 +93,7 @@ def bars_picture(
             lengths, middles, xerr=(lengths - low, high - lengths), fmt="none", ecolor=INK, elinewidth=1, capsize=3
         )
         for middle, length, end in zip(middles, lengths, high, strict=True):
-            place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center_baseline"}
+            place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center_baseline"}
             axes.annotate(f"{length:.3f}", (end, middle), color=PALE, size=SMALL, **place)
     axes.set(xlim=(0, 1), ylim=(height, 0), yticks=group_height * (np.arange(len(groups)) + 0.5))
     axes.set_yticklabels(groups, color=INK, size=TEXT, parse_math=False)
@@ -104,7 +106,11 @@ def bars_picture(
 
 
 def _chart(
-    title: str, x_label: str, width: int = WIDTH, height: int = HEIGHT, margins: tuple[int, int, int, int] = MARGINS
+    title: str,
+    x_label: str,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    margins: tuple[float, float, float, float] = MARGINS,
 ) -> tuple["Figure", "Axes"]:
     """Return a figure with a title, and its axes with horizontal grid lines; margins are left, right, top, bottom."""
     figure, (left, right, top, bottom) = new_figure(width, height), margins

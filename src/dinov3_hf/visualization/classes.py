@@ -52,7 +52,9 @@ def classes_picture(
             tile[ignored] = IGNORED_COLOUR
             line.append(tile)
         tiles.append(line)
-    entries = [(names[index], class_colours(np.array(index)) / 255) for index in sorted(seen)]
+    entries: list[tuple[str, object]] = [
+        (names[index], class_colours(np.array(index)) / 255) for index in sorted(seen)
+    ]
     if 0 in seen:
         entries[0] = (f"{names[0]} (not coloured)", "white")
     entries += [("ignored", np.array(IGNORED_COLOUR) / 255)] if any_ignored else []

@@ -21,7 +21,7 @@ def heat_picture(
 
     `highest` is the label of the value 1 in the legend.
     """
-    sizes = [tile_size(*image.shape[1:], SIDE) for image in images]
+    sizes = [tile_size(image.shape[1], image.shape[2], SIDE) for image in images]
     rows = {"image": [fit_image(*one) for one in zip(images, sizes, strict=True)]}
     for name, values in maps.items():
         tiles = (fit_map(heat_colours(of_image), size) for of_image, size in zip(values, sizes, strict=True))

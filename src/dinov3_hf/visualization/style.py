@@ -84,7 +84,8 @@ class Legend:
     """Squares of colours with their names, in lines of at most `width` pixels; `height` is that of all lines."""
 
     def __init__(self, entries: Sequence[tuple[str, object]], width: float):
-        self.places, left, top = [], 0, 0
+        self.places: list[tuple[str, object, float, int]] = []
+        left, top = 0.0, 0
         for name, colour in entries:
             length = 22 + text_width(name, SMALL) + 18
             if left and left + length > width:
@@ -115,5 +116,6 @@ def draw_scale(figure: "Figure", colours: np.ndarray, ends: tuple[str, str], lef
 
 def to_image(figure: "Figure") -> Image.Image:
     """Render a figure as an RGB image."""
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    canvas: Any = figure.canvas  # Agg's, from `new_figure`; Matplotlib types it as any canvas
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -21,7 +21,8 @@ LEAST_WIDTH, MOST_WIDTH = 480, 1200
 
 def tile_size(height: int, width: int, longer: int = 240) -> tuple[int, int]:
     """Return height and width of an image resized to `longer` pixels on its longer side."""
-    return tuple(max(1, round(side * longer / max(height, width))) for side in (height, width))
+    most = max(height, width)
+    return max(1, round(height * longer / most)), max(1, round(width * longer / most))
 
 
 def fit_image(image: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
