@@ -6,7 +6,7 @@ batch (dino.txt; DINOv3, section 5.3).
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinov3_hf.errors import Refused
 
@@ -34,7 +34,11 @@ def open_sources(data: CaptionArguments) -> list["datasets.Dataset | datasets.It
 
     sources = []
     for source in data.data:
-        options = {"streaming": data.streaming, "image_column": data.image_column, "num_images": data.num_images}
+        options: dict[str, Any] = {
+            "streaming": data.streaming,
+            "image_column": data.image_column,
+            "num_images": data.num_images,
+        }
         columns = find_caption_columns(load_source(source, data.split, **options), data.caption_columns)
         sources.append(load_source(source, data.split, columns=columns, **options))
     return sources
@@ -70,14 +74,15 @@ def cache_features(
     from .feature_cache import CAPTIONS, write_feature_cache
     from .pairs import TOKENS
 
+    assert data.cache_features is not None  # the recipe asks for a cache
     if accelerator.is_main_process:
         size, digest = backbone.config.image_size, weights_digest(backbone)
         about = {"backbone": digest, "image_size": size, "data": data.data, "num_images": data.num_images}
         columns = (data.image_column, data.caption_columns)
         write_feature_cache(data.cache_features, sources, *columns, transform, backbone.to(accelerator.device), about)
     accelerator.wait_for_everyone()
-    cached = {"image_column": TOKENS, "columns": [CAPTIONS], "streaming": data.streaming}
-    return [load_source(data.cache_features, "train", **cached)]
+    folder, streaming = data.cache_features, data.streaming
+    return [load_source(folder, "train", image_column=TOKENS, columns=[CAPTIONS], streaming=streaming)]
 
 
 def parameter_groups(objective: "TextAlignment") -> list[dict]:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from dinov3_hf.recipe import Recipe, described, require
-from dinov3_hf.training.arguments import RunArguments
+from dinov3_hf.recipe import described, require
+from dinov3_hf.training.arguments import RunArguments, RunRecipe
 from dinov3_hf.training.source_arguments import SourceArguments
 
 
@@ -144,7 +144,7 @@ class AlignRunArguments(RunArguments):
 
 
 @dataclass
-class AlignRecipe(Recipe):
+class AlignRecipe(RunRecipe):
     """All fields of a text alignment recipe, in the groups defined above."""
 
     towers: TowerArguments = field(default_factory=TowerArguments)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -46,7 +46,7 @@ def write_feature_cache(
 
     folder = Path(folder)
     note = folder / "features.json"
-    state = {"about": about, "files": 0, "rows": 0, "read": 0, "bad": 0, "finished": False}
+    state: dict[str, Any] = {"about": about, "files": 0, "rows": 0, "read": 0, "bad": 0, "finished": False}
     if note.is_file():
         try:
             state |= json.loads(note.read_text())

@@ -44,7 +44,7 @@ class ImageTransform:
     def __call__(self, image: torch.Tensor, rng: np.random.Generator | None = None) -> torch.Tensor:
         """Resize and normalise the whole image, or with `crop_scale` and `rng` a random crop."""
         if self.crop_scale and rng is not None:
-            top, left, height, width = draw_box(*image.shape[-2:], self.crop_scale, rng)
+            top, left, height, width = draw_box(image.shape[-2], image.shape[-1], self.crop_scale, rng)
             image = image[:, top : top + height, left : left + width]
         pixels = interpolate(image[None].float() / 255, (self.size, self.size), mode="bilinear", antialias=True)[0]
         return (pixels - self.mean) / self.std
@@ -55,6 +55,8 @@ class CaptionBatches(StreamBatches):
 
     `width` is D; further arguments are those of `StreamBatches` from batch_size on.
     """
+
+    data: CaptionArguments
 
     def __init__(
         self,

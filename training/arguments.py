@@ -159,13 +159,13 @@ class CropArguments:
         Local crops of `crop_size_sets` may be: the model drops incomplete patches. One published set has local crops
         of 10.5 patches.
         """
-        names = ["global_crop_size", "local_crop_size", "gram_crop_size"]
+        names: list[str | None] = ["global_crop_size", "local_crop_size", "gram_crop_size"]
         if self.crop_size_sets:
             names = ["crop_size_sets", None, "crop_size_sets"]
         for sizes in self.sizes(gram_crop_size):
             for name, size in zip(names, sizes, strict=True):
-                good = name is None or size is None or size % patch_size == 0
-                require(good, name, size, f"a multiple of the patch size ({patch_size})")
+                if name is not None and size is not None:
+                    require(size % patch_size == 0, name, size, f"a multiple of the patch size ({patch_size})")
 
     def validate(self) -> None:
         for sizes in self.crop_size_sets:
@@ -333,8 +333,14 @@ class RunArguments:
         require(not both, "resume", self.resume, "either resume or overwrite, not both")
 
 
+class RunRecipe(Recipe):
+    """A recipe with the group of fields that every kind of training run has."""
+
+    run: RunArguments
+
+
 @dataclass
-class PretrainRecipe(Recipe):
+class PretrainRecipe(RunRecipe):
     """All fields of a pretraining recipe, in the groups defined above."""
 
     model: ModelArguments = field(default_factory=ModelArguments)

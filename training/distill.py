@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dinov3_hf.models.configuration_dinov3_convnext import Dinov3ConvNextConfig
 
     from .engine.loop import RunResult
-    from .health import CollapseAlarm
+    from .health import CollapseAlarm, OnlineProbe
 
 
 class StudentAlarms:
@@ -135,7 +135,7 @@ def distill(recipe: DistillRecipe) -> "RunResult":
 
     probe = build_probe(data, crops)
 
-    def measure() -> dict[str, float]:
+    def measure(probe: "OnlineProbe") -> dict[str, float]:
         return {f"{name}/{key}": value for name in students for key, value in probe(objective.ema(name)).items()}
 
     prototypes = heads.dino_head_num_prototypes if heads is not None else teacher.config.hidden_size
@@ -176,7 +176,7 @@ def distill(recipe: DistillRecipe) -> "RunResult":
         run,
         recipe.as_flat_dict(),
         export,
-        None if probe is None else measure,
+        None if probe is None else lambda: measure(probe),
         alarms,
     )
     return finish(accelerator, result, [output_dir / "model" / name for name in configs])

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dinov3_hf.recipe import Recipe, described, require
+from dinov3_hf.recipe import described, require
 
-from .arguments import CropArguments, DataArguments, ObjectiveArguments, OptimizationArguments, RunArguments
+from .arguments import CropArguments, DataArguments, ObjectiveArguments, OptimizationArguments, RunArguments, RunRecipe
 
 
 @dataclass
@@ -29,8 +29,9 @@ def parse_student(text: str) -> StudentSpec:
     """Parse `[NAME=]SIZE[:FIELD=VALUE,...]` or `[NAME=]FOLDER`; raises `Refused` for any other text."""
     from dinov3_hf.recipe.yaml_text import NotYaml, parse
 
-    name, source = re.fullmatch(r"(?:([\w-]+)=)?(.+)", text).groups() if text else (None, "")
-    overrides = {}
+    matched = re.fullmatch(r"(?:([\w-]+)=)?(.+)", text)
+    name, source = matched.groups() if matched else (None, "")
+    overrides: Any = {}
     if not os.path.exists(source) and ":" in source:
         source, _, fields = source.partition(":")
         try:
@@ -139,7 +140,7 @@ class DistillRunArguments(RunArguments):
 
 
 @dataclass
-class DistillRecipe(Recipe):
+class DistillRecipe(RunRecipe):
     """All fields of a distillation recipe, in the groups defined above."""
 
     distillation: DistillArguments = field(default_factory=DistillArguments)

@@ -52,6 +52,8 @@ class Distillation(Objective):
         self.arguments, self.feature_loss, self.groups = arguments, feature_loss, groups
         self.names = list(students)
         self.skeletons = dict(skeletons or {name: copy.deepcopy(net).to("meta") for name, net in students.items()})
+        first = "dino_global" if feature_loss is None else "cls"
+        self.shown_metrics = tuple(f"{name}/{first}" for name in self.skeletons)
         self.teacher = teacher.requires_grad_(False).eval()
         for name, student in students.items():
             self.add_module(STUDENT + name, student)
@@ -60,11 +62,6 @@ class Distillation(Objective):
             self.add_module(EMA + name, ema)
         # Checkpoints omit the teacher; it is loaded again from its own files.
         self.register_state_dict_post_hook(_without_teacher)
-
-    @property
-    def shown_metrics(self) -> tuple[str, ...]:
-        first = "dino_global" if self.feature_loss is None else "cls"
-        return tuple(f"{name}/{first}" for name in self.skeletons)
 
     def student(self, name: str) -> HeadedNetwork:
         return self.get_submodule(STUDENT + name)
@@ -146,7 +143,8 @@ class Distillation(Objective):
             local_crops = None if local_crops is None else exchange.images(local_crops)
         # Each student has its own seed, and so has the next pass: a student does not depend on the others.
         seed, following = torch.randint(2**62, (2,)).tolist()
-        total, metrics = 0.0, {}
+        total: torch.Tensor | float = 0.0
+        metrics: dict[str, torch.Tensor] = {}
         for name in self.names:
             torch.manual_seed(seed ^ zlib.crc32(name.encode()))
             student = self.student(name)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,8 +109,8 @@ class OnlineProbe:
         image_column: str,
         label_column: str | None,
         image_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: Sequence[float],
+        std: Sequence[float],
         num_train: int,
         num_test: int,
     ):
@@ -230,7 +230,8 @@ class CollapseAlarm:
         self.settled_at = warmup_steps + max(warmup_steps, MIN_SETTLING_STEPS)
         self.told: dict[str, str] = {}
         self.in_a_row: dict[str, int] = {}
-        self.first_knn, self.least_cosine = None, math.inf
+        self.least_cosine = math.inf
+        self.first_knn: float | None = None
 
     def check(self, line: dict) -> list[str]:
         """Return the new alarms after one line of metrics.
@@ -307,7 +308,8 @@ class CollapseAlarm:
                 "--task patch-knn), and try Gram anchoring (gram_teacher) from a checkpoint before the rise",
             )
         if (knn := values.get("knn")) is not None:
-            self.first_knn = knn if self.first_knn is None else self.first_knn
+            if self.first_knn is None:
+                self.first_knn = knn
             fall = self.first_knn - knn
             yield (
                 "knn",

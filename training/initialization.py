@@ -110,6 +110,7 @@ def _fields(config: Dinov3Config) -> dict:
 def build_gram_teacher(gram: GramArguments, student: Dinov3ForPreTraining) -> Dinov3Model | None:
     """Build the Gram teacher; None if there is no separate network (`none`, `ema`)."""
     if gram.gram_teacher == "checkpoint":
+        assert gram.gram_checkpoint is not None  # refused by `GramArguments.validate`
         return load_backbone(gram.gram_checkpoint, "gram_checkpoint")
     if gram.gram_teacher == "ema_copy":
         # Its weights are overwritten at gram_start_step. The copy includes the student's adapters, if any.

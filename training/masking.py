@@ -1,6 +1,7 @@
 """Block masks of the patch objective (iBOT, section 3.3, after BEiT), one for each position in the global batch."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,11 +12,12 @@ MIN_BLOCK_PATCHES, MIN_ASPECT, TRIES = 4, 0.3, 10
 
 
 def mask_targets(
-    num_crops: int, probability: float, ratio: tuple[float, float], patches: int, rng: np.random.Generator
+    num_crops: int, probability: float, ratio: Sequence[float], patches: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Return the number of masked patches of each crop [num_crops]: 0, or one of evenly spaced counts, shuffled."""
     masked = int(num_crops * probability)
-    shares = np.linspace(*ratio, masked + 1)[1:]
+    least, most = ratio
+    shares = np.linspace(least, most, masked + 1)[1:]
     targets = np.zeros(num_crops, dtype=int)
     targets[rng.permutation(num_crops)[:masked]] = (patches * shares).astype(int)
     return targets
@@ -55,7 +57,7 @@ def draw_masks(
     step: int,
     seed: int,
     probability: float,
-    ratio: tuple[float, float],
+    ratio: Sequence[float],
     start: int,
     stop: int,
 ) -> np.ndarray:

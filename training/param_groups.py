@@ -1,5 +1,7 @@
 """Parameter groups: layer-wise learning rates, and parameters without weight decay (DINOv2, appendix; BEiT)."""
 
+from typing import Any
+
 from torch import nn
 
 from dinov3_hf.models.layers_dinov3 import layer_number
@@ -17,7 +19,7 @@ def parameter_groups(model: nn.Module, layerwise_decay: float, patch_embed_lr_mu
     names = [name for name, _ in model.named_parameters()]
     # The number of blocks decides the position of what comes after them.
     blocks = max(0, *(layer_number(name, -1) for name in names))
-    groups = {}
+    groups: dict[tuple, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -4,12 +4,12 @@ import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dinov3_hf.provenance import versions
-from dinov3_hf.recipe import RECIPE_FILE, Recipe, check_run_folder, write_recipe
+from dinov3_hf.recipe import RECIPE_FILE, check_run_folder, write_recipe
 
-from .arguments import CropArguments, DataArguments
+from .arguments import CropArguments, DataArguments, RunRecipe
 
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ProbedData(Protocol):
     probe_data: str | None
 
 
-def check_output_folder(recipe: Recipe) -> bool:
+def check_output_folder(recipe: RunRecipe) -> bool:
     """Return whether the output folder holds a run to resume.
 
     Raises `Refused` if it cannot be written to or holds another run.
@@ -55,7 +55,7 @@ def check_output_folder(recipe: Recipe) -> bool:
     return check_run_folder(Path(recipe.run.output_dir), recipe, MAY_CHANGE)
 
 
-def prepare_output(recipe: Recipe, accelerator: "Accelerator", objective: "Objective") -> Path:
+def prepare_output(recipe: RunRecipe, accelerator: "Accelerator", objective: "Objective") -> Path:
     """Clear or reuse the output folder, and write the recipe, library versions and git state into it.
 
     Every process checks the folder first (raising `Refused`); then the first process writes.
@@ -82,7 +82,11 @@ def open_sources(data: DataArguments) -> list["datasets.Dataset | datasets.Itera
     """Open every data source with its image column only, images undecoded."""
     from dinov3_hf.data.streams import load_source
 
-    options = {"streaming": data.streaming, "image_column": data.image_column, "num_images": data.num_images}
+    options: dict[str, Any] = {
+        "streaming": data.streaming,
+        "image_column": data.image_column,
+        "num_images": data.num_images,
+    }
     return [load_source(source, data.split, columns=[], **options) for source in data.data]
 
 

@@ -56,6 +56,7 @@ def prototype_losses(
     loss = arguments.dino_weight * dino + arguments.ibot_weight * ibot
     loss = loss + arguments.koleo_weight * num_global * koleo
     parts = {"dino_global": dino_global, "dino_local": dino_local, "koleo": koleo, "ibot": ibot}
+    assert student.dino_logits_global is not None
     with torch.no_grad():
         assignments = (student.dino_logits_global.flatten(0, 1).float() / temperature).softmax(dim=-1)
         parts["prototype_usage"] = prototype_usage(assignments, group)
@@ -96,9 +97,9 @@ class SelfDistillation(Objective):
     ):
         super().__init__()
         self.arguments = arguments
-        self.gram = gram or GramArguments(
-            **({"gram_teacher": "checkpoint", "gram_checkpoint": "given"} if gram_teacher is not None else {})
-        )
+        if gram is None and gram_teacher is not None:
+            gram = GramArguments(gram_teacher="checkpoint", gram_checkpoint="given")
+        self.gram = gram or GramArguments()
         self.gram_teacher = gram_teacher
         if gram_teacher is not None:
             gram_teacher.requires_grad_(False).eval().rope_augmentation = None
@@ -148,6 +149,7 @@ class SelfDistillation(Objective):
 
     @torch.no_grad()
     def _copy_gram_teacher(self) -> None:
+        assert self.gram_teacher is not None
         pairs = zip(self.gram_teacher.parameters(), self.teacher.dinov3.parameters(), strict=True)
         for target, source in pairs:
             local(target).copy_(local(source))

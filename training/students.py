@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -80,7 +81,9 @@ class HeadedNetwork(nn.Module):
         cls_tokens = [output.pooler_output for output in outputs]
         logits = self.dino_head(torch.cat(cls_tokens)).split([len(tokens) for tokens in cls_tokens])
         logits = [part.unflatten(0, crop.shape[:2]) for part, crop in zip(logits, crops, strict=True)]
-        patch_tokens, own, ibot_logits = outputs[0].patch_tokens, self.config.patch_size, {}
+        patch_tokens, own = outputs[0].patch_tokens, self.config.patch_size
+        assert patch_tokens is not None
+        ibot_logits: dict[int, torch.Tensor] = {}
         for size, mask in (masks or {}).items():
             tokens = resize_patches(patch_tokens, grid_of(global_crops, own), grid_of(global_crops, size))
             ibot_logits[size] = self.ibot_head(tokens.flatten(0, 1)[mask.flatten().nonzero().squeeze(1)])
@@ -151,7 +154,7 @@ def student_config(
         ) from error
 
 
-def head_fields(arguments: DistillArguments, teacher: Dinov3Config) -> dict[str, int | float]:
+def head_fields(arguments: DistillArguments, teacher: Dinov3Config) -> dict[str, Any]:
     """Return the configuration of a student's heads: prototypes and layers as the teacher, widths from the recipe."""
     fields = {"head_initializer_range": arguments.head_initializer_range}
     for head in PROJECTION_HEADS:
@@ -162,9 +165,7 @@ def head_fields(arguments: DistillArguments, teacher: Dinov3Config) -> dict[str,
     return fields
 
 
-def build_heads(
-    width: int, fields: Mapping[str, int | float] | None, target_width: int, std: float
-) -> list[nn.Module]:
+def build_heads(width: int, fields: Mapping[str, Any] | None, target_width: int, std: float) -> list[nn.Module]:
     """Build a student's image and patch head: projection heads or, without `fields`, linear maps to `target_width`."""
     heads = []
     for head in PROJECTION_HEADS:

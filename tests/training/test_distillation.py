@@ -341,6 +341,7 @@ def test_a_student_from_a_folder_starts_from_its_weights_or_has_its_shape_alone(
         (["vits16:hidden_size"], "students: got 'vits16:hidden_size', accepted: a size with changed fields"),
         (["vits16", "vits16"], r"students: got \['vits16', 'vits16'\], accepted: different names"),
         (["some/my.model"], "students: got 'some/my.model', accepted: a name of letters, digits"),
+        (["vits16\nvitb16"], r"students: got 'vits16\\nvitb16', accepted: a name of letters, digits"),
         ([], r"students: got \[\], accepted: at least one"),
     ],
 )

@@ -105,7 +105,8 @@ class MultiCrop:
         for place, (image, rng) in enumerate(zip(images, generators, strict=True)):
             # Resizing is twice as fast with interleaved channels.
             image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-            draws = [draw_crop(*image.shape[1:], *kind, crops, rng) for kind in kinds]
+            height, width = image.shape[1:]
+            draws = [draw_crop(height, width, *kind, crops, rng) for kind in kinds]
             for out, draw in zip([*global_crops[:, place], *local_crops[:, place]], draws, strict=True):
                 pixels = out.copy_(resized_crop(image, draw, out.shape[-1]))
                 self.normalize(augment_colors(pixels, draw, crops.blur_kernel_size), out)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 def slices_of(groups: list[list[int]], global_batch: int) -> list[tuple[int, int]]:
     """Return the images [start, stop) of every process, by rank; each group splits the global batch evenly."""
-    slices = {}
+    slices: dict[int, tuple[int, int]] = {}
     for ranks in groups:
         width = global_batch // len(ranks)
         slices |= {rank: (place * width, (place + 1) * width) for place, rank in enumerate(ranks)}

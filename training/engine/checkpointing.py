@@ -45,7 +45,7 @@ def checkpoint_tensors(objective: Objective, optimizer: torch.optim.AdamW) -> di
     These are the tensors of the run themselves (shards if a network is sharded): loading into them restores the run.
     """
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
-    moments = {}
+    moments: dict[str, torch.Tensor] = {}
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         state = optimizer.state[parameter]
         if not state:
@@ -59,7 +59,7 @@ def checkpoint_tensors(objective: Objective, optimizer: torch.optim.AdamW) -> di
 
 def checkpoint_parts(objective: Objective, optimizer: torch.optim.AdamW) -> dict[str, dict]:
     """Return the tensors of a run by part of the checkpoint (`Objective.part_of`), each saved in its own folder."""
-    parts = {}
+    parts: dict[str, dict] = {}
     for name, tensor in checkpoint_tensors(objective, optimizer).items():
         parts.setdefault(objective.part_of(name.partition(".")[2]), {})[name] = tensor
     return parts

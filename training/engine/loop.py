@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 from dinov3_hf.data.retries import StreamError
 from dinov3_hf.errors import Failed
 
-from ..arguments import OptimizationArguments, RunArguments
+from ..arguments import RunArguments
 from ..objective import Objective, ObjectiveOutput
 from ..schedules import StepValues
 from .checkpointing import Checkpoints
@@ -144,6 +145,15 @@ class Step:
     values: dict[str, float]
 
 
+class LoopArguments(Protocol):
+    """What the loop reads of the arguments of an optimizer."""
+
+    steps: int
+    gradient_accumulation_steps: int
+    adam_betas: list[float]
+    clip_grad_norm: float | None
+
+
 class Loop:
     """One run of an objective, from its newest checkpoint or from the start; for the arguments see `train`."""
 
@@ -154,7 +164,7 @@ class Loop:
         build_loader: Callable[[int, int], StatefulDataLoader],
         schedules: StepValues,
         accelerator: Accelerator,
-        optimization: OptimizationArguments,
+        optimization: LoopArguments,
         run: RunArguments,
         recipe: dict,
         export: Callable[[Path, dict, dict], None],
@@ -288,6 +298,7 @@ class Loop:
 
     def measure(self) -> dict[str, float]:
         """Return the metrics of the probes of all processes, each of which evaluates the networks it trains."""
+        assert self.probe is not None
         return {name: value for metrics in gather_object([self.probe()]) for name, value in metrics.items()}
 
     def save(self) -> None:
@@ -304,7 +315,7 @@ def train(
     build_loader: Callable[[int, int], StatefulDataLoader],
     schedules: StepValues,
     accelerator: Accelerator,
-    optimization: OptimizationArguments,
+    optimization: LoopArguments,
     run: RunArguments,
     recipe: dict,
     export: Callable[[Path, dict, dict], None],

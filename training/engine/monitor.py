@@ -33,8 +33,9 @@ class Monitor:
         self.path = Path(output_dir) / "metrics.jsonl"
         self.accelerator, self.alarm = accelerator, alarm
         self.kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
-        for line in self.kept if alarm is not None else ():
-            alarm.check(line)  # alarms reported before the stop are not repeated
+        if alarm is not None:
+            for line in self.kept:
+                alarm.check(line)  # alarms reported before the stop are not repeated
         if accelerator.is_main_process:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
         if report_to != "none":

@@ -3,7 +3,7 @@
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,20 +146,20 @@ def format_plan(plan: DistillPlan) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     lines = [f"measured on {device}, {plan.batch_size} images a pass, median of {STEPS} steps", ""]
     lines += [f"{'teacher':24}{plan.teacher:10.3f} s"]
-    sizes = plan.group_sizes or [None] * len(plan.students)
+    sizes: Sequence[int | None] = plan.group_sizes or [None] * len(plan.students)
     for (name, seconds), size in zip(plan.students.items(), sizes, strict=True):
         then = "" if size is None else f"   on {size} of {plan.processes} processes {plan.step(name, size):10.3f} s"
         lines.append(f"{name:24}{seconds:10.3f} s{then}")
+    images = plan.processes * plan.batch_size
     lines += [
         "",
         f"every process trains all: {plan.teacher + total:.3f} s a step; each has the networks of all students",
     ]
     if plan.group_sizes is None:
-        images = plan.processes * plan.batch_size
         return "\n".join(
             [*lines, f"groups: no sizes that divide {images} images give each student a process of its own"]
         )
-    images = [plan.processes * plan.batch_size // size for size in plan.group_sizes]
+    shares = [images // size for size in plan.group_sizes]
     steps = [plan.step(name, size) for name, size in zip(plan.students, plan.group_sizes, strict=True)]
     busy = sum(step * size for step, size in zip(steps, plan.group_sizes, strict=True)) / max(steps) / plan.processes
     return "\n".join(
@@ -167,7 +167,7 @@ def format_plan(plan: DistillPlan) -> str:
             *lines,
             f"group_sizes: {plan.group_sizes}: {plan.teacher + max(steps):.3f} s a step, processes busy {busy:.0%} of "
             "the students' time; each process has the networks of one student",
-            f"images per process in each student's pass: {images}",
+            f"images per process in each student's pass: {shares}",
             "not counted: reading images, and sums over processes; the time of a pass is assumed proportional to its "
             "number of images",
         ]

@@ -5,7 +5,8 @@ one, so everything that training allocates is counted from its allocation until 
 """
 
 import os
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,7 +133,9 @@ def make_plan(recipe: PretrainRecipe, processes: int = 1, device_memory: float |
     # With fp8, weights and activations are stored as with bf16.
     precision = "bf16" if precision in ("bf16", "fp8") else "no"
     images = recipe.optimization.batch_size * min(2, recipe.optimization.gradient_accumulation_steps)
-    chosen, flops, most, hardest = recipe.run.activation_checkpointing, Counter(), 0, ()
+    chosen, most = recipe.run.activation_checkpointing, 0
+    flops: dict[str, float] = defaultdict(float)
+    hardest: tuple[dict, int, list] = {}, 0, []
     # Initial weights are loaded for their shapes; nothing else is allocated.
     networks = build_networks(recipe) if recipe.model.init_from or recipe.gram.gram_checkpoint else None
     with fake_tensors():
@@ -155,8 +158,8 @@ def make_plan(recipe: PretrainRecipe, processes: int = 1, device_memory: float |
         device, available = "--device-memory", round(device_memory * GIB)
     elif torch.cuda.is_available():
         device, available = "this CUDA device", torch.cuda.get_device_properties(0).total_memory
-    memory = (memory[chosen], memory[not chosen])
-    return Plan(recipe, processes, precision, parameters, *memory, prefetched, dict(flops), device, available)
+    peaks = memory[chosen], memory[not chosen]
+    return Plan(recipe, processes, precision, parameters, *peaks, prefetched, dict(flops), device, available)
 
 
 def fit(plan: Plan, column: str) -> str:
@@ -180,7 +183,7 @@ def format_plan(plan: Plan) -> str:
     unit, name = (GIB, "GiB") if max(totals[0]) >= GIB else (2**20, "MiB")
     switched = "without" if plan.recipe.run.activation_checkpointing else "with"
 
-    def row(label: str, values: list[float], scale: float) -> str:
+    def row(label: str, values: Sequence[float], scale: float) -> str:
         return f"  {label:34}" + "".join(f"{value / scale:16,.2f}" for value in values)
 
     lines = [

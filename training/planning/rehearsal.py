@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dinov3_hf.models import rope_dinov3
 from dinov3_hf.models.layers_dinov3 import Dinov3Attention, Dinov3LayerScale
-from dinov3_hf.models.modeling_dinov3 import Dinov3Model
+from dinov3_hf.models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 from ..arguments import PretrainRecipe
 from ..initialization import build_gram_teacher, build_student
@@ -29,6 +29,8 @@ from ..schedules import Schedules
 from ..self_distillation import SelfDistillation
 
 
+# Student and Gram teacher.
+Networks = tuple[Dinov3ForPreTraining, Dinov3Model | None]
 # Parts of memory that are allocated and freed within a step.
 GRADIENTS, COPIES, ACTIVATIONS, LOSSES = "gradients", "bf16 weight copies", "activations", "heads and losses"
 BATCH = "input batch"
@@ -45,7 +47,10 @@ class Rehearsal(TorchDispatchMode):
         self.num_masked = num_masked
         self.weights = {_key(weight) for weight in [*objective.parameters(), *objective.buffers()]}
         self.part, self.owner, self.direction = LOSSES, "", "forward"
-        self.live, self.storages, self.flops = Counter(), {}, Counter()
+        self.live: Counter[str] = Counter()
+        self.flops: Counter[str] = Counter()
+        # The part and the bytes of each storage.
+        self.storages: dict[int, tuple[str, int]] = {}
         # Live bytes of each part after every allocation.
         self.timeline: list[dict[str, int]] = []
         for tensor in batch.values():
@@ -151,16 +156,16 @@ def replace_weights(network: nn.Module, make: Callable[[torch.Tensor], torch.Ten
                 setattr(module, name, nn.Parameter(make(weight), weight.requires_grad))
 
 
-def build_networks(recipe: PretrainRecipe) -> list[nn.Module | None]:
+def build_networks(recipe: PretrainRecipe) -> Networks:
     """Build the recipe's student and Gram teacher."""
     student, _ = build_student(recipe.model, recipe.crops)
-    return [student, build_gram_teacher(recipe.gram, student)]
+    return student, build_gram_teacher(recipe.gram, student)
 
 
 class Stage:
     """The recipe's objective on fake tensors, set up to compute as on a GPU, and its kinds of training steps."""
 
-    def __init__(self, recipe: PretrainRecipe, precision: str, networks: list[nn.Module | None]):
+    def __init__(self, recipe: PretrainRecipe, precision: str, networks: Networks):
         self.recipe, self.precision, (student, gram_teacher) = recipe, precision, networks
         self.objective = SelfDistillation(student, recipe.objective, gram_teacher, recipe.gram).train()
         # Fake tensors are on the CPU, where the model replaces "sdpa" by plain attention in bf16, but not other names.
@@ -197,8 +202,8 @@ class Stage:
         else:
             objective.student.activation_checkpointing_disable()
         num_global, images, patches = batch["masks"].shape
-        ratio, rng = tuple(crops.mask_ratio), np.random.default_rng(0)
-        masked = mask_targets(num_global * images, crops.mask_probability, ratio, patches, rng).sum()
+        rng = np.random.default_rng(0)
+        masked = mask_targets(num_global * images, crops.mask_probability, crops.mask_ratio, patches, rng).sum()
         values = Schedules(optimization, images, self.recipe.gram).values_at(step)
         rehearsal = Rehearsal(objective, batch, int(masked))
         hooks = rehearsal.follow(objective)
