@@ -23,7 +23,7 @@ class CompareArguments:
 
     def validate(self) -> None:
         require(
-            self.results,
+            bool(self.results),
             "results",
             self.results,
             "results.json files of dinov3 evaluate or finetune, or their folders",

@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(format_table(record["results"]))
     for result in record["results"]:
         print_remarks(result)
-    card = Path(recipe.of(WhatArguments).model) / "README.md"
+    model = recipe.of(WhatArguments).model
+    assert model is not None  # refused by `recipe_from_flags`
+    card = Path(model) / "README.md"
     if settings.update_card and card.is_file() and Path(__file__).parents[1] not in card.resolve().parents:
         update_model_card(card, record)
         print(f"model card: {card}")

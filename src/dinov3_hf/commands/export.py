@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Failed
 from ..recipe import Recipe, add_recipe_flags, check_output, described, recipe_from_flags, require
@@ -39,6 +39,7 @@ class ExportArguments:
         accepted = "a directory, a hub id, or a .pth or .safetensors file"
         require(self.model is not None, "model", self.model, accepted)
         require(self.output_dir is not None, "output_dir", self.output_dir, "a folder to write to")
+        assert self.model is not None and self.output_dir is not None
         check_output(self.output_dir)
         output, source = Path(self.output_dir), Path(self.model)
         own = output.exists() and output.resolve() in (source.resolve(), source.resolve().parent)
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = recipe_from_flags(arguments, ExportRecipe).export
+    assert settings.model is not None and settings.output_dir is not None  # refused by `validate`
     layout, output = settings.layout, Path(settings.output_dir)
     from dinov3_hf.checkpoints import export, load_model
     from dinov3_hf.checkpoints.processors import find_processor
@@ -87,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 def carry_preprocessing(processor: "BaseImageProcessor | None", directory: Path, layout: str) -> str:
     """Write the source's image processor next to the weights if the layout allows it; return what was done."""
     if layout == "meta":
-        return "none: Meta's layout has no place for it"
+        return "none: Meta's layout cannot hold it"
     if processor is None:
         return "none found next to the model" + (": ImageNet statistics written" if layout != "onnx" else "")
     if layout == "timm":
@@ -125,7 +127,7 @@ def agreement(model: "PreTrainedModel", directory: Path, layout: str) -> tuple[f
     try:
         read, name = reader(directory, layout)
     except ModuleNotFoundError as error:
-        return None, error.name
+        return None, str(error.name)
     for batch, rows, columns in ((1, 4, 4), (2, 3, 5)):
         images = torch.randn(batch, channels, rows * patch, columns * patch, generator=generator)
         with torch.inference_mode():
@@ -150,8 +152,8 @@ def reader(directory: Path, layout: str) -> tuple[Callable[["torch.Tensor"], "to
     if layout == "meta":
         from dinov3_hf.checkpoints import load_meta
 
-        again = load_meta(directory / "model.pth")
-        again = getattr(again, "dinov3", again)
+        loaded = load_meta(directory / "model.pth")
+        again: Any = getattr(loaded, "dinov3", loaded)
         return lambda images: again(images).last_hidden_state, "load_meta"
     if layout == "timm":
         import timm

@@ -3,7 +3,7 @@
 import argparse
 import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinov3_hf.provenance import describe_weights, is_hub_id, versions
 
@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
             "train": {"split": recipe.data.train_split, "images": len(train), "fingerprint": train._fingerprint},
             "test": {"split": recipe.data.test_split, "images": len(test), "fingerprint": test._fingerprint},
         }
-        record = {
+        assert recipe.task.model is not None
+        record: dict[str, Any] = {
             "results": [result],
             "model": describe_weights(recipe.task.model, load_backbone(recipe.task.model)),
             "settings": recipe.as_flat_dict(),

@@ -11,7 +11,10 @@ from ..recipe import Recipe, add_recipe_flags, described, recipe_from_flags, req
 
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dinov3_hf.data.views import Preprocessing
+    from dinov3_hf.evaluation.result import Result
     from dinov3_hf.models.modeling_dinov3 import Dinov3Model
     from dinov3_hf.training.arguments import PretrainRecipe
     from dinov3_hf.visualization.report import Pictures
@@ -136,7 +139,8 @@ def measure_and_report(
             cache_dir=cache,
         )
         record = evaluate(settings)
-    text_results, segmented = [], []
+    text_results: list[Result] = []
+    segmented: list[tuple[np.ndarray, ...]] = []
     if words is not None:
         from .quickstart_text import measure_words
 
@@ -146,13 +150,12 @@ def measure_and_report(
     print(format_table(record["results"]))
 
     model, _, preprocessing = load_evaluated_model(settings)
-    pictures = before_and_after(randomly_initialised(model, recipe.run.seed), model, preprocessing)
+    pictures = [before_and_after(randomly_initialised(model, recipe.run.seed), model, preprocessing)]
     metrics = read_metrics(folder / "metrics.jsonl")
     parts = {"dino_global": "image, global crops", "dino_local": "image, local crops", "ibot": "masked patches"}
     losses = {name: [(line["step"], line[key]) for line in metrics] for key, name in parts.items()}
     total = {"weighted sum": [(line["step"], line["loss"]) for line in metrics]}
     tables = [comparison for result in record["results"] for comparison in compare(result)]
-    pictures = [pictures]
     if segmented:
         threshold = text_results[-1].protocol["background_threshold"]
         caption = f"Classes are found by their names alone; black is background: no class leads by {threshold}."

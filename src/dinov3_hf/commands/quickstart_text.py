@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def align_on_scenes(recipe: "AlignRecipe") -> "RunResult":
 
     if recipe.run.overwrite:
         # Features cached by the earlier run come from another model.
+        assert recipe.data.cache_features is not None
         shutil.rmtree(recipe.data.cache_features, ignore_errors=True)
     return align(recipe)
 
@@ -78,7 +79,8 @@ def measure_words(folder: Path, num_test: int) -> tuple[list["Result"], list[tup
     templates = ["{}", "a {}"]
     names = ["background", *SCENE_CLASSES]
     # Windows that cover the whole image, a quarter and a ninth; the score of each whole window counts too.
-    settings = {"scales": (1.0, 2.0, 3.0), "whole_windows": True}
+    scales = (1.0, 2.0, 3.0)
+    settings: dict[str, Any] = {"scales": scales, "whole_windows": True}
     known = load_scenes("train", 60, subset="crowded")
     threshold = choose_background_threshold(model, processor, known, names, templates, **settings)
     held_out = load_scenes("test", num_test, subset="crowded")
@@ -105,9 +107,7 @@ def measure_words(folder: Path, num_test: int) -> tuple[list["Result"], list[tup
         image, mask = decode_image(row["image"]), read_mask(row["mask"])
         pixels = fit_image(image, processor.image_processor, window, patch)
         with torch.inference_mode():
-            logits = segment_logits(
-                model, pixels, embeddings, None, None, settings["scales"], tuple(mask.shape), image_embeddings
-            )
+            logits = segment_logits(model, pixels, embeddings, None, None, scales, tuple(mask.shape), image_embeddings)
         predicted = segment(logits, threshold) + 1
         pictures = (image.permute(1, 2, 0).numpy(), colours[mask.numpy()], colours[predicted.numpy()])
         rows.append(tuple(upscale(picture, 2) for picture in pictures))

@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import nn
-from transformers import DINOv3ViTConfig, PreTrainedModel
+from transformers import DINOv3ViTConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..checkpoints import export
@@ -127,7 +127,7 @@ def label_fields(task: str, num_labels: int | None, id2label: Mapping[int, str] 
     """Return the fields of a head's configuration that say which labels it has."""
     if task == "depth":
         if num_labels is not None or id2label is not None:
-            raise Refused(f"num_labels: got {num_labels or len(id2label)}, accepted: none for depth")
+            raise Refused(f"num_labels: got {num_labels or len(id2label or {})}, accepted: none for depth")
         return {}
     if id2label is None:
         least = 2 if task == "segmentation" else 1
@@ -141,7 +141,7 @@ def label_fields(task: str, num_labels: int | None, id2label: Mapping[int, str] 
     return {"id2label": dict(id2label), "label2id": {label: index for index, label in id2label.items()}}
 
 
-def check_fields(config_class: type, config: Mapping[str, Any]) -> None:
+def check_fields(config_class: type[PreTrainedConfig], config: Mapping[str, Any]) -> None:
     """Raise `Refused` for a field that the head's configuration lacks; transformers would silently ignore it."""
     known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
     known -= {"backbone_config", "id2label", "label2id"}
@@ -173,7 +173,9 @@ def head_fields(name: str, config: Dinov3Config) -> dict[str, Any]:
     return {}
 
 
-def build_eomt(backbone: Dinov3Model, model_class: type, config: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+def build_eomt(
+    backbone: Dinov3Model, model_class: type[PreTrainedModel], config: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
     """Return an EoMT model (Kerssies et al. 2025) with the backbone's weights, and the names of these parameters.
 
     EoMT implements the blocks itself, so the weights written by `export` are loaded under new names. Its queries are

@@ -57,6 +57,7 @@ def finetune(recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", head_con
     recipe.validate()
     output = Path(recipe.output.output_dir)
     settings = recipe.task
+    assert settings.model is not None  # refused by `validate`
     checkpoint = find_checkpoint(recipe, output)
     backbone = load_backbone(settings.model)
     processor, view = preprocessing_of(recipe, backbone)
@@ -112,6 +113,7 @@ def build_model(
 ) -> "PreTrainedModel | PeftModel":
     """Return the task's model on a backbone, with adapters, or with the weights frozen that are not trained."""
     settings = recipe.task
+    assert settings.model is not None
     model = task.build(backbone, settings.model, head_config)
     if settings.has_adapters:
         is_dora = settings.method == "dora"
@@ -134,12 +136,18 @@ def make_task(recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", view: V
         head = check_head(recipe.task.task, recipe.task.head)
         if DENSE_HEADS[head].strides and view.size % 32:
             raise Refused(f"image_size: got {view.size}, accepted for {head}: multiples of 32")
-    task = {"segmentation": Segmentation, "depth": Depth, "detection": Detection}.get(recipe.task.task, Classification)
+    dense: dict[str, type[Segmentation | Depth | Detection]] = {
+        "segmentation": Segmentation,
+        "depth": Depth,
+        "detection": Detection,
+    }
+    task: type[Task] = dense.get(recipe.task.task, Classification)
     return task(recipe, train, test, view, find_image_column(train, recipe.data.image_column))
 
 
 def preprocessing_of(recipe: FinetuneRecipe, backbone: Dinov3Model) -> tuple[DINOv3ViTImageProcessor, View]:
     """Return the image processor to save with the model, and the same preprocessing for training and tests."""
+    assert recipe.task.model is not None
     processor = processor_for(recipe.task.model, backbone.config.image_size)
     size = recipe.data.image_size or image_side(processor)
     kwargs = {"image_mean": processor.image_mean, "image_std": processor.image_std}

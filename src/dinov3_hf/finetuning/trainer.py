@@ -1,7 +1,7 @@
 """`transformers.Trainer` with the loss and metrics of a task, and layer-wise learning rates."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 Task = Classification | Depth | Detection | Segmentation
 # The labels of a batch: those of detection differ in shape from image to image.
-Labels = torch.Tensor | list[dict[str, torch.Tensor]]
+Labels: TypeAlias = torch.Tensor | list[dict[str, torch.Tensor]]
 
 
 class FinetuneTrainer(Trainer):
     """A `Trainer` with the parameter groups of a recipe and the loss and metrics of a task."""
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, recipe: FinetuneRecipe, model: nn.Module, task: Task, train: "Dataset", test: "Dataset"):
         self.task, self.recipe = task, recipe
@@ -117,7 +119,8 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layerwise
     that of i = -1; the final norm and the head have `lr`. Vectors and tokens have no weight decay.
     """
     prefix, backbone = backbone_of(model)
-    blocks, inside, groups = len(backbone.layer), f"{prefix}." if prefix else "", {}
+    blocks, inside = len(backbone.layer), f"{prefix}." if prefix else ""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
