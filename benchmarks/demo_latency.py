@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def running(name: str) -> Iterator[tuple[str, float]]:
     command = [sys.executable, "-m", "dinov3_hf.cli", "demo", name, "--no-browser", "--port", str(port)]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
     try:
         address = next(word for line in process.stdout for word in line.split() if word.startswith("http"))
         yield address, time.perf_counter() - start
@@ -89,15 +91,13 @@ def measure(page: Page, name: str, address: str, image: Path, repeats: int) -> d
     times["upload"] = [wait(page, result, lambda: page.set_input_files("#image input[type=file]", image))]
     places = np.random.default_rng(0).uniform(0.1, 0.9, (repeats, 2)).tolist()
     if name == "dense_features":
-        times["click"] = [wait(page, result, lambda x=x, y=y: click_at(page, "#image", x, y)) for x, y in places]
+        times["click"] = [wait(page, result, partial(click_at, page, "#image", x, y)) for x, y in places]
         return times
     words = ["star, cup, fish, key, boat", "mushroom, house, chair"]
-    times["words"] = [wait(page, result, lambda i=i: type_words(page, words[i % 2])) for i in range(repeats)]
+    times["words"] = [wait(page, result, partial(type_words, page, words[i % 2])) for i in range(repeats)]
     # Never the same one twice in a row.
     thresholds = [0.1 + 0.8 * (7 * i % 20) / 20 for i in range(repeats)]
-    times["threshold"] = [
-        wait(page, result, lambda x=x: set_slider(page, "#threshold", round(x, 2))) for x in thresholds
-    ]
+    times["threshold"] = [wait(page, result, partial(set_slider, page, "#threshold", round(x, 2))) for x in thresholds]
     return times
 
 

@@ -11,6 +11,7 @@ reused.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -90,7 +91,7 @@ def train(verb: str, output: Path, flags: list[str]) -> None:
 def measure(model: Path | str, data: Path | None, output: Path, quick: bool) -> list[dict]:
     """Return the k-NN metrics of a model, with baselines, on scenes and CIFAR-10."""
     # Enough images to resolve differences of two per cent.
-    counts = {"num_train": 200, "num_test": 100} if quick else {"num_train": 5000, "num_test": 5000}
+    counts: dict[str, Any] = {"num_train": 200, "num_test": 100} if quick else {"num_train": 5000, "num_test": 5000}
     metrics = []
     for name, source in (("scenes", None), ("cifar10", data)):
         if name == "scenes" or source is not None:
@@ -145,7 +146,9 @@ def main() -> None:
         output / "distilled",
         ["--config", "distill_tiny_cpu", "--students", *map(entry, names), *times(arguments.steps), *common],
     )
-    table = [("network", "parameters", "steps", "GFLOP an image and step", "k-NN, scenes", "k-NN, CIFAR-10")]
+    table: list[tuple[str, ...]] = [
+        ("network", "parameters", "steps", "GFLOP an image and step", "k-NN, scenes", "k-NN, CIFAR-10")
+    ]
 
     def row(name: str, folder: Path | str, steps: str, cost: str) -> None:
         from dinov3_hf import Dinov3Model

@@ -11,6 +11,7 @@ import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets, load_dataset
@@ -27,7 +28,7 @@ from dinov3_hf.recipe import build_recipe
 ALSO = ("top-1 (corrupted)", "top-1 difference (corrupted - test)")
 CAMVID = {"data": "camvid", "mask_column": "label", "ignore_index": 11, "image_size": 128, "resize_size": 128}
 # By name of a run: the task and its settings, the metric to show, and the number of seeds.
-RUNS = {
+RUNS: dict[str, tuple[dict[str, Any], str, int]] = {
     "knn, cifar10": ({"task": "knn", "data": "cifar10", "num_train": 5000, "num_test": 2000, "k": [10]}, "top-1", 3),
     "knn, uc_merced": (
         {"task": "knn", "data": "uc_merced", "image_size": 128, "resize_size": 128, "k": [10]},
@@ -149,7 +150,7 @@ def prepare(data: Path, folder: Path) -> None:
     save(davis.select(range(0, len(davis), 4)), folder / "davis_stills", "test")
     # The class of a clip is its video, one of four: train clips are from its first half, test clips from the second.
     names = [str(value) for value in davis.unique("sequence")]
-    clips = {"train": [], "test": []}
+    clips: dict[str, list[tuple[int, str, int]]] = {"train": [], "test": []}
     for row, (sequence, frame) in enumerate(zip(davis["sequence"], davis["frame"], strict=True)):
         clips["train" if frame < 20 else "test"].append((row, str(sequence), frame))
     for split, chosen in clips.items():
@@ -188,9 +189,9 @@ def run(name: str, settings: dict, seed: int, arguments: argparse.Namespace) -> 
     return json.loads((folder / "results.json").read_text())
 
 
-def cell(values: list[float | None]) -> str:
+def cell(given: list[float | None]) -> str:
     """Format a mean, and its range over seeds if the values differ."""
-    values = [value for value in values if value is not None]
+    values = [value for value in given if value is not None]
     if not values:
         return ""
     low, high = min(values), max(values)
@@ -221,7 +222,7 @@ def main() -> None:
     for name in arguments.only:
         settings, shown, seeds = RUNS[name]
         records = [run(name, dict(settings), seed, arguments) for seed in range(seeds)]
-        by_title = {}
+        by_title: dict[str, list[dict[str, Any]]] = {}
         for record in records:
             for metric in record["results"][0]["metrics"]:
                 # Discovery also reports every tau, which the table omits.

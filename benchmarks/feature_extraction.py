@@ -12,6 +12,7 @@ import io
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 from datasets import Dataset, Features, Image
@@ -56,7 +57,7 @@ def main() -> None:
         for start in range(0, len(rows), -(-len(rows) // arguments.rounds))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(model, view, FeatureStore(folder), arguments.batch_size, baselines=False)
+        bench = Bench(model, view, FeatureStore(Path(folder)), arguments.batch_size, baselines=False)
         # Warm up, so that the digest of the weights, computed once per run, is not part of the first round.
         bench.extract(rows.select(range(arguments.batch_size)), "image", arguments.kind, "warm-up")
 

@@ -12,6 +12,7 @@ FOLDER contains uc_merced, camvid and rgbd7scenes as Parquet files.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from dinov3_hf import tiny_checkpoint
 from dinov3_hf.cli import OneLineParser
@@ -23,7 +24,7 @@ from dinov3_hf.finetuning.run import finetune
 
 METHODS = ("frozen", "lora", "full")
 # By data set: fields of the recipe, and settings of the head, narrower than transformers' defaults (sized for GPUs).
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "uc_merced": ({"task": "classification", "data": "uc_merced", "image_size": 64, "batch_size": 32}, {}),
     "camvid": (
         {

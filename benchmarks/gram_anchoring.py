@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import cosine_similarity
@@ -90,7 +91,7 @@ def main() -> None:
     rows = load_scenes("test", 500, subset="crowded")
     preprocessing = Preprocessing(64, 64)
     images = torch.stack([preprocessing.normalize(preprocessing.image(decode_image(row))) for row in rows["image"]])
-    records = [{"arm": "start", "seed": 0, "step": 0, **measure(base / "model", images)}]
+    records: list[dict[str, Any]] = [{"arm": "start", "seed": 0, "step": 0, **measure(base / "model", images)}]
     for seed in arguments.seeds:
         for arm, flags in (("without", {}), ("with", ANCHOR | {"gram-checkpoint": base / "model"})):
             run = arguments.output / f"{arm}_{seed}"

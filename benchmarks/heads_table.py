@@ -34,7 +34,7 @@ _DETR |= {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "deco
 _DEPTH = {"fusion_hidden_size": 32, "neck_hidden_sizes": [8, 16, 24, 32]}
 _MASKS = {"num_queries": 12, "train_num_points": 256}
 # Settings that make each head small. (Widths of 32, because some norms have 32 groups.)
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "upernet": {"hidden_size": 32, "auxiliary_channels": 16},
     "mask2former": {
         "feature_size": 32,
@@ -108,13 +108,13 @@ def make_backbone(patch_size: int = 8) -> Dinov3Backbone:
 
 def make_head(backbone: Dinov3Backbone, name: str, task: str, **config: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    labels = {} if task == "depth" else {"num_labels": len(SCENE_CLASSES) + (task == "segmentation")}
+    labels: dict[str, Any] = {} if task == "depth" else {"num_labels": len(SCENE_CLASSES) + (task == "segmentation")}
     return build_head(backbone, task, name, **labels, **TINY[name], **config)
 
 
 def scenes(num_images: int, split: str = "train") -> dict:
     """Return images [B,3,S,S], masks [B,S,S] (0 background, 1 + class), depths (m) [B,S,S], and DETR's labels."""
-    batch = {"pixel_values": [], "masks": [], "depths": [], "objects": []}
+    batch: dict[str, list] = {"pixel_values": [], "masks": [], "depths": [], "objects": []}
     for row in load_scenes(split, num_images, subset="crowded", image_size=IMAGE_SIZE).with_format(None).to_list():
         mask, instances = read_mask(row["mask"]), read_mask(row["instances"])
         boxes, classes = boxes_of_masks(instances, mask)

@@ -11,10 +11,11 @@ import argparse
 import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,11 @@ from dinov3_hf.training.arguments import CropArguments
 from dinov3_hf.training.batches.augment import MultiCrop
 
 
-JITTER_ONLY = {"grayscale_probability": 0.0, "blur_probability": [0.0, 0.0, 0.0], "solarize_probability": 0.0}
+JITTER_ONLY: dict[str, Any] = {
+    "grayscale_probability": 0.0,
+    "blur_probability": [0.0, 0.0, 0.0],
+    "solarize_probability": 0.0,
+}
 
 
 def scene_files(count: int, size: int) -> list[bytes]:
@@ -86,7 +91,7 @@ def run_torchvision(files: list[bytes], crops: CropArguments | None) -> None:
             torch.stack([torch.stack(view[places]) for view in views], dim=1)
 
 
-def measure(runs: dict[tuple[str, str], Callable], rounds: int) -> dict[tuple[str, str], float]:
+def measure(runs: Mapping[tuple[str, str], Callable], rounds: int) -> dict[tuple[str, str], float]:
     """Return the median seconds of each run."""
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
     for index in range(rounds + 1):

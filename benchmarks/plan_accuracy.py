@@ -39,7 +39,7 @@ def train_steps(recipe: PretrainRecipe, steps: int) -> None:
     schedules, size = Schedules(optimization, optimization.batch_size), optimization.batch_size
     for step in range(steps):
         grid = (crops.global_crop_size // student.config.patch_size,) * 2
-        masks = draw_masks(grid, 2, size, step, 0, crops.mask_probability, tuple(crops.mask_ratio), 0, size)
+        masks = draw_masks(grid, 2, size, step, 0, crops.mask_probability, crops.mask_ratio, 0, size)
         batch = {
             "global_crops": torch.randn(2, size, 3, crops.global_crop_size, crops.global_crop_size),
             "local_crops": torch.randn(crops.local_crops, size, 3, crops.local_crop_size, crops.local_crop_size),

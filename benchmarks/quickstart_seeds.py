@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/seeds"))
     arguments = parser.parse_args()
-    rows = {}
+    rows: dict[str, dict[int, dict[str, float]]] = {}
     for seed in arguments.seeds:
         folder, start = arguments.output_dir / str(seed), time.perf_counter()
         if dinov3(["quickstart", "--seed", str(seed), "--output-dir", str(folder), "--overwrite"]):

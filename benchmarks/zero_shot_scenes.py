@@ -8,6 +8,7 @@ of class, colour and material that never occur in train.
 """
 
 import argparse
+from typing import Any
 
 from datasets import Dataset
 
@@ -25,7 +26,8 @@ TEMPLATES = ["{}", "a {}"]
 
 def distinct(rows: Dataset, count: int) -> Dataset:
     """Return the first `count` rows with different captions."""
-    seen, keep = set(), []
+    seen: set[str] = set()
+    keep: list[int] = []
     for index, caption in enumerate(rows["caption"]):
         if caption not in seen and len(keep) < count:
             seen.add(caption)
@@ -41,15 +43,15 @@ def main() -> None:
     model, processor = (kind.from_pretrained(arguments.model) for kind in (DinoTxtModel, DinoTxtProcessor))
     model.eval()
     classes, names = list(SCENE_CLASSES), ["background", *SCENE_CLASSES]
-    quiet = {"progress": False}
-    windows = {"scales": (1.0, 2.0, 3.0), "whole_windows": True}
+    quiet: dict[str, Any] = {"progress": False}
+    windows: dict[str, Any] = {"scales": (1.0, 2.0, 3.0), "whole_windows": True}
     known = load_scenes("train", 100, subset="crowded")
     threshold = choose_background_threshold(model, processor, known, names, TEMPLATES, **windows)
     print(f"background threshold: {threshold}\n\n| split | metric | model | chance |\n|---|---|---|---|")
     for split in ("test", "compositional"):
         single = load_scenes(split, arguments.num_test)
         crowded = load_scenes(split, arguments.num_test, subset="crowded")
-        masks = {"background": 0, "background_threshold": threshold}
+        masks: dict[str, Any] = {"background": 0, "background_threshold": threshold}
         results = [
             evaluate_zero_shot(model, processor, single, classes, TEMPLATES, **quiet),
             evaluate_retrieval(model, processor, distinct(single, GALLERY), **quiet),
