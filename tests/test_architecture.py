@@ -15,7 +15,7 @@ FOLDERS = {
 }
 # From the ground up. A room may import those on lower floors, and no others.
 FLOORS = (
-    ("_lazy", "_version", "errors"),
+    ("_lazy", "_version", "errors", "terminal"),
     ("launch", "recipe"),
     ("provenance",),
     ("data", "models"),

@@ -7,7 +7,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from dinov3_hf.data.captions import find_caption_columns, read_captions
 from dinov3_hf.data.columns import find_image_column
@@ -15,6 +14,7 @@ from dinov3_hf.data.pixels import BadImage, decode_image
 from dinov3_hf.errors import Refused
 from dinov3_hf.models.modeling_dinov3 import Dinov3Model
 from dinov3_hf.recipe import make_folder
+from dinov3_hf.terminal import progress_bar
 
 from .pairs import TOKENS, ImageTransform
 
@@ -58,7 +58,7 @@ def write_feature_cache(
             raise Refused(f"cache_features: {folder} holds features of another {changed}, accepted: another folder")
     device = next(backbone.parameters()).device
     read = 0
-    with tqdm(desc="backbone features", unit="image", initial=state["read"], dynamic_ncols=True) as bar:
+    with progress_bar(desc="backbone features", unit="image", initial=state["read"]) as bar:
         for rows in [] if state["finished"] else sources:
             image_name = find_image_column(rows, image_column)
             columns = find_caption_columns(rows, caption_columns)

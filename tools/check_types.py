@@ -1,6 +1,6 @@
 """Run mypy on the package as it is installed, whose folders lie apart in the repository, and on the benchmarks.
 
-    python tools/check_types.py [mypy's flags]
+python tools/check_types.py [mypy's flags]
 """
 
 import configparser

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from ._version import __version__
 from .errors import Failed, Refused
+from .terminal import quiet_libraries
 
 
 VERBS = {
@@ -104,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         close = difflib.get_close_matches(unknown[0], flags, n=1)
         what = "unknown flag" if unknown[0].startswith("-") else "unknown argument"
         verb_parser.error(f"{what} {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+    arguments.given = rest
+    quiet_libraries()
     try:
         return command.run(arguments) or 0
     except (Refused, Failed, OSError, ModuleNotFoundError) as error:

@@ -58,7 +58,9 @@ class StreamBatches(IterableDataset):
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.first_step, self.first_epoch = first_step, first_epoch
         self.batches, self.read_images, self.bad = 0, 0, 0
-        self.stream, self.resumed = None, None
+        self.bad_examples: list[str] = []
+        self.stream: MixedRows | None = None
+        self.resumed: dict | None = None
 
     def read(self, row: dict, source: int) -> object:
         """Return the example in a row of a source; raises `BadImage` if the row cannot be used."""
@@ -84,27 +86,27 @@ class StreamBatches(IterableDataset):
         reader, readers = self.rank * workers + number, self.world_size * workers
         weights = self.data.data_weights or [1.0] * len(self.sources)
         block, share = self.data.shuffle_block, self.data.homogeneous_share
-        self.stream = MixedRows(self.sources, weights, block, self.seed, reader, readers, share)
-        for stream in self.stream.streams:
+        rows = self.stream = MixedRows(self.sources, weights, block, self.seed, reader, readers, share)
+        for stream in rows.streams:
             stream.epoch = self.first_epoch
         if self.resumed is not None:
-            self.stream.load_state_dict(self.resumed)
+            rows.load_state_dict(self.resumed)
         for index in itertools.count(self.batches):
             step, before = self.first_step + index * workers + number, (self.read_images, self.bad)
             self.bad_examples = []
             places = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-            examples = [self._next(source) for source in self.stream.source_of(step, places)]
+            examples = [self._next(rows, source) for source in rows.source_of(step, places)]
             batch = self.make_batch(examples, places, step)
             self.batches = index + 1
             counts = {"images_read": self.read_images - before[0], "bad_images": self.bad - before[1]}
-            epoch = max(stream.epoch for stream in self.stream.streams)
+            epoch = max(stream.epoch for stream in rows.streams)
             about = {"step": step, "epoch": epoch, "num_images": len(places), "bad_examples": self.bad_examples}
             yield {**batch, **counts, **about}
 
-    def _next(self, source: int) -> object:
+    def _next(self, rows: MixedRows, source: int) -> object:
         """Return the example in the next usable row of one source."""
         while True:
-            row = self.stream.next_row(source)
+            row = rows.next_row(source)
             self.read_images += 1
             try:
                 return self.read(row, source)

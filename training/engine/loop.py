@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from dinov3_hf.data.retries import StreamError
 from dinov3_hf.errors import Failed
+from dinov3_hf.terminal import progress_bar
 
 from ..arguments import RunArguments
 from ..objective import Objective, ObjectiveOutput
@@ -190,12 +191,11 @@ class Loop:
             state["first_probe"] = self.measure()
         self.objective.train()
         self.batches = iter(self.loader)
-        bar = tqdm(
+        bar = progress_bar(
             total=steps,
             initial=state["step"],
             desc="train",
             unit="step",
-            dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
         )
         # `stopping` is the stop signal that any process of the run received.

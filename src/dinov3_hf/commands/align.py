@@ -1,6 +1,9 @@
 """`dinov3 align`: train a text tower on top of a frozen backbone."""
 
 import argparse
+from pathlib import Path
+
+from ..terminal import evaluation_of, print_next, resumed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,4 +18,14 @@ def run(arguments: argparse.Namespace) -> int:
     from dinov3_hf.text_alignment.align import align
     from dinov3_hf.text_alignment.arguments import AlignRecipe
 
-    return align(recipe_from_flags(arguments, AlignRecipe)).exit_code
+    recipe = recipe_from_flags(arguments, AlignRecipe)
+    result, output = align(recipe), Path(recipe.run.output_dir)
+    if result.finished:
+        model = output / "model"
+        print_next(
+            [*evaluation_of(model, output), "--task", "zero-shot"],
+            ["demo", "open_vocabulary_segmentation", "--model", str(model)],
+        )
+    else:
+        print_next(resumed("align", arguments.given))
+    return result.exit_code

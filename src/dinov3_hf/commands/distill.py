@@ -1,8 +1,10 @@
 """`dinov3 distill`: train one or several small students from one frozen teacher."""
 
 import argparse
+from pathlib import Path
 
 from ..errors import Refused
+from ..terminal import evaluation_of, print_next, resumed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,4 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dinov3_hf.training.distill import distill
 
-    return distill(recipe).exit_code
+    result, output = distill(recipe), Path(recipe.run.output_dir)
+    if result.finished:
+        print_next(*(evaluation_of(model, output / model.name) for model in sorted((output / "model").iterdir())))
+    else:
+        print_next(resumed("distill", arguments.given))
+    return result.exit_code

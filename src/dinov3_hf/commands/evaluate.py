@@ -8,6 +8,7 @@ from ..errors import Refused
 from ..evaluation.arguments import OutputArguments, WhatArguments
 from ..evaluation.tasks import TASKS, EvaluateRecipe
 from ..recipe import add_recipe_flags, check_output, recipe_from_flags
+from ..terminal import print_next
 
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.cards import update_model_card
     from ..evaluation.loading import features_folder
-    from ..evaluation.results import format_table, write_results
+    from ..evaluation.results import format_table, summary, write_results
     from ..evaluation.run import evaluate, join_processes
 
     recipe = recipe_from_flags(arguments, EvaluateRecipe)
@@ -53,6 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
         size = sum(file.stat().st_size for file in features.rglob("*") if file.is_file())
         print(f"features: {features} ({size / 1e6:.0f} MB; kept for later runs; delete the folder when done)")
     print(f"results: {output}" + (f", pictures: {', '.join(path.name for path in pictures)}" if pictures else ""))
+    if verdict := summary(record["results"]):
+        print(f"verdict: {verdict}")
+    has_text = any(getattr(task, "has_text", False) for task in recipe.chosen)
+    print_next(["demo", "open_vocabulary_segmentation" if has_text else "dense_features", "--model", model])
     return 0
 
 

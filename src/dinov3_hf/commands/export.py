@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Failed
 from ..recipe import Recipe, add_recipe_flags, check_output, described, recipe_from_flags, require
+from ..terminal import print_next
 
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
             "do not use what was written"
         )
     print(f"checked: {reader} gives the same tokens (largest difference {difference:.1e}, square and other images)")
+    if layout == "transformers":
+        print_next(["demo", "dense_features", "--model", str(output)])
     return 0
 
 

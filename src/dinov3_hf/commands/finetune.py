@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dinov3_hf.provenance import describe_weights, is_hub_id, versions
 
 from ..data.splits import draw_rows, split_off_test
+from ..terminal import is_first_process, print_next
 
 
 if TYPE_CHECKING:
@@ -76,13 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
             f"{details['folder'] or 'random init is a baseline: its weights are not saved'}, "
             f"results: {output / 'results.json'}"
         )
+        if not recipe.task.random_init and not recipe.output.export:
+            baseline = f"{output}-random-init"
+            print_next(
+                ["finetune", *arguments.given, "--random-init", "--output-dir", baseline],
+                ["compare", str(output), baseline],
+            )
     return 0
-
-
-def is_first_process() -> bool:
-    import os
-
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def load_splits(recipe: "FinetuneRecipe") -> tuple["Dataset", "Dataset"]:

@@ -1,8 +1,10 @@
 """`dinov3 pretrain`: train a DINOv3 on a stream of images."""
 
 import argparse
+from pathlib import Path
 
 from ..errors import Refused
+from ..terminal import evaluation_of, print_next, resumed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,4 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dinov3_hf.training.pretrain import pretrain
 
-    return pretrain(recipe_from_flags(arguments, PretrainRecipe)).exit_code
+    recipe = recipe_from_flags(arguments, PretrainRecipe)
+    result, output = pretrain(recipe), Path(recipe.run.output_dir)
+    if result.finished:
+        model = output / "model"
+        print_next(evaluation_of(model, output), ["demo", "dense_features", "--model", str(model)])
+    else:
+        print_next(resumed("pretrain", arguments.given))
+    return result.exit_code

@@ -1,13 +1,13 @@
 """`dinov3 quickstart`: pretrain a tiny ViT on rendered scenes, align a text tower, evaluate both, write a report."""
 
 import argparse
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..recipe import Recipe, add_recipe_flags, described, recipe_from_flags, require
+from ..terminal import print_next, typed
 
 
 if TYPE_CHECKING:
@@ -93,16 +93,15 @@ def run(arguments: argparse.Namespace) -> int:
     print("evaluating frozen features ...")
     report = measure_and_report(recipe, seconds, settings.num_train, settings.num_test, words)
     print(f"report: {report}")
-    print("look at it in the browser:", *demo_commands(report.parent, words), sep="\n  ")
+    print_next(*demo_commands(report.parent, words))
     return 0
 
 
-def demo_commands(folder: Path, words: Path | None) -> list[str]:
-    """Return the commands that open demos of the models just trained, with `dinov3` spelled as the user typed it."""
-    dinov3 = sys.argv[0] if Path(sys.argv[0]).name == "dinov3" else "dinov3"
-    commands = [f"{dinov3} demo dense_features --model {folder / 'model'}"]
+def demo_commands(folder: Path, words: Path | None) -> list[list[str]]:
+    """Return the commands, as arguments of `dinov3`, that open demos of the models just trained."""
+    commands = [["demo", "dense_features", "--model", str(folder / "model")]]
     if words is not None:
-        commands.append(f"{dinov3} demo open_vocabulary_segmentation --model {words / 'model'}")
+        commands.append(["demo", "open_vocabulary_segmentation", "--model", str(words / "model")])
     return commands
 
 
@@ -176,7 +175,7 @@ def measure_and_report(
         tables=tables,
         pictures=pictures,
         notes={
-            "Look at it in the browser": "\n".join(demo_commands(folder, words)),
+            "Look at it in the browser": "\n".join(map(typed, demo_commands(folder, words))),
             "Go on with your own images": f"{own_images}\n{measure}",
             "Recipe": recipe.as_flat_dict(),
             "Versions": record["versions"],

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..data.columns import check_column, undecoded
 from ..data.pixels import decode_image
 from ..data.views import check_image_size, image_sizes
 from ..errors import Refused
 from ..pipelines.matching import REFINEMENT_STEPS, find_matches, sample_tokens
+from ..terminal import progress_bar
 from ..visualization.matches import Matches, matches_picture
 from .bench import Bench
 from .result import Result
@@ -156,7 +156,7 @@ def evaluate_correspondence(
     drawn, rows = {index * len(measured) // NUM_DRAWN for index in range(NUM_DRAWN)}, undecoded(test)
     distances: dict[str, list[torch.Tensor]] = {name: [] for name in (*features, "chance")}
     pictures = []
-    bar = tqdm(measured, desc="correspondence: pairs", unit="pair", disable=not bench.progress, dynamic_ncols=True)
+    bar = progress_bar(measured, desc="correspondence: pairs", unit="pair", disable=not bench.progress)
     for number, pair in enumerate(bar):
         matched = {"chance": pair.source_points / pair.source_size * pair.target_size}
         for name in features:

@@ -16,6 +16,7 @@ from ..data.columns import check_column, undecoded
 from ..data.masks import check_mask_fits
 from ..data.pixels import BadImage, decode_image, read_size
 from ..errors import Refused
+from ..terminal import progress_bar
 from .bench import Bench
 from .feature_store import Extractor, Features
 from .probe import step_generator, train_probe
@@ -150,7 +151,7 @@ def skipped(train: DenseSplit, test: DenseSplit) -> dict:
 
 
 def _bar(values: Collection, title: str, progress: bool) -> tqdm:
-    return tqdm(values, desc=title, total=len(values), unit="image", disable=not progress, dynamic_ncols=True)
+    return progress_bar(values, desc=title, total=len(values), unit="image", disable=not progress)
 
 
 def _can_be_decoded(value: dict | None) -> bool:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from torchvision.ops import box_iou
-from tqdm.auto import tqdm
 
 from ..data.boxes import mask_boxes, read_boxes
 from ..data.columns import check_column, undecoded
@@ -16,6 +15,7 @@ from ..data.masks import check_mask_column, read_masks
 from ..data.pixels import decode_image
 from ..data.views import check_image_size, image_sizes
 from ..errors import Refused
+from ..terminal import progress_bar
 from ..visualization.boxes import FoundBox, boxes_picture
 from .bench import Bench
 from .result import Result
@@ -137,7 +137,7 @@ def evaluate_discovery(
         )
         raise Refused(named if boxes is None else f"box_column: none of the {len(test)} rows has a box in it")
     predicted = {name: np.zeros((len(places), len(taus), 4)) for name in features}
-    bar = tqdm(places, desc="discovery: graphs", unit="image", disable=not bench.progress, dynamic_ncols=True)
+    bar = progress_bar(places, desc="discovery: graphs", unit="image", disable=not bench.progress)
     for index, place in enumerate(bar):
         for name in features:
             cosines = patch_cosines(features[name][place].to(bench.device))

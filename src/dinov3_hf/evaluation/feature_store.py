@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..data.ahead import read_ahead
 from ..data.columns import undecoded
 from ..data.pixels import decode_image
 from ..data.views import Preprocessing, WholeImage
 from ..errors import Refused
+from ..terminal import progress_bar
 
 
 if TYPE_CHECKING:
@@ -135,13 +135,12 @@ class FeatureStore:
             values = rows[part.start : part.stop][image_column]
             return list(zip(values, sizes[part.start : part.stop], strict=True))
 
-        with tqdm(
+        with progress_bar(
             total=sum(len(part) for _, part in batches),
             initial=num_done,
             desc=description,
             unit="image",
             disable=not progress or not open_batches,
-            dynamic_ncols=True,
         ) as bar:
             read_batches = read_ahead(read, map(calls_of, open_batches), AHEAD)
             for part, images in zip(open_batches, read_batches, strict=True):

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..errors import Refused
+from ..terminal import progress_bar
 from ..visualization.charts import curve_picture
 from .bench import Bench
 from .result import Result
@@ -100,7 +100,7 @@ def accuracies_by_c(
     features, held_features = scaler.transform(features), scaler.transform(held_features)
     # Each fit starts from the previous solution, which is close.
     classifier, accuracies = _logistic(warm_start=True), {}
-    for c in tqdm(C_GRID, desc=description, disable=not progress, dynamic_ncols=True):
+    for c in progress_bar(C_GRID, desc=description, disable=not progress):
         with _quiet():
             classifier.set_params(C=c).fit(features, labels)
         accuracies[c] = float((classifier.predict(held_features) == held_labels).mean())

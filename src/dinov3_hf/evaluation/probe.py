@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..errors import Failed
+from ..terminal import progress_bar
 
 
 # The paper warms its dense heads up over 1500 of 40000 steps (section 6.1.2).
@@ -55,9 +55,7 @@ def train_probe(
 
     head.train()
     saved_at = time.monotonic()
-    bar = tqdm(
-        range(first, steps), desc=description, initial=first, total=steps, disable=not progress, dynamic_ncols=True
-    )
+    bar = progress_bar(range(first, steps), desc=description, initial=first, total=steps, disable=not progress)
     for step in bar:
         loss = loss_at(step)
         if not loss.isfinite():

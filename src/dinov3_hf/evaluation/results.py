@@ -14,7 +14,8 @@ from ..errors import Refused
 from .result import Result
 
 
-MODEL_AND_BASELINES = ("model", "random_init", "raw_pixels", "chance")
+BASELINES = ("random_init", "raw_pixels", "chance")
+MODEL_AND_BASELINES = ("model", *BASELINES)
 # Keys of a metric that are not its parameters.
 NOT_PARAMETERS = ("metric", "lower_is_better", *MODEL_AND_BASELINES)
 TABLE_HEAD = ("task", "metric", "data", "model", "random init", "raw pixels", "chance", "date")
@@ -28,16 +29,46 @@ def metric_title(metric: dict) -> str:
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """Lay out the metrics of several tasks as aligned lines, one per metric."""
+    """Lay out the metrics of several tasks as aligned lines, one per metric, each with its verdict."""
     columns = [
         name for name in MODEL_AND_BASELINES if any(name in metric for result in results for metric in result.metrics)
     ]
-    lines = [["", *(name.replace("_", " ") for name in columns)]]
+    lines = [["", *(name.replace("_", " ") for name in columns), "verdict"]]
     for result in results:
         for metric in result.metrics:
             title = f"{result.task} {metric_title(metric)}"
-            lines.append([title, *(format_value(metric.get(name)) for name in columns)])
-    return align(lines)
+            values = [format_value(metric.get(name)) for name in columns]
+            lines.append([title, *values, verdict(metric)])
+    return align(lines, left=(0, len(columns) + 1))
+
+
+def verdict(metric: dict) -> str:
+    """Say by how much the model is better or worse than the best of its baselines; "" without one.
+
+    It compares two numbers of one test set: how much of a difference is chance, seeds tell.
+    """
+    value = metric.get("model")
+    others = {name: metric[name] for name in BASELINES if _is_number(metric.get(name))}
+    if not others or not _is_number(value):
+        return ""
+    sign = -1 if metric.get("lower_is_better") else 1
+    name, best = max(others.items(), key=lambda item: sign * item[1])
+    ahead = round(sign * (value - best), 4)
+    relation = "better than" if ahead > 0 else "worse than" if ahead < 0 else "equal to"
+    return f"{relation} {name.replace('_', ' ')}" + (f" by {abs(ahead):.4f}" if ahead else "")
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Count the metrics in which the model is better than all of its baselines, as one sentence."""
+    verdicts = [text for result in results for metric in result.metrics if (text := verdict(metric))]
+    if not verdicts:
+        return ""
+    better = sum(text.startswith("better") for text in verdicts)
+    return f"the model is better than all baselines in {better} of {len(verdicts)} metrics"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def format_value(value: float | None) -> str:
@@ -45,14 +76,14 @@ def format_value(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def align(lines: list[list[str]]) -> str:
-    """Pad cells to columns: the first column is aligned left, the others right."""
+def align(lines: list[list[str]], left: Sequence[int] = (0,)) -> str:
+    """Pad cells to columns: those of `left` are aligned left, the others right."""
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     aligned = [
         "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
+            cell.ljust(width) if index in left else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        ).rstrip()
         for line in lines
     ]
     return "\n".join(aligned)

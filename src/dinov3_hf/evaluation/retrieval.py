@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..data.columns import check_column, named_values, undecoded
 from ..data.pixels import decode_image
 from ..data.views import check_image_size
 from ..errors import Refused
 from ..pipelines.neighbours import CosineBank
+from ..terminal import progress_bar
 from ..visualization.answers import answers_picture
 from .bench import Bench
 from .feature_store import Features
@@ -207,9 +207,7 @@ class _Search:
     def run(self, bank: CosineBank, queries: Features, bench: Bench, description: str) -> dict:
         """Return "average_precision", "rank" (of the first relevant item) by answerable query, "gap" and "answers"."""
         average_precision, ranks, confidence, right, answers = [], [], [], [], []
-        bar = tqdm(
-            total=len(self.queries), desc=description, unit="query", disable=not bench.progress, dynamic_ncols=True
-        )
+        bar = progress_bar(total=len(self.queries), desc=description, unit="query", disable=not bench.progress)
         with bar:
             for part, relevant, own in self.parts():
                 tokens = torch.cat([queries[index] for index in range(part.start, part.stop)])

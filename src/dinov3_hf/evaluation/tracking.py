@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..data.columns import check_column, undecoded
 from ..data.masks import check_mask_column, check_mask_fits, read_mask, resize_mask
@@ -19,6 +18,7 @@ from ..data.sequences import Video, read_videos
 from ..data.views import check_image_size
 from ..errors import Refused
 from ..pipelines.label_propagation import LabelPropagation, Propagation, soft_labels
+from ..terminal import progress_bar
 from ..visualization.tracks import frame_picture
 from .bench import Bench
 from .feature_store import Features
@@ -102,9 +102,7 @@ def evaluate_tracking(
     measured: list[Measured] = []
     skipped: Counter[str] = Counter()
     pictures, done = [], 0
-    with tqdm(
-        total=len(test), desc="tracking: frames", unit="frame", disable=not bench.progress, dynamic_ncols=True
-    ) as bar:
+    with progress_bar(total=len(test), desc="tracking: frames", unit="frame", disable=not bench.progress) as bar:
         for video in videos:
             first, *others = video.rows
             given = frames.mask(first)

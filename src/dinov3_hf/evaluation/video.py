@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..data.columns import check_column, read_vocabulary
 from ..data.sequences import Video, clip_frames, count_starts, even_starts, read_videos
 from ..data.views import check_image_size
 from ..errors import Refused
+from ..terminal import progress_bar
 from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .feature_store import Features
@@ -290,12 +290,11 @@ def _probabilities(
 ) -> torch.Tensor:
     """Return the mean probabilities [V,K] of `num_clips` clips of each video."""
     clips, probabilities = videos.spread(num_clips), []
-    for start in tqdm(
+    for start in progress_bar(
         range(0, len(clips), batch_size),
         desc=f"video: test clips, {name}",
         unit="batch",
         disable=not bench.progress,
-        dynamic_ncols=True,
     ):
         tokens = videos.tokens(name, clips[start : start + batch_size])
         probabilities.append(head(tokens.to(bench.device)).double().softmax(1).cpu())

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..data.ahead import read_ahead
 from ..data.columns import check_column, undecoded
@@ -19,6 +18,7 @@ from ..pipelines.class_embeddings import (
     default_templates,
     unknown_words,
 )
+from ..terminal import progress_bar
 from .result import Result
 
 
@@ -52,7 +52,7 @@ def read_images(
 
     batches = ([(value,) for value in batch[image_column]] for batch in rows.iter(batch_size))
     start = 0
-    with tqdm(total=len(rows), desc=description, unit="image", disable=not progress, dynamic_ncols=True) as bar:
+    with progress_bar(total=len(rows), desc=description, unit="image", disable=not progress) as bar:
         for images in read_ahead(read, batches):
             bar.update(len(images))
             good = [index for index, image in enumerate(images) if image is not None]

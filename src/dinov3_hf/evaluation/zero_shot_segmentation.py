@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..data.columns import check_column, undecoded
 from ..data.masks import IGNORE_INDEX, read_mask
@@ -19,6 +18,7 @@ from ..pipelines.class_embeddings import (
     unknown_words,
 )
 from ..pipelines.class_maps import best_class, class_maps, fit_image, segment, window_and_stride
+from ..terminal import progress_bar
 from .iou import confusion_matrix, intersection_over_union
 from .result import Result
 
@@ -84,7 +84,7 @@ def evaluate_zero_shot_segmentation(
     confusion = torch.zeros(len(names), len(names), dtype=torch.long)
     unreadable, misfit = 0, 0
     rows = undecoded(rows.select_columns([image_column, mask_column]))
-    bar = tqdm(rows, desc="zero-shot-segmentation", unit="image", disable=not progress, dynamic_ncols=True)
+    bar = progress_bar(rows, desc="zero-shot-segmentation", unit="image", disable=not progress)
     for row in bar:
         try:
             image, mask = decode_image(row[image_column]), read_mask(row[mask_column] or {"path": ""})

@@ -16,8 +16,9 @@ from ..data.pixels import BadImage, decode_image
 from ..errors import Refused
 from ..evaluation.depth import depth_errors, sigma_loss
 from ..models.modeling_dinov3 import Dinov3Model
+from ..terminal import progress_bar
 from .arguments import FinetuneRecipe
-from .examples import View, progress
+from .examples import View
 from .heads import build_dense, upsample_to
 
 
@@ -39,7 +40,7 @@ class Depth:
         for rows in (train, test):
             check_depth_column(rows, data.depth_column)
         medians = []
-        for row in progress(train.select_columns([data.depth_column]), "depths of train"):
+        for row in progress_bar(train.select_columns([data.depth_column]), desc="depths of train", unit="image"):
             depths = self._depths(row)
             if depths is not None and (depths > 0).any():
                 medians.append(depths[depths > 0].median())

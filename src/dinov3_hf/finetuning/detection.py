@@ -16,8 +16,9 @@ from ..data.masks import read_mask
 from ..data.pixels import BadImage, decode_image, read_size
 from ..errors import Refused
 from ..models.modeling_dinov3 import Dinov3Model
+from ..terminal import progress_bar
 from .arguments import FinetuneRecipe
-from .examples import View, progress
+from .examples import View
 from .heads import build_dense
 
 
@@ -49,7 +50,9 @@ class Detection:
         for name, rows in (("train", train), ("test", test)):
             for column in columns:
                 check_column(rows, column, "objects_column")
-            for index, row in progress(enumerate(rows.select_columns(columns)), f"objects of {name}"):
+            for index, row in enumerate(
+                progress_bar(rows.select_columns(columns), desc=f"objects of {name}", unit="image")
+            ):
                 try:
                     height, width = read_size(row[image_column])
                     boxes, classes = self.objects(row)

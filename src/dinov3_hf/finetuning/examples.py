@@ -1,6 +1,6 @@
 """Turning rows of a data set into training and test examples."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ from ..errors import Refused
 
 if TYPE_CHECKING:
     import datasets
-    from tqdm import tqdm
 
 
 # Smallest area of a random crop, as a fraction of the image.
@@ -71,10 +70,3 @@ def collate(examples: list[dict]) -> dict:
         else:
             batch[name] = values if isinstance(values[0], dict) else torch.tensor(values)
     return batch
-
-
-def progress(items: Iterable, text: str) -> "tqdm":
-    """Return the items with a progress bar, which is shown on terminals only."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=text, disable=None)

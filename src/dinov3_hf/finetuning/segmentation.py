@@ -14,8 +14,9 @@ from ..data.pixels import BadImage, decode_image, read_size
 from ..errors import Refused
 from ..evaluation.iou import confusion_matrix, intersection_over_union
 from ..models.modeling_dinov3 import Dinov3Model
+from ..terminal import progress_bar
 from .arguments import FinetuneRecipe
-from .examples import SMALLEST_CROP, View, progress
+from .examples import SMALLEST_CROP, View
 from .heads import build_dense, class_scores, mask_targets, upsample_to
 
 
@@ -36,9 +37,8 @@ class Segmentation:
         largest, counts = 0, torch.zeros(1, dtype=torch.long)
         for name, rows in (("train", train), ("test", test)):
             check_mask_column(rows, data.mask_column)
-            for row, values in progress(
-                enumerate(rows.select_columns([image_column, data.mask_column])), f"masks of {name}"
-            ):
+            masks = rows.select_columns([image_column, data.mask_column])
+            for row, values in enumerate(progress_bar(masks, desc=f"masks of {name}", unit="image")):
                 labels = self._labels(values)
                 if labels is None:
                     continue

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import ModelOutput
 
 from ..models.layers_dinov3 import layer_number
+from ..terminal import progress_bar
 from .adapters import TOKENS, backbone_of, freeze_patch_embedding
 from .arguments import FinetuneRecipe
 from .classification import Classification
@@ -20,10 +21,50 @@ from .segmentation import Segmentation
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from tqdm import tqdm
 
 Task = Classification | Depth | Detection | Segmentation
 # The labels of a batch: those of detection differ in shape from image to image.
 Labels: TypeAlias = torch.Tensor | list[dict[str, torch.Tensor]]
+
+
+class Progress(TrainerCallback):
+    """Progress of training and of the test, shown as that of every other verb."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def _show(self, name: str, state: TrainerState, total: int, done: int = 0) -> None:
+        disable = not state.is_world_process_zero
+        self.bar = progress_bar(desc=name, unit="step", total=total, initial=done, disable=disable)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **given: Any) -> None:
+        self._show("train", state, state.max_steps, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **given: Any) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, **given: Any) -> None:
+        if self.bar is not None and "loss" in given["logs"]:
+            self.bar.set_postfix(loss=f"{float(given['logs']['loss']):.3f}")
+
+    def on_train_end(self, *_: Any, **given: Any) -> None:
+        self._close()
+
+    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **given: Any) -> None:
+        if self.bar is None:
+            self._show("test", state, len(given["eval_dataloader"]))
+        assert self.bar is not None
+        self.bar.update()
+
+    def on_predict(self, *_: Any, **given: Any) -> None:
+        self._close()
 
 
 class FinetuneTrainer(Trainer):
@@ -39,7 +80,9 @@ class FinetuneTrainer(Trainer):
             data_collator=collate,
             train_dataset=Examples(train, task.read, train=True),
             eval_dataset=Examples(test, task.read, train=False),
+            callbacks=[Progress()],
         )
+        self.remove_callback(PrinterCallback)
         # Our losses are means over the batch: with gradient accumulation Trainer has to divide them.
         self.model_accepts_loss_kwargs = False
 
@@ -109,6 +152,8 @@ def training_arguments(recipe: FinetuneRecipe) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
+        # `Progress` shows it instead.
+        disable_tqdm=True,
     )
 
 
