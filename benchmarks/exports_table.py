@@ -129,7 +129,8 @@ def main() -> None:
     ]
     table = [[*row, f"{taken['this package'] / taken[row[0]]:.2f}"] for row in rows]
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; speed: images/s of its reader / of this package"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; "
+        "speed: images/s of its reader / of this package"
     )
     text = markdown([[*header, "speed"], *table])
     print(text)

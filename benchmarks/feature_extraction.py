@@ -86,9 +86,8 @@ def main() -> None:
     print("| run | images/s | time / bare forward |\n|---|---|---|")
     print(f"| bare forward | {len(rows) / sum(bare):.1f} | 1.000 |")
     ratio = statistics.median(t / b for t, b in zip(taken, bare, strict=True))
-    print(
-        f"| extraction | {len(rows) / sum(taken):.1f} | {ratio:.3f} (rounds: {', '.join(f'{t / b:.3f}' for t, b in zip(taken, bare, strict=True))}) |"
-    )
+    rounds = ", ".join(f"{t / b:.3f}" for t, b in zip(taken, bare, strict=True))
+    print(f"| extraction | {len(rows) / sum(taken):.1f} | {ratio:.3f} (rounds: {rounds}) |")
     print(f"| extraction again, all cached | {len(rows) / again:.0f} | {again / sum(bare):.3f} |")
 
 

@@ -185,8 +185,8 @@ def main() -> None:
                     synchronize(device)
                     seconds[run].append(time.perf_counter() - start)
             ours, ceiling = (statistics.median(values) for values in seconds.values())
-            line = f"{size} {name:9} {batch / ours:8.2f} images/s, ceiling {batch / ceiling:8.2f}, ratio {ceiling / ours:.2f}"
-            line += f", peak {memory:.2f} GB, {flops / 1e9:.0f} GFLOPs a step"
+            line = f"{size} {name:9} {batch / ours:8.2f} images/s, ceiling {batch / ceiling:8.2f}"
+            line += f", ratio {ceiling / ours:.2f}, peak {memory:.2f} GB, {flops / 1e9:.0f} GFLOPs a step"
             print(line + (f", MFU {flops / ours / GPU_PEAK:.2f}" if device != "cpu" else ""), flush=True)
             del step, bare, seconds
 

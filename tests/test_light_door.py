@@ -1,4 +1,4 @@
-"""The door is light: no torch for help, names and recipes; and whatever is imported first, the Auto classes know ours."""
+"""The door is light: no torch for help, names and recipes. Whatever is imported first, the Auto classes know ours."""
 
 import ast
 import configparser
@@ -26,8 +26,8 @@ ARGUMENTS = sorted(
     for package, folder in FOLDERS.items()
     for file in (ROOT / folder).rglob("*arguments.py")
 )
-ROOMS = ("checkpoints", "data", "evaluation", "finetuning", "models", "pipelines", "recipe", "spaces", "text_alignment",
-         "training", "visualization")  # fmt: skip
+ROOMS = ("checkpoints", "data", "evaluation", "finetuning", "models", "pipelines", "recipe", "spaces",
+         "text_alignment", "training", "visualization")  # fmt: skip
 # One process takes these steps, one after the other, and says after each what heavy library it brought.
 STEPS = {
     "the package": "import dinov3_hf",
@@ -95,7 +95,9 @@ def test_the_command_runs_as_a_module():
 # Both orders of importing, in every run of the tests; each order takes a process that imports all of transformers.
 QUICK_ORDERS = ("transformers' Auto classes first", "dinov3_hf first")
 ORDERS = {
-    "transformers' Auto classes first": "from transformers import AutoModel, AutoProcessor, pipeline; import dinov3_hf",
+    "transformers' Auto classes first": (
+        "from transformers import AutoModel, AutoProcessor, pipeline; import dinov3_hf"
+    ),
     "transformers alone first": "import transformers; import dinov3_hf",
     # Its model files import the Auto classes before they are complete themselves, and our networks import those files.
     "dinov3_hf first": "import dinov3_hf, transformers.modeling_layers; from transformers import DINOv3ViTConfig",

@@ -64,7 +64,7 @@ def test_the_package_marks_itself_as_typed():
 
 
 def test_what_the_library_names_stays_light():
-    """What transformers' own DINOv3 imports is given (it takes accelerate where that is installed); no more than that."""
+    """What transformers' own DINOv3 imports is given (it takes accelerate if that is installed); no more than that."""
     heavy = ["datasets", "accelerate", "gradio", "matplotlib", "sklearn", "peft", "timm", "torchdata"]
     code = (
         "import sys, torchvision; from transformers import AutoBackbone, AutoImageProcessor, AutoModel, "

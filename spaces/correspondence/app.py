@@ -16,8 +16,8 @@ from dinov3_hf.spaces import layout
 
 TITLE = "Correspondence"
 SEEING = (
-    "**Click** a point in the left image: the ring in the right image marks the most similar point, and brighter areas "
-    "are more similar. The network was not trained to match points."
+    "**Click** a point in the left image: the ring in the right image marks the most similar point, and brighter "
+    "areas are more similar. The network was not trained to match points."
 )
 ONE, ALL = "Clicked point", "Mutual matches"
 # What the server keeps of a visit: the images, and the clicked point (x, y).

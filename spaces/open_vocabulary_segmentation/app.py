@@ -18,8 +18,8 @@ from dinov3_hf.visualization.features import cut_out
 
 TITLE = "Segmentation by words"
 SEEING = (
-    "Every pixel gets the colour of the **word** that is most similar to it, or none if no word is clearly more similar "
-    "than the others. The model was trained on captions only, without masks."
+    "Every pixel gets the colour of the **word** that is most similar to it, or none if no word is clearly more "
+    "similar than the others. The model was trained on captions only, without masks."
 )
 BUNDLED = " This small model, bundled with the package, knows 50 words about rendered scenes and makes many mistakes."
 # Scenes of the test split, each with words; the bundled model does not know the last word of the last one.

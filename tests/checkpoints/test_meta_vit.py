@@ -109,7 +109,8 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained({str(tmp_path)!r})
 with torch.no_grad():
     tokens = model(load_file({str(tmp_path / "images.safetensors")!r})["images"]).last_hidden_state
-save_file({{"tokens": tokens, "class": torch.tensor(type(model).__name__ == "DINOv3ViTModel")}}, {str(tmp_path / "tokens.safetensors")!r})
+is_theirs = torch.tensor(type(model).__name__ == "DINOv3ViTModel")
+save_file({{"tokens": tokens, "class": is_theirs}}, {str(tmp_path / "tokens.safetensors")!r})
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     result = load_file(tmp_path / "tokens.safetensors")

@@ -243,9 +243,9 @@ def test_table_is_aligned_and_leaves_out_missing_controls():
     [
         (
             ["--task", "patch_knn"],
-            "task: got 'patch_knn', accepted: knn, patch-knn, linear, linear-sgd, segmentation, depth, correspondence, "
-            "tracking, discovery, retrieval, video, outliers, layers, resolution, fairness, zero-shot, "
-            "image-text-retrieval, zero-shot-segmentation; did you mean patch-knn?",
+            "task: got 'patch_knn', accepted: knn, patch-knn, linear, linear-sgd, segmentation, depth, "
+            "correspondence, tracking, discovery, retrieval, video, outliers, layers, resolution, fairness, "
+            "zero-shot, image-text-retrieval, zero-shot-segmentation; did you mean patch-knn?",
         ),
         (["--task", "knn", "zero-shot"], "task: got 'knn, zero-shot', accepted: in one call either tasks of a text"),
         (["--task", "zero-shot"], "is of type 'dinov3_vit', accepted for tasks with text: a dinotxt directory"),

@@ -32,7 +32,7 @@ def png(pixels: np.ndarray) -> dict:
 
 
 def coloured_images(num, seed, side=32, label=COLOURS, bad=()):
-    """Images of one noisy colour each, labelled with it: every image feature that is worth something separates them."""
+    """Images of one noisy colour each, labelled with it: every image feature of any worth separates them."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 3, num)
     pixels = generator.integers(0, 60, (num, side, side, 3), dtype=np.uint8)

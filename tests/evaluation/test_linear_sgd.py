@@ -1,4 +1,4 @@
-"""The grid of SGD heads against heads trained alone, its batches and crops, resumption, and the evaluation around it."""
+"""The grid of SGD heads against heads trained alone, its batches and crops, resuming, and the evaluation around it."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def tiny_bench(folder=None, **settings):
 
 
 def coloured_images(num, seed, names=COLOURS, bad=(), shuffled=False, columns=None):
-    """Images of one noisy colour each, labelled with it or, `shuffled`, with that of another; `columns` may be alike."""
+    """Images of one noisy colour each, labelled with it or, `shuffled`, with another's; `columns` may be alike."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 3, num)
     pixels = np.repeat(

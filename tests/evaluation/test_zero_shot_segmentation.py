@@ -175,11 +175,14 @@ from dinov3_hf.pipelines.class_maps import segment, segment_logits
 size, side, window, scales = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
 fields = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 config = Dinov3Config.from_size(size) if size != "tiny" else Dinov3Config(**fields, patch_size=8)
-text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 300}
+text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+text |= {"intermediate_size": 32, "vocab_size": 300}
 model = DinoTxtModel.from_backbone(Dinov3Model(config), text).eval()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 width = model.config.projection_dim // 2
-logits = segment_logits(model, torch.randn(1, 3, 2 * side // 3, side), torch.randn(20, width), window, window // 32 * 16, scales)
+logits = segment_logits(
+    model, torch.randn(1, 3, 2 * side // 3, side), torch.randn(20, width), window, window // 32 * 16, scales
+)
 assert segment(logits).shape == logits.shape[1:] == (2 * side // 3, side)
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """

@@ -31,10 +31,22 @@ SCRIPTS = (
     "ﬁne ﬃ Ⅷ ½ ²",
 )
 EMOJI = ("👍🏽", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇨🇭", "❤️", "🧑🏿‍🚀", "1️⃣", "☺")
-ENTITIES = ("&amp;", "&amp;amp;", "&lt;b&gt;", "&amp;lt;", "&#233;", "e&#x301;", "&#x1F600;", "&nbsp;", "&eacute", "&bogus;", "&#0;", "&amp;#39;s", "&#x345;")  # fmt: skip
-SPACES = (" ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u2003", "\u3000", "\u200b", "\u2028", "\u0085", "\x00", "\x07", "\x1f", "\x7f", "\ufeff", "\u202e", "\ufffd")  # fmt: skip
-MARKS = ("!", "!!!", "...", "?!", "--", "$9.99", "<|endoftext|>", "</w>", "#tag_1", "@", "'", "''", "“”", "∑", "\u0301", "\u0345", "\ud83d", "\ud83d\ude00")  # fmt: skip
-WORDS = ("a photo of THE dog", "it's", "they'LL", "we’ve", "I'm", "d'Or", "it'ſ", "rock'n'roll", "WOW", "isn't", "antidisestablishmentarianism", "x" * 40, "2024", "1,000.50", "３")  # fmt: skip
+ENTITIES = (
+    "&amp;", "&amp;amp;", "&lt;b&gt;", "&amp;lt;", "&#233;", "e&#x301;", "&#x1F600;", "&nbsp;",
+    "&eacute", "&bogus;", "&#0;", "&amp;#39;s", "&#x345;",
+)  # fmt: skip
+SPACES = (
+    " ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u2003", "\u3000", "\u200b", "\u2028",
+    "\u0085", "\x00", "\x07", "\x1f", "\x7f", "\ufeff", "\u202e", "\ufffd",
+)  # fmt: skip
+MARKS = (
+    "!", "!!!", "...", "?!", "--", "$9.99", "<|endoftext|>", "</w>", "#tag_1", "@", "'", "''",
+    "“”", "∑", "\u0301", "\u0345", "\ud83d", "\ud83d\ude00",
+)  # fmt: skip
+WORDS = (
+    "a photo of THE dog", "it's", "they'LL", "we’ve", "I'm", "d'Or", "it'ſ", "rock'n'roll", "WOW", "isn't",
+    "antidisestablishmentarianism", "x" * 40, "2024", "1,000.50", "３",
+)  # fmt: skip
 MOJIBAKE = ("cafÃ©", "â€œquotedâ€\x9d", "donâ€™t", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "naÃ¯ve Â© 2020", "l’Ã©tÃ©", "ã\x81\x82")
 BLANKS = ("", " ", "\t\n", "\u3000\u00a0", "&nbsp;", "\x00")
 

@@ -1,4 +1,4 @@
-"""Strangers' worst: each wrong upload gets a sentence, none takes the server down, and nothing is kept or given away."""
+"""Strangers' worst: each wrong upload gets a sentence, none stops the server, and nothing is kept or given away."""
 
 import io
 import json

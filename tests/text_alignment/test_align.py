@@ -23,10 +23,11 @@ from dinov3_hf.text_alignment.pairs import CaptionBatches, ImageTransform, drop_
 
 
 TINY = [
-    "--config", "tiny_cpu", "--text-hidden-size", "32", "--text-num-hidden-layers", "2", "--text-num-attention-heads", "2",
-    "--text-intermediate-size", "64", "--context-length", "12", "--vocab-size", "300", "--batch-size", "4", "--steps", "6",
-    "--lr-warmup-steps", "1", "--log-every", "1", "--save-every", "3", "--probe-every", "3", "--shuffle-block", "8",
-    "--probe-images", "10", "--vision-head-drop-path-rate", "0.3", "--image-size", "32",
+    "--config", "tiny_cpu", "--text-hidden-size", "32", "--text-num-hidden-layers", "2",
+    "--text-num-attention-heads", "2", "--text-intermediate-size", "64", "--context-length", "12",
+    "--vocab-size", "300", "--batch-size", "4", "--steps", "6", "--lr-warmup-steps", "1", "--log-every", "1",
+    "--save-every", "3", "--probe-every", "3", "--shuffle-block", "8", "--probe-images", "10",
+    "--vision-head-drop-path-rate", "0.3", "--image-size", "32",
 ]  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def test_stopped_run_equals_one_without_a_stop(backbone, captioned, finished, tm
 
 
 def test_cached_features_train_as_the_backbone_does(backbone, captioned, tmp_path):
-    """The cache holds fp16: the losses agree to its rounding. Rows are drawn in another order, so one epoch is compared."""
+    """The cache holds fp16: the losses agree to its rounding. Rows come in another order, so one epoch is compared."""
     folder = tmp_path / "features"
     assert run(backbone, captioned, tmp_path / "out", "--cache-features", str(folder)) == 0
     note = json.loads((folder / "features.json").read_text())

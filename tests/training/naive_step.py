@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class Schedule:
-    """From step `first`: warm-up from `start` towards `peak`, cosine from `peak` to `end` with both ends, then `end`."""
+    """From step `first`: warm-up from `start` towards `peak`, cosine from it to `end` with both ends, then `end`."""
 
     start: float
     peak: float

@@ -38,7 +38,8 @@ def test_shipped_recipes_are_valid(name):
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
     file = write(
         tmp_path,
-        "steps: 7\nlr: 1e-3\nmask_ratio: [0.2, 0.4]\nsize: null\nlr_warmup_steps: 0\nteacher_temperature_warmup_steps: 0\nfreeze_last_layer_steps: 0\n",
+        "steps: 7\nlr: 1e-3\nmask_ratio: [0.2, 0.4]\nsize: null\nlr_warmup_steps: 0\n"
+        "teacher_temperature_warmup_steps: 0\nfreeze_last_layer_steps: 0\n",
     )
     recipe = from_flags(
         "--config", file, "--steps", "9", "--resume", "--clip-grad-norm", "null", "--global-crop-scale", "0.1", "1"

@@ -15,7 +15,10 @@ from dinov3_hf.training.distill_arguments import DistillRecipe
 from dinov3_hf.training.planning.distill_plan import DistillPlan, apportion, format_plan
 
 
-VIT = "vits16:patch_size=8,hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,layerscale_value=0.5"
+VIT = (
+    "vits16:patch_size=8,hidden_size=16,num_hidden_layers=1,num_attention_heads=2,"
+    "intermediate_size=32,layerscale_value=0.5"
+)
 CONV = "convnext_tiny:depths=[1,1],hidden_sizes=[8,12],layer_scale_init_value=0.5"
 TINY = [
     *("distill --config distill_tiny_cpu --global-crop-size 16 --batch-size 4 --steps 6 --lr-warmup-steps 1").split(),

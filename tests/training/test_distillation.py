@@ -32,8 +32,9 @@ def make_teacher(full=True):
     torch.manual_seed(7)
     heads = {f"{head}_head_{part}": 8 for head in ("dino", "ibot") for part in ("hidden_size", "bottleneck_size")}
     config = Dinov3Config(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, patch_size=4, layerscale_value=0.5,
-        dino_head_num_prototypes=12, ibot_head_num_prototypes=10, head_initializer_range=0.3, **heads,
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, patch_size=4,
+        layerscale_value=0.5, dino_head_num_prototypes=12, ibot_head_num_prototypes=10, head_initializer_range=0.3,
+        **heads,
     )  # fmt: skip
     net = Dinov3ForPreTraining(config)
     if full:

@@ -279,8 +279,8 @@ def test_the_loop_itself_takes_the_naive_steps(tmp_path):
     student, rates = run.objective.student, (run.optimization.layerwise_decay, run.optimization.patch_embed_lr_mult)
     train(
         run.objective, lambda: parameter_groups(student, *rates), lambda step, epoch: Loader(run.batches),
-        run.schedules, Accelerator(cpu=True), run.optimization, RunArguments(output_dir=str(tmp_path), log_every=1), {},
-        export=lambda *args: None,
+        run.schedules, Accelerator(cpu=True), run.optimization, RunArguments(output_dir=str(tmp_path), log_every=1),
+        {}, export=lambda *args: None,
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == pytest.approx([state.loss for state in states], rel=2e-6)

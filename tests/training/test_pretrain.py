@@ -96,7 +96,7 @@ def test_exported_weights_are_the_teachers(finished):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_interrupted_run_equals_uninterrupted(folder, finished, tmp_path, workers, monkeypatch):
-    """Stopped by a signal after step 4 and killed after step 5, then finished: the same losses and weights to the bit."""
+    """Stopped by a signal after step 4, killed after step 5, then finished: the same losses and weights to the bit."""
     from dinov3_hf.training.self_distillation import SelfDistillation
 
     fork_workers(monkeypatch)

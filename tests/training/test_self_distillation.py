@@ -31,8 +31,9 @@ VALUES = {
 def make(seed=0, **fields):
     torch.manual_seed(seed)
     config = Dinov3Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, patch_size=4, num_register_tokens=2,
-        layerscale_value=0.5, dino_head_num_prototypes=12, dino_head_hidden_size=16, dino_head_bottleneck_size=8,
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, patch_size=4,
+        num_register_tokens=2, layerscale_value=0.5,
+        dino_head_num_prototypes=12, dino_head_hidden_size=16, dino_head_bottleneck_size=8,
         ibot_head_num_prototypes=10, ibot_head_hidden_size=16, ibot_head_bottleneck_size=8, head_initializer_range=0.2,
     )  # fmt: skip
     objective = SelfDistillation(Dinov3ForPreTraining(config), ObjectiveArguments(**fields)).train()

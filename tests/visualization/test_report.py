@@ -33,8 +33,8 @@ def test_comparisons_hold_the_metrics():
 def test_verdict_says_what_lost():
     first, second = compare(RESULT)
     assert verdict(first) == (
-        "k-NN on images (k=10): top-1 is 0.400, above random init (0.200, 2.00 times), below raw pixels (0.500, 0.80 times) "
-        "and above chance (0.100, 4.00 times)."
+        "k-NN on images (k=10): top-1 is 0.400, above random init (0.200, 2.00 times), below raw pixels (0.500, "
+        "0.80 times) and above chance (0.100, 4.00 times)."
     )
     assert verdict(second) == "k-NN on images (k=20): top-1 is 0.300, above chance (0.000)."
 

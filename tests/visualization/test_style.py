@@ -63,8 +63,8 @@ def test_legends_break_into_lines_and_show_their_colours():
 
 def test_matplotlib_comes_with_the_first_picture_and_pyplot_never():
     code = (
-        "import sys; from dinov3_hf.visualization import answers, boxes, charts, classes, confusion, depths, features, "
-        "heat, matches, report, tiles, tracks; from dinov3_hf.finetuning import depth; "
+        "import sys; from dinov3_hf.visualization import answers, boxes, charts, classes, confusion, depths, "
+        "features, heat, matches, report, tiles, tracks; from dinov3_hf.finetuning import depth; "
         "print('matplotlib' in sys.modules); charts.curve_picture('a', {'model': [(1, 2), (2, 3)]}, 'x'); "
         "print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )

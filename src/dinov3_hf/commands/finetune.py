@@ -148,9 +148,10 @@ def write_card(record: dict, folder: Path) -> None:
         task=result.task,
         title=f"{result.task.capitalize()} with DINOv3, {method}",
         summary=(
-            f"`{architecture}` on {'random weights shaped as ' if settings['random_init'] else ''}`{base if is_id else Path(base).name}`, "
-            f"method `{method}`, {result.details['trainable_parameters']:,} trained parameters, by `dinov3 finetune`. No licence is "
-            "set: it follows those of the base and of the training images."
+            f"`{architecture}` on {'random weights shaped as ' if settings['random_init'] else ''}"
+            f"`{base if is_id else Path(base).name}`, "
+            f"method `{method}`, {result.details['trainable_parameters']:,} trained parameters, by `dinov3 finetune`. "
+            "No licence is set: it follows those of the base and of the training images."
         ),
         snippet=snippet.format(folder=folder.name, module=module, name=architecture),
     )

@@ -129,7 +129,8 @@ def head_modules(model: nn.Module, prefix: str) -> list[str]:
         bare = [own for own, _ in module.named_parameters(recurse=False)]
         if bare:
             raise Refused(
-                f"method: {type(model).__name__} holds {name}.{bare[0]}, which PEFT cannot save, accepted: frozen or full"
+                f"method: {type(model).__name__} holds {name}.{bare[0]}, which PEFT cannot save, "
+                "accepted: frozen or full"
             )
         inside = f"{name}." if name else ""
         return [part for own, child in module.named_children() for part in split(inside + own, child)]

@@ -30,8 +30,8 @@ class Classification:
         beyond = sorted({tested[value] for value in test.unique(self.label_column)} - set(self.names))
         if beyond:
             raise Refused(
-                f"label_column: test has the class{'es' if len(beyond) > 1 else ''} {', '.join(beyond[:5])}, accepted: "
-                f"the {len(self.names)} classes of train"
+                f"label_column: test has the class{'es' if len(beyond) > 1 else ''} {', '.join(beyond[:5])}, "
+                f"accepted: the {len(self.names)} classes of train"
             )
         # Splits may number their classes differently.
         self.test_index_of = {value: self.names.index(name) for value, name in tested.items() if name in self.names}

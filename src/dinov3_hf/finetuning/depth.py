@@ -46,7 +46,8 @@ class Depth:
                 medians.append(depths[depths > 0].median())
         if not medians:
             raise Refused(
-                f"depth_column: got {self.column!r} without a depth in range, accepted: depths up to {self.max_depth} m"
+                f"depth_column: got {self.column!r} without a depth in range, "
+                f"accepted: depths up to {self.max_depth} m"
             )
         self.constant = torch.stack(medians).median()
         # No random crops: resizing them would make objects look nearer than their true depth.

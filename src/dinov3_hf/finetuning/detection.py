@@ -76,8 +76,8 @@ class Detection:
                 )
             if not 0 <= number < (len(self.names) or number + 1):
                 raise Refused(
-                    f"objects_column: {where} has the category {number}, accepted: 0 to {len(self.names) - 1}, those of "
-                    "the class list"
+                    f"objects_column: {where} has the category {number}, accepted: 0 to {len(self.names) - 1}, those "
+                    "of the class list"
                 )
 
     def objects(self, row: dict) -> tuple[torch.Tensor, list[int]]:
@@ -91,7 +91,8 @@ class Detection:
         boxes = objects.get("bbox", objects.get("boxes"))
         if objects and (classes is None or boxes is None or len(classes) != len(boxes)):
             raise Refused(
-                f"objects_column: got {self.column!r} with {', '.join(objects)}, accepted: as many `category` as `bbox`"
+                f"objects_column: got {self.column!r} with {', '.join(objects)}, "
+                "accepted: as many `category` as `bbox`"
             )
         return torch.tensor(boxes or [], dtype=torch.float).view(-1, 4), list(classes or [])
 

@@ -37,7 +37,8 @@ def dense_features(
     network = getattr(model, "dinov3", model)
     if not isinstance(network, (Dinov3Model, Dinov3ConvNextModel)) or isinstance(network, Dinov3Backbone):
         raise Refused(
-            f"model: got a {type(model).__name__}, accepted: a Dinov3Model, a Dinov3ConvNextModel or a model around one"
+            f"model: got a {type(model).__name__}, "
+            "accepted: a Dinov3Model, a Dinov3ConvNextModel or a model around one"
         )
     patch = network.config.patch_size
     if isinstance(upsample, str):

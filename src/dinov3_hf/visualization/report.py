@@ -246,7 +246,8 @@ STYLE = """
 @media (prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#9aa4b0;--line:#30363d;--page:#111418;--card:#1a1e24;
 --track:#2a3038;--s0:#6ea3ff;--s1:#f79a4b;--s2:#3fc79c;--s3:#bd8bff;--s4:#f27a9d}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--page);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1120px;margin:0 auto;padding:40px 24px 64px}
 h1{font-size:30px;line-height:1.2;margin:0 0 10px;letter-spacing:-.01em}
 h2{font-size:20px;margin:40px 0 12px}
@@ -271,10 +272,11 @@ svg text{fill:var(--soft);font-size:12.5px}
 .series{fill:none;stroke-width:2;stroke-linejoin:round;stroke:currentColor}
 .s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}.s3{color:var(--s3)}.s4{color:var(--s4)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13.5px;margin:8px 0 0;padding-left:8px}
-.legend i{display:inline-block;width:16px;height:3px;border-radius:2px;background:currentColor;margin-right:7px;vertical-align:middle}
+.legend i{display:inline-block;width:16px;height:3px;border-radius:2px;background:currentColor;
+margin-right:7px;vertical-align:middle}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:16px}
-.row{display:grid;grid-template-columns:repeat(var(--n),1fr);gap:4px 6px;background:var(--card);border:1px solid var(--line);
-border-radius:10px;padding:10px 12px 12px}
+.row{display:grid;grid-template-columns:repeat(var(--n),1fr);gap:4px 6px;background:var(--card);
+border:1px solid var(--line);border-radius:10px;padding:10px 12px 12px}
 .row span{color:var(--soft);font-size:12.5px}
 .row img{width:100%;aspect-ratio:1;object-fit:cover;border-radius:5px;image-rendering:pixelated}
 pre{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px;margin:0;overflow-x:auto;
@@ -282,7 +284,8 @@ font:13.5px/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 details{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 18px;margin-top:16px}
 h2+details,pre+details{margin-top:28px}
 summary{cursor:pointer;font-weight:600}
-dl{margin:12px 0 4px;display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:4px 28px;font-size:13.5px}
+dl{margin:12px 0 4px;display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:4px 28px;
+font-size:13.5px}
 dl div{display:flex;justify-content:space-between;gap:12px;border-bottom:1px solid var(--line);padding:3px 0}
 dt{color:var(--soft);overflow-wrap:anywhere}dd{margin:0;text-align:right;overflow-wrap:anywhere}
 @media (max-width:560px){main{padding:24px 14px 48px}h1{font-size:24px}.summary{font-size:16.5px}.card{padding:14px}

@@ -172,7 +172,8 @@ def test_sources_are_mixed_by_weight_and_some_steps_are_homogeneous():
         ),
     )
     crops = CropArguments(
-        global_crop_size=16, local_crops=0, color_jitter_probability=0, grayscale_probability=0, solarize_probability=0,
+        global_crop_size=16, local_crops=0, color_jitter_probability=0, grayscale_probability=0,
+        solarize_probability=0,
     )  # fmt: skip
     data = DataArguments(data=["a", "b"], data_weights=[3, 1], homogeneous_share=0.25, num_workers=0)
     shares = []

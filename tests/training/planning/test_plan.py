@@ -22,10 +22,10 @@ from dinov3_hf.training.schedules import Schedules
 
 WIDTH, HIDDEN, DEPTH, NUM_HEADS, PATCH = 64, 128, 2, 2, 8
 TINY = {
-    "size": None, "patch_size": PATCH, "hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": NUM_HEADS,
-    "intermediate_size": HIDDEN, "num_register_tokens": 2, "global_crop_size": 48, "local_crop_size": 24,
-    "local_crops": 3, "batch_size": 4, "steps": 10, "lr_warmup_steps": 1, "freeze_last_layer_steps": 0,
-    "teacher_temperature_warmup_steps": 0, "num_workers": 1,
+    "size": None, "patch_size": PATCH, "hidden_size": WIDTH, "num_hidden_layers": DEPTH,
+    "num_attention_heads": NUM_HEADS, "intermediate_size": HIDDEN, "num_register_tokens": 2,
+    "global_crop_size": 48, "local_crop_size": 24, "local_crops": 3, "batch_size": 4, "steps": 10,
+    "lr_warmup_steps": 1, "freeze_last_layer_steps": 0, "teacher_temperature_warmup_steps": 0, "num_workers": 1,
 } | {f"{head}_head_{name}": size for head in ("dino", "ibot")
      for name, size in (("num_prototypes", 96), ("hidden_size", 48), ("bottleneck_size", 32))}  # fmt: skip
 GRAM = {"gram_teacher": "ema_copy", "gram_crop_size": 96}
@@ -70,8 +70,8 @@ def real_step(recipe, precision="no"):
 
 def test_parameters_are_those_of_a_real_model():
     config = Dinov3Config(
-        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=NUM_HEADS, intermediate_size=HIDDEN, patch_size=PATCH,
-        num_register_tokens=2, **{name: size for name, size in TINY.items() if "_head_" in name},
+        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=NUM_HEADS, intermediate_size=HIDDEN,
+        patch_size=PATCH, num_register_tokens=2, **{name: size for name, size in TINY.items() if "_head_" in name},
     )  # fmt: skip
     real = Dinov3ForPreTraining(config)
     networks = {"backbone": real.dinov3, "dino_head": real.dino_head, "ibot_head": real.ibot_head}
