@@ -9,6 +9,8 @@ style:
 quality:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) tools/check_language.py
+	$(PYTHON) tools/check_types.py
 
 test:
 	$(PYTHON) -m pytest

@@ -23,6 +23,7 @@ PRELOADED = [
     "dinov3_hf.training.engine.loop",
 ]
 PRELOADED += ["dinov3_hf.training.distillation", "dinov3_hf.text_alignment.alignment", "dinov3_hf.evaluation.bench"]
+PRELOADED += ["dinov3_hf.pipelines.class_maps", "dinov3_hf.finetuning.adapters"]
 
 
 def run_processes(work: Callable[..., None], *arguments, world: int = 2) -> None:

@@ -63,7 +63,11 @@ def test_graph_is_one_file_unless_the_weights_are_too_large_for_it(directory, mo
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"rope_normalize_coords": "max", "use_gated_mlp": True}, {"rope_min_period": 0.5, "rope_max_period": 20.0}],
+    [
+        {},
+        pytest.param({"rope_normalize_coords": "max", "use_gated_mlp": True}, marks=pytest.mark.slow),
+        pytest.param({"rope_min_period": 0.5, "rope_max_period": 20.0}, marks=pytest.mark.slow),
+    ],
     ids=["plain", "longer side", "period bounds"],
 )
 @torch.inference_mode()

@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory):
 def run(*argv) -> int:
     parser = argparse.ArgumentParser()
     finetune.add_arguments(parser)
-    return finetune.run(parser.parse_args(list(argv)))
+    return finetune.run(parser.parse_args(list(argv), argparse.Namespace(given=list(argv))))
 
 
 def test_an_adapter_with_its_card_and_exports(checkpoint, tmp_path, capsys):

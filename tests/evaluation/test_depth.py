@@ -158,7 +158,7 @@ def test_measures_are_means_over_images_of_their_valid_pixels(monkeypatch):
     assert [metric["chance"] for metric in result.metrics] == pytest.approx(naive(medians[2]))
 
 
-@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("augment", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_depth_is_learnt(augment):
     test, quick = rooms(6, 1), {**QUICK, "steps": 250, "augment": augment}
     learnt = evaluate_depth(bench(), rooms(16, 0), test, **quick)

@@ -1,6 +1,7 @@
 """What an evaluation writes, the table in a model card, and `dinov3 compare`."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from dinov3_hf.cli import main
 from dinov3_hf.evaluation.cards import update_model_card
 from dinov3_hf.evaluation.result import Result
-from dinov3_hf.evaluation.results import compare_results, write_results
+from dinov3_hf.evaluation.results import compare_results, summary, verdict, write_results
 
 
 # What is no evaluation: other keys, other types, no JSON at all.
@@ -141,3 +142,32 @@ def test_compare_refuses_in_one_line(arguments, message, tmp_path, capsys):
     assert main(["compare", *(text.replace("{tmp}", str(tmp_path)) for text in arguments)]) == 2
     shown = capsys.readouterr().err
     assert message in shown and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "metric, expected",
+    [
+        ({"model": 0.5, "random_init": 0.2, "raw_pixels": 0.3, "chance": 0.1}, "better than raw pixels by 0.2000"),
+        ({"model": 0.5, "random_init": 0.7, "raw_pixels": 0.3, "chance": 0.1}, "worse than random init by 0.2000"),
+        ({"model": 0.5, "random_init": 0.9, "chance": 0.7, "lower_is_better": True}, "better than chance by 0.2000"),
+        ({"model": 0.5, "chance": 0.50001}, "equal to chance"),
+        ({"model": 0.5, "chance": math.nan}, ""),
+        ({"model": 0.5, "chance": None, "random_init": 0.4}, "better than random init by 0.1000"),
+        ({"model": 0.5}, ""),
+        ({"model": None, "chance": 0.1}, ""),
+        ({"random_init": 0.5, "chance": 0.1}, ""),
+    ],
+)
+def test_a_verdict_names_the_best_baseline(metric, expected):
+    assert verdict({"metric": "top-1", **metric}) == expected
+
+
+def test_the_summary_counts_metrics_with_a_verdict():
+    metrics = [
+        {"metric": "a", "model": 2, "chance": 1},
+        {"metric": "b", "model": 1, "chance": 2},
+        {"metric": "c", "model": 1},
+    ]
+    results = [Result("knn", {}, metrics)]
+    assert summary(results) == "the model is better than all baselines in 1 of 2 metrics"
+    assert summary([Result("knn", {}, metrics[2:])]) == ""

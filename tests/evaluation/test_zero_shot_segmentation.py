@@ -1,8 +1,8 @@
 """Zero-shot segmentation: windows, upsampling and mIoU against naive loops and scikit-learn."""
 
 import io
-import subprocess
-import sys
+import json
+import resource
 
 import numpy as np
 import pytest
@@ -22,8 +22,11 @@ from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
 from dinov3_hf.pipelines.class_embeddings import class_embeddings
 from dinov3_hf.pipelines.class_maps import (
     fit_image,
+    segment,
     segment_logits,
 )
+
+from ..processes import run_processes
 
 
 NAMES = ["background", "cat", "dog", "tree"]
@@ -168,42 +171,33 @@ def test_colour_masks_and_other_embeddings_are_refused(aligned):
         segment_logits(aligned[0], torch.zeros(1, 3, 32, 32), torch.ones(4, 32))
 
 
-LARGE_IMAGE = """
-import resource, sys, torch
-from dinov3_hf import Dinov3Config, Dinov3Model, DinoTxtModel
-from dinov3_hf.pipelines.class_maps import segment, segment_logits
-size, side, window, scales = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
-fields = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-config = Dinov3Config.from_size(size) if size != "tiny" else Dinov3Config(**fields, patch_size=8)
-text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-text |= {"intermediate_size": 32, "vocab_size": 300}
-model = DinoTxtModel.from_backbone(Dinov3Model(config), text).eval()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-width = model.config.projection_dim // 2
-logits = segment_logits(
-    model, torch.randn(1, 3, 2 * side // 3, side), torch.randn(20, width), window, window // 32 * 16, scales
-)
-assert segment(logits).shape == logits.shape[1:] == (2 * side // 3, side)
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-"""
+def measure_memory(rank, file, size, side, window, scales):
+    fields = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = Dinov3Config(**fields, patch_size=8) if size == "tiny" else Dinov3Config.from_size(size)
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = DinoTxtModel.from_backbone(Dinov3Model(config), {**text, "intermediate_size": 32, "vocab_size": 300})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    images, texts = torch.randn(1, 3, 2 * side // 3, side), torch.randn(20, model.config.projection_dim // 2)
+    logits = segment_logits(model.eval(), images, texts, window, window // 32 * 16, scales)
+    assert segment(logits).shape == logits.shape[1:] == (2 * side // 3, side)
+    file.write_text(json.dumps([before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
 
 
-def peak_gib(size, side, window, scales):
+def peak_gib(folder, *image):
     """Peak memory of a process that segments an image of side x 2/3 side into 20 classes: before, and in all."""
-    command = [sys.executable, "-c", LARGE_IMAGE, size, str(side), str(window), repr(scales)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [float(value) for value in result.stdout.split()]
+    run_processes(measure_memory, folder / "memory.json", *image, world=1)
+    return json.loads((folder / "memory.json").read_text())
 
 
-def test_memory_of_an_image_is_bounded():
-    before, peak = peak_gib("tiny", 600, 32, (1.0,))
+def test_memory_of_an_image_is_bounded(tmp_path):
+    before, peak = peak_gib(tmp_path, "tiny", 600, 32, (1.0,))
     assert peak - before < 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window, scales", [(224, (1.0,)), (224, (0.5, 1.0, 1.5)), (1504, (1.0,))])
-def test_memory_of_a_large_image_is_bounded(window, scales):
-    before, peak = peak_gib("vits16", 1500, window, scales)
+def test_memory_of_a_large_image_is_bounded(window, scales, tmp_path):
+    before, peak = peak_gib(tmp_path, "vits16", 1500, window, scales)
     print(f"window {window}, scales {scales}: {peak:.2f} GiB, of which {before:.2f} before the image")
     assert peak < 3e9 / 2**30
 

@@ -1,8 +1,6 @@
 """Adapters: which weights they reach, round trips on our model and on that of transformers, and what is refused."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,6 +20,8 @@ from dinov3_hf.finetuning.adapters import (
     merge,
     save_adapter,
 )
+
+from ..processes import run_processes
 
 
 SMALL = {
@@ -103,22 +103,20 @@ def test_round_trips(base, tmp_path, dora, train_tokens):
         assert sorted(head) == ["classifier.bias", "classifier.weight"]
 
 
-def test_a_fresh_process_gives_the_same_logits(base, tmp_path):
+def load_and_run(rank, base, folder):
+    loaded = PeftModel.from_pretrained(
+        Dinov3ForImageClassification.from_pretrained(base, num_labels=3), folder / "adapter"
+    ).eval()
+    with torch.no_grad():
+        logits = loaded(load_file(folder / "images.safetensors")["images"]).logits
+    save_file({"logits": logits}, folder / "logits.safetensors")
+
+
+def test_another_process_gives_the_same_logits(base, tmp_path):
     model = trained(base, train_tokens=True)
     save_adapter(model, tmp_path / "adapter")
     save_file({"images": IMAGES}, tmp_path / "images.safetensors")
-    script = f"""
-import torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from dinov3_hf import Dinov3ForImageClassification
-base = Dinov3ForImageClassification.from_pretrained({str(base)!r}, num_labels=3)
-model = PeftModel.from_pretrained(base, {str(tmp_path / "adapter")!r}).eval()
-with torch.no_grad():
-    logits = model(load_file({str(tmp_path / "images.safetensors")!r})["images"]).logits
-save_file({{"logits": logits}}, {str(tmp_path / "logits.safetensors")!r})
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    run_processes(load_and_run, str(base), tmp_path, world=1)
     with torch.no_grad():
         assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], model(IMAGES).logits)
 

@@ -48,7 +48,11 @@ def scene_loss(model, name, task, batch):
 
 @pytest.mark.parametrize(
     "name, task, steps",
-    [("dpt", "depth", 25), ("mask2former", "segmentation", 60), ("conditional_detr", "detection", 40)],
+    [
+        ("dpt", "depth", 25),
+        pytest.param("mask2former", "segmentation", 60, marks=pytest.mark.slow),
+        pytest.param("conditional_detr", "detection", 40, marks=pytest.mark.slow),
+    ],
 )
 def test_a_strong_decoder_learns_four_scenes_on_the_frozen_backbone(name, task, steps):
     batch, given = TABLE.scenes(4), TABLE.make_backbone()

@@ -250,6 +250,7 @@ def test_bf16_stays_near_fp32():
     assert model.intermediate_maps(pixel_values.bfloat16())[-1].dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_fullgraph_compile():
     model, pixel_values = make(depths=[1, 1, 1, 1]), images(2, 3, 64, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

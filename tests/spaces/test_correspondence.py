@@ -58,7 +58,7 @@ def wait_for_size(page, field, size):
     )
 
 
-@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("shape", ["wide", *(pytest.param(x, marks=pytest.mark.slow) for x in ("square", "tall"))])
 def test_a_place_is_found_at_itself_in_the_same_image(shape, page, tmp_path):
     size = SIZES[shape]
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

@@ -51,7 +51,7 @@ def click(page, field, x, y):
     page.mouse.click(left + x * width * scale, top + y * height * scale)
 
 
-@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("shape", ["wide", *(pytest.param(x, marks=pytest.mark.slow) for x in ("square", "tall"))])
 def test_clicks_hit_the_patch_under_them(shape, page, tmp_path):
     size = SIZES[shape]
     chequered(size).save(tmp_path / "image.png")

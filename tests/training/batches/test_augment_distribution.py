@@ -213,15 +213,15 @@ def test_crops_have_the_statistics_of_torchvisions(files, expected, name):
     [
         ("carpet", 0, "slope", {"horizontal_flips": False}),
         ("carpet", 0, "mean", {"color_jitter": [0.2, 0.4, 0.2, 0.1]}),
-        ("carpet", 0, "contrast", {"color_jitter": [0.4, 0.2, 0.2, 0.1]}),
-        ("carpet", 0, "vividness", {"color_jitter": [0.4, 0.4, 0.0, 0.1]}),
+        pytest.param("carpet", 0, "contrast", {"color_jitter": [0.4, 0.2, 0.2, 0.1]}, marks=pytest.mark.slow),
+        pytest.param("carpet", 0, "vividness", {"color_jitter": [0.4, 0.4, 0.0, 0.1]}, marks=pytest.mark.slow),
         ("carpet", 0, "green", {"color_jitter": [0.4, 0.4, 0.2, 0.03]}),
-        ("carpet", 0, "mean", {"color_jitter_probability": 0.4}),
+        pytest.param("carpet", 0, "mean", {"color_jitter_probability": 0.4}, marks=pytest.mark.slow),
         ("carpet", 0, "saturation", {"grayscale_probability": 0.0}),
         ("scenes", 0, "detail", {"global_crop_scale": [0.05, 0.32]}),
         ("carpet", 1, "detail", {"blur_probability": [0.0, 0.5, 0.5]}),
         ("carpet", 1, "brightest", {"solarize_probability": 0.8}),
-        ("carpet", 2, "detail", {"blur_probability": [0.0, 0.9, 0.1]}),
+        pytest.param("carpet", 2, "detail", {"blur_probability": [0.0, 0.9, 0.1]}, marks=pytest.mark.slow),
     ],
 )
 def test_the_statistics_notice_another_recipe(files, expected, name, kind, statistic, fields):
