@@ -63,7 +63,8 @@ def build(model: str | None = None) -> gr.Blocks:
         return *paint(visit, threshold), visit
 
     def paint(visit: Visit | None, threshold: float) -> tuple[np.ndarray | None, str, str]:
-        if not visit:
+        # Moved before the first segmentation of an upload has ended, the threshold has nothing to act on yet.
+        if not visit or "map" not in visit:
             return None, "", ""
         image, word_map = visit["image"], visit["map"]
         classes = word_map.classes(threshold).numpy()
