@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dinov3_hf.data.mixing import homogeneous_error
 from dinov3_hf.recipe import described, require
 
 
@@ -15,9 +16,16 @@ class SourceArguments:
         ["scenes"],
         common=True,
     )
-    data_weights: list[float] = described("sampling weight of each source; empty: all equal", [], above=0)
-    homogeneous_share: float = described(
-        "share of the steps whose images all come from one source (DINOv3: 0.1)", 0.0, at_least=0, at_most=1
+    data_weights: list[float] = described(
+        "weight of each source in mixed steps; empty: all equal; that of a source with a share in data_homogeneous is "
+        "not used",
+        [],
+        above=0,
+    )
+    data_homogeneous: list[float] = described(
+        "for each source, the share of the steps whose images all come from it; one with a share above 0 is in no "
+        "mixed step (DINOv3: 0.1 for ImageNet-1k, 0 for the others); empty: all steps are mixed",
+        [],
     )
     split: str = described("split to train on", "train", common=True)
     image_column: str | None = described(
@@ -38,3 +46,5 @@ class SourceArguments:
         weights = self.data_weights
         good = not weights or len(weights) == len(self.data)
         require(good, "data_weights", weights, f"empty, or a number above 0 for each of the {len(self.data)} sources")
+        wrong = homogeneous_error(self.data_homogeneous, len(self.data))
+        require(wrong is None, "data_homogeneous", self.data_homogeneous, wrong or "")

@@ -86,7 +86,14 @@ def test_unknown_key_names_the_nearest(tmp_path):
             "data: [a, b]\ndata_weights: [1]",
             "data_weights: got [1.0], accepted: empty, or a number above 0 for each of the 2",
         ),
-        ("homogeneous_share: 2", "homogeneous_share: got 2, accepted: a number from 0 to 1"),
+        ("data_homogeneous: [2]", "data_homogeneous: got [2.0], accepted: empty, or a share of the steps from 0 to 1"),
+        ("data_homogeneous: [0.1]", "data_homogeneous: got [0.1], accepted: shares whose sum is 1 (here 0.1) if all"),
+        ("data: [a, b]\ndata_homogeneous: [0.1]", "data_homogeneous: got [0.1], accepted: empty, or a share of the"),
+        (
+            "data: [a, b]\ndata_homogeneous: [1, 0]",
+            "accepted: shares whose sum is below 1 if a source has the share 0",
+        ),
+        ("homogeneous_share: 0.1", "homogeneous_share"),
         ("crop_size_sets: [[64, 32]]", "crop_size_sets: got [64, 32], accepted: three sizes"),
         ("crop_size_sets: [a]", "crop_size_sets: got ['a'], accepted: a list of lists of whole numbers of at least 1"),
         (

@@ -85,8 +85,8 @@ class StreamBatches(IterableDataset):
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         reader, readers = self.rank * workers + number, self.world_size * workers
         weights = self.data.data_weights or [1.0] * len(self.sources)
-        block, share = self.data.shuffle_block, self.data.homogeneous_share
-        rows = self.stream = MixedRows(self.sources, weights, block, self.seed, reader, readers, share)
+        block, shares = self.data.shuffle_block, self.data.data_homogeneous
+        rows = self.stream = MixedRows(self.sources, weights, block, self.seed, reader, readers, shares)
         for stream in rows.streams:
             stream.epoch = self.first_epoch
         if self.resumed is not None:

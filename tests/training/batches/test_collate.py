@@ -175,13 +175,17 @@ def test_sources_are_mixed_by_weight_and_some_steps_are_homogeneous():
         global_crop_size=16, local_crops=0, color_jitter_probability=0, grayscale_probability=0,
         solarize_probability=0,
     )  # fmt: skip
-    data = DataArguments(data=["a", "b"], data_weights=[3, 1], homogeneous_share=0.25, num_workers=0)
-    shares = []
-    for batch in take(TrainingBatches([dark, bright], data, crops, 8, 0, 4), 60):
-        red = batch["global_crops"][0, :, 0].mean(dim=(1, 2))
-        shares.append((red > 2.1).float().mean().item())
-    assert abs(sum(shares) / 60 - 0.25) < 0.08
-    assert 9 <= sum(share in (0.0, 1.0) for share in shares) <= 30 and 1 <= shares.count(1.0) <= 10
+
+    def shares_of(count, **fields):
+        data = DataArguments(data=["a", "b"], num_workers=0, **fields)
+        batches = take(TrainingBatches([dark, bright], data, crops, 8, 0, 4), count)
+        return [(batch["global_crops"][0, :, 0].mean(dim=(1, 2)) > 2.1).float().mean().item() for batch in batches]
+
+    mixed = shares_of(60, data_weights=[3, 1])
+    assert abs(sum(mixed) / 60 - 0.25) < 0.08 and mixed.count(1.0) == 0
+    # All of a step, or none of it: a source with a share is in no mixed step.
+    alone = shares_of(60, data_weights=[1, 9], data_homogeneous=[0, 0.25])
+    assert set(alone) == {0.0, 1.0} and 6 <= alone.count(1.0) <= 25
 
 
 def test_changed_readers_start_at_the_given_step_and_epoch():
