@@ -27,6 +27,7 @@ RECIPES = {
     "quickstart": "dinov3_hf.commands.quickstart.QuickstartRecipe",
     "export": "dinov3_hf.commands.export.ExportRecipe",
     "compare": "dinov3_hf.commands.compare.CompareRecipe",
+    "inspect": "dinov3_hf.commands.inspect.InspectRecipe",
     "demo": "dinov3_hf.commands.demo.DemoRecipe",
 }
 # What a call that is right but for one thing holds, so that it is refused for that thing.
@@ -39,6 +40,7 @@ RIGHT = {
     "quickstart": ["--text-steps", "0"],
     "export": [VISION, "--output-dir", "out"],
     "compare": ["right"],
+    "inspect": ["images"],
     "demo": ["dense_features", "--no-browser"],
 }
 LONG = "n" * 300
@@ -319,6 +321,7 @@ def of_data() -> list[tuple[str, list[str], str]]:
     for verb in ("pretrain", "distill", "align", "finetune", "evaluate"):
         calls += [(verb, [*RIGHT[verb], "--data", name], "") for name in DATA]
         calls += [(verb, [*RIGHT[verb], "--data", "images", "--image-column", "picture"], "image_column")]
+    calls += [("inspect", ["--data", name], "") for name in DATA]
     calls += [("pretrain", [*RIGHT["pretrain"], "--data", "images", "--split", "dev"], "") for _ in range(0)]
     calls += [("align", [*RIGHT["align"], "--data", "images"], "caption_columns")]
     calls += [
@@ -405,6 +408,11 @@ SINGLE = [
     ("compare", ["right", "right", "--names", "a"], "names"),
     ("compare", ["right", "list", "--names", "a", "a"], "names"),
     ("compare", ["right", "right"], "results"),
+    ("inspect", [], "data"),
+    ("inspect", ["images", "--data", "images"], "data"),
+    ("inspect", ["images", "--label-column", "kind"], "label_column"),
+    ("inspect", ["images", "--image-column", "kind"], "image_column"),
+    ("inspect", ["scenes", "--split", "dev"], "split"),
     ("demo", ["dense_feature"], "name"),
     ("demo", ["dense_features", "--data", "images"], "data"),
     ("demo", ["dense_features", "--host", "no.such.host.invalid"], "host"),

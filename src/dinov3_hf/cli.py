@@ -23,6 +23,7 @@ VERBS = {
     "evaluate": "evaluate a checkpoint: frozen features against baselines, zero-shot tasks against chance",
     "finetune": "fine-tune a checkpoint on your labels: the head alone, LoRA, DoRA or all weights",
     "export": "convert a checkpoint to another layout: transformers, Meta, timm or ONNX",
+    "inspect": "read every image of a source and report what they are: sizes, values, skipped files, duplicates",
     "compare": "compare the metrics of several evaluations in one table",
     "demo": "explore a model in the browser: dense features, segmentation by words, matching, tracking, search",
 }
