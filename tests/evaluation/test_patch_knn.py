@@ -145,3 +145,39 @@ def test_bad_requests_are_refused_before_any_work(change, message):
     request = {"preprocessing": Preprocessing(32, 32), "ks": (3,), **change}
     with pytest.raises(ValueError, match=message):
         evaluate_patch_knn(Bench(tiny_model(), request.pop("preprocessing"), progress=False), rows, rows, **request)
+
+
+def stored_as(rows, values):
+    """The rows with another stored value for each value of their masks."""
+
+    def change(row):
+        mask = np.asarray(row["mask"])
+        return {"mask": encode(np.array(values, dtype=np.uint8)[mask])}
+
+    return rows.map(change, features=rows.features)
+
+
+def test_masks_of_0_and_255_are_refused_or_read_by_mask_values(monkeypatch):
+    train, test = scenes(12, 0), scenes(6, 1)
+    bench = Bench(tiny_model(), Preprocessing(32, 32), progress=False)
+    expected = evaluate_patch_knn(bench, stored_as(train, [0, 1, 1]), stored_as(test, [0, 1, 1]), ks=[3])
+    rows = [stored_as(part, [0, 255, 255]) for part in (train, test)]
+    found = evaluate_patch_knn(bench, *rows, ks=[3], mask_values=[0, 255])
+    assert found.metrics == expected.metrics and found.details == expected.details
+    monkeypatch.setattr(Bench, "extract", lambda *given, **named: pytest.fail("the network was run"))
+    with pytest.raises(ValueError, match="of train hold .* --mask-values 0 255"):
+        evaluate_patch_knn(bench, *rows, ks=[3])
+    with pytest.raises(ValueError, match="of test hold the value 1: only class 1 is left"):
+        evaluate_patch_knn(bench, train, stored_as(test, [1, 1, 1]), ks=[3])
+
+
+def test_patches_whose_majority_is_one_class_are_refused():
+    def corner(row):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[0, 0] = 1
+        return {"mask": encode(mask)}
+
+    train = scenes(6, 0)
+    bench = Bench(tiny_model(), Preprocessing(32, 32), progress=False)
+    with pytest.raises(ValueError, match="the majority of pixels has one class in every patch of test"):
+        evaluate_patch_knn(bench, train, train.map(corner, features=train.features), ks=[3])

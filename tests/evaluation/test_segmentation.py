@@ -344,3 +344,40 @@ def test_negative_classes_are_refused():
         ValueError, match="mask_column: row 0 of train has a pixel of -2, accepted: class indices from 0"
     ):
         segmentation.largest_label(split, -1)
+
+
+def binary(rows_of_classes, values, ignored=None):
+    """Rows whose masks of classes 0, 1, 2 are made binary and stored with `values`; class 2 as `ignored`, if given."""
+    images, masks = rows_of_classes
+    first, second = values
+    stored = np.where(masks == 0, first, second)
+    if ignored is not None:
+        stored = np.where(masks == 2, ignored, stored)
+    return dataset(map(png, images), [png(mask.astype(np.uint8)) for mask in stored])
+
+
+def test_masks_of_0_and_255_are_refused_or_read_by_mask_values(monkeypatch):
+    train, test = blocks(12, 0), blocks(6, 1)
+    quick = {**QUICK, "steps": 20}
+    plain, mapped, swapped, ignored = (
+        evaluate_segmentation(bench(), *(binary(rows, *stored) for rows in (train, test)), **quick, **fields)
+        for stored, fields in (
+            (([0, 1],), {}),
+            (([0, 255],), {"mask_values": [0, 255]}),
+            (([255, 0],), {"mask_values": [255, 0], "class_names": ["ground", "thing"]}),
+            (([0, 255], 9), {"mask_values": [0, 255], "ignore_index": 9}),
+        )
+    )
+    assert plain.metrics == mapped.metrics == swapped.metrics != ignored.metrics
+    assert [line["class"] for line in mapped.details["per_class"]] == ["0", "255"]
+    assert [line["class"] for line in swapped.details["per_class"]] == ["ground", "thing"]
+    assert mapped.protocol["mask_values"] == [0, 255] and plain.protocol["mask_values"] == []
+    assert sum(line["pixels"] for line in ignored.details["per_class"]) == (test[1] != 2).sum()
+    monkeypatch.setattr(Bench, "extract", lambda *given, **named: pytest.fail("the network was run"))
+    rows = binary(train, [0, 255])
+    with pytest.raises(ValueError, match="of segmentation: train hold the values 0, 255, where 255 is ignored"):
+        evaluate_segmentation(bench(), rows, rows, **quick)
+    with pytest.raises(ValueError, match="of segmentation: test hold the value 1: only class 1 is left"):
+        evaluate_segmentation(bench(), binary(train, [0, 1]), binary(test, [1, 1]), **quick)
+    with pytest.raises(ValueError, match=r"the masks hold 255, accepted: those of mask_values \(0, 1\)"):
+        evaluate_segmentation(bench(), rows, rows, mask_values=[0, 1], ignore_index=9, **quick)

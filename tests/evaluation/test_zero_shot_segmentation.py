@@ -136,6 +136,18 @@ def test_absent_classes_and_rows_that_cannot_be_used(aligned):
     assert result.metrics[0]["model"] == pytest.approx(np.mean([row["model"] for row in result.details["per_class"]]))
 
 
+def test_masks_of_0_and_255_are_refused_or_read_by_mask_values(aligned):
+    images, masks = scenes([(32, 32), (40, 40)], classes=2, ignored=False)
+    expected = evaluate_zero_shot_segmentation(*aligned, rows_of(images, masks), NAMES[:2], progress=False)
+    rows = rows_of(images, [np.where(mask == 1, 255, mask).astype(np.uint8) for mask in masks])
+    found = evaluate_zero_shot_segmentation(*aligned, rows, NAMES[:2], progress=False, mask_values=[0, 255])
+    assert found.metrics == expected.metrics and found.details == expected.details
+    with pytest.raises(ValueError, match="hold the values 0, 255, where 255 is ignored .* --mask-values 0 255"):
+        evaluate_zero_shot_segmentation(*aligned, rows, NAMES[:2], progress=False)
+    with pytest.raises(ValueError, match="'mask' holds the value 1, accepted: 0 to 0"):
+        evaluate_zero_shot_segmentation(*aligned, rows, NAMES[:1], progress=False, mask_values=[0, 255])
+
+
 def grey(image):
     return [np.repeat(mask[..., None], 3, 2) for mask in image]
 

@@ -1,5 +1,6 @@
 """Fine-tuning dense heads: targets and measures against another way, one run each on the scenes, what is refused."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -296,3 +297,27 @@ def test_what_cannot_be_learnt_is_refused(task, fields, rows, message):
 def test_a_size_that_the_pyramid_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="image_size: got 40, accepted for mask2former: multiples of 32"):
         make_task(recipe_of("segmentation", head="mask2former"), TRAIN, TEST, View(40, VIEW.mean, VIEW.std))
+
+
+def test_masks_of_0_and_255_are_refused_or_read_by_mask_values():
+    def rows_of(values):
+        rng = np.random.default_rng(0)
+        images = [rng.integers(0, 255, (8, 8, 3), dtype=np.uint8) for _ in range(4)]
+        masks = [np.array(values, np.uint8)[rng.integers(0, 2, (8, 8))] for _ in range(4)]
+        features = datasets.Features({"image": Image(), "mask": Image()})
+        return undecoded_masks(Dataset.from_dict({"image": images, "mask": masks}, features=features))
+
+    def undecoded_masks(rows):
+        return rows.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
+
+    plain, stored = rows_of([0, 1]), rows_of([0, 255])
+    expected = make_task(recipe_of("segmentation"), plain, plain, VIEW)
+    task = make_task(recipe_of("segmentation", mask_values=[0, 255]), stored, stored, VIEW)
+    assert (task.names, task.most_frequent, task.ignore_index) == (["0", "255"], expected.most_frequent, 255)
+    for number in range(4):
+        labels = task.read(stored[number], train=False)["labels"]
+        assert torch.equal(labels, expected.read(plain[number], train=False)["labels"])
+    with pytest.raises(ValueError, match="of train hold the values 0, 255, .*--mask-values 0 255"):
+        make_task(recipe_of("segmentation"), stored, stored, VIEW)
+    with pytest.raises(ValueError, match="ignore_index: got 255, accepted: a value that is not a class"):
+        make_task(recipe_of("segmentation", mask_values=[0, 255], ignore_index=255), stored, stored, VIEW)

@@ -123,6 +123,17 @@ class MaskArguments:
 
 
 @dataclass
+class MaskValueArguments:
+    """What the stored values of class masks mean."""
+
+    mask_values: list[int] = described(
+        "mask values of the classes, in their order, as 0 255 for background and foreground; other values than these "
+        "and ignore_index are refused; none: a mask's values are the indices of its classes",
+        [],
+    )
+
+
+@dataclass
 class SequenceArguments:
     """Videos as rows of frames."""
 

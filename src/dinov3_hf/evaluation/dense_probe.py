@@ -91,11 +91,17 @@ class DenseSplit:
         check_column(self.rows, self.image_column, "image_column")
 
     def read_maps(
-        self, map_column: str, read: Callable[[dict], np.ndarray], counts: Callable[[np.ndarray], bool], progress: bool
+        self,
+        map_column: str,
+        read: Callable[[dict], np.ndarray],
+        counts: Callable[[np.ndarray], bool],
+        progress: bool,
+        convert: Callable[[np.ndarray], np.ndarray] = lambda values: values,
     ) -> None:
         """Read the maps; skip those that cannot be read, and those without a valid pixel (`counts` says so).
 
-        Raises `Refused` for a map whose size differs from its image's, and if no map remains.
+        `convert` is applied to each map that was read. Raises `Refused` for a map whose size differs from its image's,
+        and if no map remains.
         """
         self.rows = undecoded(self.rows)
         columns = list({self.image_column, map_column})
@@ -106,6 +112,7 @@ class DenseSplit:
                 # What Pillow raises on broken files.
                 continue
             check_mask_fits(values, size, number, self.map_field)
+            values = convert(values)
             if counts(values):
                 self.maps[number] = values
             else:

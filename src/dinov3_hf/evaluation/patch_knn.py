@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.columns import check_column
-from ..data.masks import IGNORE_INDEX, check_mask_column, read_masks
+from ..data.masks import (
+    IGNORE_INDEX,
+    check_classes,
+    check_mask_column,
+    check_mask_values,
+    count_values,
+    ignored_in_classes,
+    map_values,
+    read_masks,
+)
 from ..data.views import check_image_size
 from ..errors import Refused
 from ..pipelines.neighbours import TEMPERATURE, NeighbourBank
@@ -47,12 +56,15 @@ def evaluate_patch_knn(
     ks: Sequence[int] = (10, 20),
     max_bank_patches: int = 50_000,
     ignore_index: int = IGNORE_INDEX,
+    mask_values: Sequence[int] = (),
 ) -> Result:
     """Measure patch k-NN; baselines are the randomly initialised network and the patches' raw pixels.
 
     The bank holds the patches of all train images, or equally many random patches of each image if all patches would
     exceed `max_bank_patches`. mIoU and accuracy are computed on the grid of patches, against the majority class of
     each patch's pixels; mIoU is the mean over the classes (background included) that occur in the test patches.
+    `mask_values` are the stored values of the classes in order (see `map_values`). Raises `Refused` for masks with
+    fewer than two classes.
     """
     patch_size, preprocessing = bench.patch_size, bench.preprocessing
     check_image_size(preprocessing.image_size, patch_size)
@@ -64,19 +76,30 @@ def evaluate_patch_knn(
     ks = sorted(set(ks))
     if not 1 <= ks[0] <= ks[-1] <= len(train) * per_image:
         raise Refused(f"k: got {ks}, accepted: 1 to the number of train patches ({len(train) * per_image})")
+    check_mask_values(mask_values)
+    for split, rows in (("train", train), ("test", test)):
+        check_classes(count_values(rows, mask_column), mask_column, split, mask_values, ignore_index)
+    stored, ignore_index = ignore_index, ignored_in_classes(mask_values, ignore_index)
+
+    def view(mask: torch.Tensor) -> torch.Tensor:
+        return preprocessing.mask(map_values(mask, mask_values, stored))
 
     def read(rows: "Dataset", split: str) -> tuple[dict[str, Features], list[tuple[int, torch.Tensor]]]:
         """Return the features, and for every image with a mask its index in them and the labels of its patches [P]."""
         features = bench.extract(rows, image_column, "patches", f"patch-knn: {split} images")
         labelled = [
             (place, patch_labels(mask[None], patch_size, ignore_index)[0])
-            for place, mask in read_masks(
-                rows, features["model"].kept, image_column, mask_column, bench.preprocessing.mask
-            )
+            for place, mask in read_masks(rows, features["model"].kept, image_column, mask_column, view)
         ]
         if not any((labels != ignore_index).any() for _, labels in labelled):
             raise Refused(
                 f"mask_column: none of the {len(rows)} {split} rows has a patch that can be decoded and counts"
+            )
+        classes = torch.cat([labels for _, labels in labelled]).unique().tolist()
+        if len(set(classes) - {ignore_index}) < 2:
+            raise Refused(
+                f"mask_column: the majority of pixels has one class in every patch of {split}, and a constant answer "
+                "scores 1, accepted: patches of at least two classes"
             )
         return features, labelled
 
@@ -134,7 +157,8 @@ def evaluate_patch_knn(
             "num_classes_present": int((present > 0).sum()),
             "patch_label": "majority of the patch's pixels",
             "mIoU": "on the patch grid, mean over the classes of the test patches, background included",
-            "ignore_index": ignore_index,
+            "ignore_index": stored,
+            "mask_values": list(mask_values),
             "preprocessing": asdict(bench.preprocessing),
             "seed": bench.seed,
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",

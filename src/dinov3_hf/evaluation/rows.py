@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..data.splits import draw_rows, split_off_test
 from ..errors import Refused
-from .arguments import DataArguments, MaskArguments, SequenceArguments, TrainArguments
+from .arguments import DataArguments, MaskArguments, MaskValueArguments, SequenceArguments, TrainArguments
 
 
 if TYPE_CHECKING:
@@ -129,6 +129,18 @@ def ignored_class(recipe: Groups) -> int:
 
     given = recipe.of(MaskArguments).ignore_index
     return IGNORE_INDEX if given is None else given
+
+
+def class_values(recipe: Groups) -> list[int]:
+    """Return the mask values of the classes in their order, empty if these are the indices of the classes.
+
+    Raises `Refused` for values that contradict themselves or the recipe's `ignore_index`.
+    """
+    from ..data.masks import check_mask_values
+
+    values = recipe.of(MaskValueArguments).mask_values
+    check_mask_values(values, recipe.of(MaskArguments).ignore_index)
+    return values
 
 
 def describe_rows(split: str, rows: "Dataset") -> dict[str, str | int | None]:

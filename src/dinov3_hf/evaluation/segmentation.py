@@ -1,14 +1,24 @@
 """Linear segmentation on frozen patch tokens (DINOv3, section 6.1.2)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..data.masks import IGNORE_INDEX, check_mask_column, read_mask
+from ..data.masks import (
+    IGNORE_INDEX,
+    check_classes,
+    check_mask_column,
+    check_mask_values,
+    ignored_in_classes,
+    map_values,
+    read_mask,
+)
 from ..data.views import check_image_size
 from ..errors import Refused
 from ..visualization.classes import classes_picture
@@ -49,13 +59,15 @@ def evaluate_segmentation(
     weight_decay: float = 1e-3,
     augment: bool = False,
     class_names: Sequence[str] | None = None,
+    mask_values: Sequence[int] = (),
 ) -> Result:
     """Measure linear segmentation; baselines are the randomly initialised network and the patches' raw pixels.
 
     A linear layer predicts logits for each patch, upsampled bilinearly to the pixels. It is trained on crops of `crop`
     pixels (by default image_size) and tested on whole images, at the stored size of each mask. mIoU is the mean over
     the classes (background included) that occur in `test`; a class missing from `train` is never predicted and counts
-    as 0.
+    as 0. `mask_values` are the stored values of the classes in order (see `map_values`). Raises `Refused` for masks
+    with fewer than two classes.
     """
     view = bench.preprocessing
     crop = view.image_size if crop is None else crop
@@ -68,10 +80,20 @@ def evaluate_segmentation(
     )
     for split in (learnt, tested):
         check_mask_column(split.rows, mask_column)
+    check_mask_values(mask_values)
+    stored, ignore_index = ignore_index, ignored_in_classes(mask_values, ignore_index)
     for split in (learnt, tested):
-        split.read_maps(mask_column, read_labels, lambda labels: bool((labels != ignore_index).any()), bench.progress)
+        counts: Counter[int] = Counter()
+        split.read_maps(
+            mask_column,
+            read_labels,
+            lambda labels: bool((labels != ignore_index).any()),
+            bench.progress,
+            partial(read_classes, counts=counts, mask_values=mask_values, ignore_index=stored),
+        )
+        check_classes(counts, mask_column, split.title, mask_values, stored)
     largest = max(largest_label(split, ignore_index) for split in (learnt, tested))
-    names = list_names(largest, class_names)
+    names = list_names(largest, class_names or [str(value) for value in mask_values])
     learnt.find_features(bench, compute=not augment)
     tested.find_features(bench)
     train_pixels = sum(count_pixels(labels, ignore_index, len(names)) for labels in learnt.maps.values())
@@ -117,7 +139,8 @@ def evaluate_segmentation(
             "num_classes": len(names),
             "num_classes_present": int((pixels > 0).sum()),
             "classes_not_in_train": [names[index] for index in (pixels * (train_pixels == 0)).nonzero()[:, 0]],
-            "ignore_index": ignore_index,
+            "ignore_index": stored,
+            "mask_values": list(mask_values),
             "preprocessing": asdict(view),
             "seed": bench.seed,
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
@@ -143,8 +166,23 @@ def evaluate_segmentation(
 
 
 def read_labels(value: dict) -> np.ndarray:
-    """Read an undecoded value of a mask column as class indices [H,W], in uint8 if they fit, else in int32."""
-    labels = read_mask(value).numpy()
+    """Read an undecoded value of a mask column [H,W], in uint8 if its values fit, else in int32."""
+    return compact(read_mask(value).numpy())
+
+
+def read_classes(
+    labels: np.ndarray, counts: Counter[int], mask_values: Sequence[int], ignore_index: int
+) -> np.ndarray:
+    """Return the classes of a mask [H,W] of stored values, whose pixels are added to `counts`."""
+    values, pixels = np.unique(labels, return_counts=True)
+    counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+    if not len(mask_values):
+        return labels
+    return compact(map_values(torch.from_numpy(labels).long(), mask_values, ignore_index).numpy())
+
+
+def compact(labels: np.ndarray) -> np.ndarray:
+    """Return integers [H,W] in uint8 if they fit, else in int32."""
     small = 0 <= labels.min() and labels.max() <= np.iinfo(np.uint8).max
     return labels.astype(np.uint8 if small else np.int32)
 

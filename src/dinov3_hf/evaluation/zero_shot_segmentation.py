@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from ..data.columns import check_column, undecoded
-from ..data.masks import IGNORE_INDEX, read_mask
+from ..data.masks import (
+    IGNORE_INDEX,
+    check_classes,
+    check_mask_values,
+    count_values,
+    ignored_in_classes,
+    map_values,
+    read_mask,
+)
 from ..data.pixels import BadImage, decode_image
 from ..errors import Refused
 from ..pipelines.class_embeddings import (
@@ -52,6 +60,7 @@ def evaluate_zero_shot_segmentation(
     scales: Sequence[float] = (1.0,),
     whole_windows: bool = False,
     progress: bool = True,
+    mask_values: Sequence[int] = (),
 ) -> Result:
     """Measure zero-shot mIoU and pixel accuracy of a `DinoTxtModel`, and those of random labels.
 
@@ -59,7 +68,8 @@ def evaluate_zero_shot_segmentation(
     window to the scores of its patches. The class with index `background` is predicted where no other class exceeds
     the mean cosine of all by `background_threshold` (see `segment`); without a threshold it is predicted by its name,
     like any other class. Metrics are computed at the stored size of each mask. "per_class" holds pixels, IoU and
-    chance of each class present. Raises `Refused` for invalid settings, and for a mask value without a name.
+    chance of each class present. `mask_values` are the stored values of the classes in order (see `map_values`).
+    Raises `Refused` for invalid settings, for a mask value without a name, and for masks with fewer than two classes.
     """
     names, tokenizer = check_class_names(class_names), processor.tokenizer
     templates = default_templates(tokenizer) if templates is None else check_templates(templates)
@@ -73,6 +83,9 @@ def evaluate_zero_shot_segmentation(
         raise Refused(
             f"background_threshold: got {background_threshold}, accepted: only with a background class among the names"
         )
+    check_mask_values(mask_values)
+    check_classes(count_values(rows, mask_column), mask_column, "test", mask_values, ignore_index)
+    stored, ignore_index = ignore_index, ignored_in_classes(mask_values, ignore_index)
     prompted = [index for index in range(len(names)) if index != background or background_threshold is None]
     prompts = [names[index] for index in prompted]
     embeddings = class_embeddings(model, tokenizer, prompts, templates, part="patch")
@@ -94,6 +107,7 @@ def evaluate_zero_shot_segmentation(
         if image.shape[-2:] != mask.shape:
             misfit += 1
             continue
+        mask = map_values(mask, mask_values, stored)
         counted = mask != ignore_index
         labels = mask[counted]
         _check_values(labels, mask_column, len(names), ignore_index)
@@ -125,7 +139,8 @@ def evaluate_zero_shot_segmentation(
             "num_classes": len(names),
             "num_classes_present": int((pixels > 0).sum()),
             "mIoU": "on the pixels of the masks, mean over the classes present",
-            "ignore_index": ignore_index,
+            "ignore_index": stored,
+            "mask_values": list(mask_values),
             "chance": "every pixel a class drawn at random, in expectation",
         },
         skipped_images={"test": unreadable},

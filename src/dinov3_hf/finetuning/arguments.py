@@ -72,7 +72,12 @@ class DataArguments:
     image_column: str | None = described("column of the images; null: the only image column there is", None)
     label_column: str = described("column of the classes", "label", common=True)
     mask_column: str = described("column of the segmentation masks: images of class indices", "mask")
-    ignore_index: int = described("mask value of pixels to ignore", 255)
+    mask_values: list[int] = described(
+        "mask values of the classes, in their order, as 0 255 for background and foreground; other values than these "
+        "and ignore_index are refused; none: a mask's values are the indices of its classes",
+        [],
+    )
+    ignore_index: int | None = described("mask value of pixels to ignore; null: 255", None)
     depth_column: str = described("column of the depth maps: images in which 0 means unknown", "depth")
     depth_unit: float = described("metres per unit of the stored depth values", 0.001, above=0)
     max_depth: float = described("depths beyond this many metres are ignored", 10.0, above=0)

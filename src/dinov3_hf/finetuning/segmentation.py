@@ -1,5 +1,6 @@
 """Fine-tuning for semantic segmentation."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,13 +10,23 @@ from torchvision.transforms import v2
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..data.masks import check_mask_column, check_mask_fits, read_mask, resize_mask
+from ..data.masks import (
+    IGNORE_INDEX,
+    check_classes,
+    check_mask_column,
+    check_mask_fits,
+    check_mask_values,
+    ignored_in_classes,
+    map_values,
+    read_mask,
+    resize_mask,
+)
 from ..data.pixels import BadImage, decode_image, read_size
 from ..errors import Refused
 from ..evaluation.iou import confusion_matrix, intersection_over_union
 from ..models.modeling_dinov3 import Dinov3Model
 from ..terminal import progress_bar
-from .arguments import FinetuneRecipe
+from .arguments import DataArguments, FinetuneRecipe
 from .examples import SMALLEST_CROP, View
 from .heads import build_dense, class_scores, mask_targets, upsample_to
 
@@ -30,38 +41,18 @@ class Segmentation:
     def __init__(self, recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", view: View, image_column: str):
         data = recipe.data
         self.view, self.image_column, self.mask_column = view, image_column, data.mask_column
-        self.head, self.ignore_index, self.augment = recipe.task.head, data.ignore_index, data.augment
+        self.head, self.augment = recipe.task.head, data.augment
+        check_mask_values(data.mask_values, data.ignore_index)
+        self.mask_values = data.mask_values
+        self.stored_ignore = IGNORE_INDEX if data.ignore_index is None else data.ignore_index
+        self.ignore_index = ignored_in_classes(self.mask_values, self.stored_ignore)
         if self.head not in (None, "upernet", "mask2former"):
             # EoMT implements the blocks itself: there is no backbone to freeze, adapt or save.
             raise Refused(f"head: got {self.head!r}, accepted for segmentation here: upernet, mask2former")
-        largest, counts = 0, torch.zeros(1, dtype=torch.long)
-        for name, rows in (("train", train), ("test", test)):
-            check_mask_column(rows, data.mask_column)
-            masks = rows.select_columns([image_column, data.mask_column])
-            for row, values in enumerate(progress_bar(masks, desc=f"masks of {name}", unit="image")):
-                labels = self._labels(values)
-                if labels is None:
-                    continue
-                try:
-                    check_mask_fits(labels, read_size(values[image_column]), row)
-                except BadImage:
-                    continue
-                labels = labels[labels != data.ignore_index]
-                if not len(labels):
-                    continue
-                if labels.min() < 0 or (data.class_names and labels.max() >= len(data.class_names)):
-                    wrong = labels.min() if labels.min() < 0 else labels.max()
-                    top = f"up to {len(data.class_names) - 1} (class_names)" if data.class_names else "from 0"
-                    raise Refused(
-                        f"mask_column: row {row} of {name} has a pixel of class {wrong}, accepted: {top}, and "
-                        f"ignore_index ({data.ignore_index})"
-                    )
-                largest = max(largest, int(labels.max()))
-                if name == "train":
-                    pixels = torch.bincount(labels, minlength=len(counts))
-                    counts = pixels + nn.functional.pad(counts, (0, len(pixels) - len(counts)))
-        self.names = list(data.class_names) or [str(index) for index in range(largest + 1)]
-        self.most_frequent = int(counts.argmax())
+        pixels = {name: self._count(rows, name, data) for name, rows in (("train", train), ("test", test))}
+        largest = max(max(of_split, default=0) for of_split in pixels.values())
+        self.names = list(data.class_names) or list(map(str, self.mask_values or range(largest + 1)))
+        self.most_frequent = max(sorted(pixels["train"]), key=pixels["train"].__getitem__, default=0)
         self.crop = v2.Compose(
             [
                 v2.RandomResizedCrop(view.size, (SMALLEST_CROP, 1.0), antialias=True),
@@ -69,12 +60,47 @@ class Segmentation:
             ]
         )
 
-    def _labels(self, row: dict) -> torch.Tensor | None:
-        """Return the mask [H,W] of a row, `None` if it cannot be read."""
+    def _count(self, rows: "Dataset", name: str, data: DataArguments) -> Counter[int]:
+        """Count the pixels of each class in the masks of a split; raises `Refused` for masks that cannot be used."""
+        check_mask_column(rows, data.mask_column)
+        stored: Counter[int] = Counter()
+        counts: Counter[int] = Counter()
+        masks = rows.select_columns([self.image_column, data.mask_column])
+        for row, values in enumerate(progress_bar(masks, desc=f"masks of {name}", unit="image")):
+            mask = self._stored(values)
+            if mask is None:
+                continue
+            try:
+                check_mask_fits(mask, read_size(values[self.image_column]), row)
+            except BadImage:
+                continue
+            stored.update(_pixels(mask))
+            labels = map_values(mask, self.mask_values, self.stored_ignore)
+            labels = labels[labels != self.ignore_index]
+            if not len(labels):
+                continue
+            if labels.min() < 0 or (data.class_names and labels.max() >= len(data.class_names)):
+                wrong = labels.min() if labels.min() < 0 else labels.max()
+                top = f"up to {len(data.class_names) - 1} (class_names)" if data.class_names else "from 0"
+                raise Refused(
+                    f"mask_column: row {row} of {name} has a pixel of class {wrong}, accepted: {top}, and "
+                    f"ignore_index ({self.stored_ignore})"
+                )
+            counts.update(_pixels(labels))
+        check_classes(stored, data.mask_column, name, self.mask_values, self.stored_ignore)
+        return counts
+
+    def _stored(self, row: dict) -> torch.Tensor | None:
+        """Return the mask [H,W] of a row as it is stored, `None` if it cannot be read."""
         try:
             return read_mask(row[self.mask_column] or {"path": ""})
         except OSError:
             return None
+
+    def _labels(self, row: dict) -> torch.Tensor | None:
+        """Return the classes [H,W] of a row, `None` if its mask cannot be read."""
+        mask = self._stored(row)
+        return None if mask is None else map_values(mask, self.mask_values, self.stored_ignore)
 
     def build(self, backbone: Dinov3Model, name: str, fields: dict) -> PreTrainedModel:
         """Return a segmentation head on the backbone; `fields` go to the head's configuration."""
@@ -132,3 +158,9 @@ class Segmentation:
         ]
         names = ("mIoU", "pixel accuracy")
         return [{"metric": n, "model": m, "chance": c} for n, m, c in zip(names, *values, strict=True)]
+
+
+def _pixels(mask: torch.Tensor) -> dict[int, int]:
+    """Return the number of pixels of each value in a mask."""
+    values, pixels = mask.unique(return_counts=True)
+    return dict(zip(values.tolist(), pixels.tolist(), strict=True))

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 from ...recipe import described
 from ..arguments import (
     MaskArguments,
+    MaskValueArguments,
     NeighbourArguments,
     NetworkArguments,
     TrainArguments,
 )
 from ..result import Result
-from ..rows import class_mask_column, ignored_class, image_column
+from ..rows import class_mask_column, class_values, ignored_class, image_column
 from ..task import Evaluation, Task
 
 
@@ -35,13 +36,20 @@ def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -
 
     columns = (image_column(train, recipe), class_mask_column(recipe))
     ks, patches = recipe.of(NeighbourArguments).k, recipe.of(PatchKnnArguments).max_bank_patches
-    return evaluate_patch_knn(bench, train, test, *columns, ks, patches, ignored_class(recipe))
+    return evaluate_patch_knn(bench, train, test, *columns, ks, patches, ignored_class(recipe), class_values(recipe))
 
 
 TASK = Task(
     name="patch-knn",
     help="k-NN segmentation on patch tokens",
-    reads=(TrainArguments, NetworkArguments, MaskArguments, NeighbourArguments, PatchKnnArguments),
+    reads=(
+        TrainArguments,
+        NetworkArguments,
+        MaskArguments,
+        MaskValueArguments,
+        NeighbourArguments,
+        PatchKnnArguments,
+    ),
     run=run,
     scenes="crowded",
     repeated_by=("layers", "resolution"),

@@ -7,13 +7,14 @@ from ..arguments import (
     DataArguments,
     DenseHeadArguments,
     MaskArguments,
+    MaskValueArguments,
     NameArguments,
     NetworkArguments,
     StepsArguments,
     TrainArguments,
 )
 from ..result import Result
-from ..rows import class_mask_column, ignored_class, image_column, is_rendered
+from ..rows import class_mask_column, class_values, ignored_class, image_column, is_rendered
 from ..task import Evaluation, Task
 from .linear_sgd import head_steps
 from .zero_shot_segmentation import mask_names
@@ -39,6 +40,7 @@ def run(bench: "Bench", train: "Dataset", test: "Dataset", recipe: Evaluation) -
         ignored_class(recipe),
         recipe.of(DenseHeadArguments).batch_norm,
         class_names=names,
+        mask_values=class_values(recipe),
         **head_training(recipe, PAPER_STEPS, 1e-3),
     )
 
@@ -61,6 +63,7 @@ TASK = Task(
         TrainArguments,
         NetworkArguments,
         MaskArguments,
+        MaskValueArguments,
         NameArguments,
         StepsArguments,
         AugmentArguments,

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from ...errors import Refused
 from ...recipe import described
-from ..arguments import DataArguments, MaskArguments, NameArguments, PromptArguments
+from ..arguments import DataArguments, MaskArguments, MaskValueArguments, NameArguments, PromptArguments
 from ..result import Result
-from ..rows import class_mask_column, ignored_class, image_column, is_rendered, only_test
+from ..rows import class_mask_column, class_values, ignored_class, image_column, is_rendered, only_test
 from ..task import Evaluation, Task
 from .zero_shot import read_names, read_templates
 
@@ -66,6 +66,7 @@ def run(aligned: "Aligned", train: None, test: "Dataset", recipe: Evaluation) ->
         whole_windows=settings.whole_windows,
         ignore_index=ignored_class(recipe),
         scales=settings.scales,
+        mask_values=class_values(recipe),
     )
 
 
@@ -81,7 +82,7 @@ def mask_names(data: str) -> list[str]:
 TASK = Task(
     name="zero-shot-segmentation",
     help="segmentation by class names, mIoU",
-    reads=(MaskArguments, NameArguments, PromptArguments, ZeroShotSegmentationArguments),
+    reads=(MaskArguments, MaskValueArguments, NameArguments, PromptArguments, ZeroShotSegmentationArguments),
     run=run,
     scenes="crowded",
     rows=rows,
