@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import Refused
-from .folders import IMAGE_EXTENSIONS
+from .listing import IMAGE_EXTENSIONS, MAGIC
 
 
 if TYPE_CHECKING:
@@ -29,23 +29,74 @@ def undecoded(rows: Rows) -> Rows:
 
 
 def find_image_column(rows: "Dataset | IterableDataset", image_column: str | None) -> str:
-    """Return the column that holds the images; raises `Refused`, listing the columns, if there is none or several."""
+    """Return the column that holds the images: declared, or encoded as bytes (a column of bytes, or {bytes, path}).
+
+    Raises `Refused`, listing the columns, if there is none or several.
+    """
     from datasets import Image
 
     names = list(rows.column_names or next(iter(rows)))
     listed = ", ".join(names)
+    features = rows.features or {}
     if image_column is not None:
         if image_column not in names:
             raise Refused(f"image_column: got {image_column!r}, accepted: a column of the data set ({listed})")
+        dtype = str(getattr(features.get(image_column), "dtype", ""))
+        if dtype.startswith(("int", "uint", "float", "double", "bool", "timestamp")):
+            raise Refused(f"image_column: got {image_column!r} of {dtype}, accepted: images, their bytes or paths")
         return image_column
-    features = rows.features or {}
     images = [name for name in names if isinstance(features.get(name), Image)]
     images = images if len(images) == 1 else [name for name in images if name == "image"] or images
-    images = images or [name for name in names if name.lower() in IMAGE_EXTENSIONS]
+    images = images or _encoded_columns(rows, names)
     if len(images) != 1:
         have = "no image column" if not images else f"several image columns ({', '.join(images)})"
+        if not images:
+            have += _what_instead(features)
         raise Refused(f"image_column: the data set has {have}, accepted: one of its columns ({listed})")
     return images[0]
+
+
+def _encoded_columns(rows: "Dataset | IterableDataset", names: list[str]) -> list[str]:
+    """Return the columns of bytes that hold images, from their names or else from the first row."""
+    features = rows.features
+    named = [name for name in names if name.lower() in IMAGE_EXTENSIONS]
+    if features is None:
+        return named
+    held = [name for name in names if holds_bytes(features[name])]
+    named = [name for name in held if name.lower() in (*IMAGE_EXTENSIONS, "image", "img")]
+    if len(named) == 1 or not held:
+        return named
+    first = next(iter(undecoded(rows)), None)
+    if first is None:
+        return held
+    values = {name: first[name].get("bytes") if isinstance(first[name], dict) else first[name] for name in held}
+    return [name for name, value in values.items() if isinstance(value, bytes) and MAGIC.match(value[:16])]
+
+
+def holds_bytes(feature: Any) -> bool:
+    """Say whether a column holds bytes: alone, or as the `bytes` of a record."""
+    if isinstance(feature, dict):
+        return "bytes" in feature and holds_bytes(feature["bytes"])
+    return getattr(feature, "dtype", None) in ("binary", "large_binary", "binary_view")
+
+
+def _what_instead(features: Any) -> str:
+    """Return what a data set without an image column has instead, from its columns' names and types."""
+    from datasets import Image
+
+    for name, feature in features.items():
+        inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
+        if isinstance(inner, Image) or holds_bytes(inner):
+            return f" (but lists of images in {name!r}: one image a row is read)"
+        if isinstance(feature, dict) and {"data", "nChannels"} <= set(feature):
+            return f" (but raw pixels of Spark in {name!r}: encoded images are read)"
+    for name, feature in features.items():
+        dtype = str(getattr(feature, "dtype", ""))
+        if "string" in dtype and any(word in name.lower() for word in ("url", "uri", "link", "href")):
+            return f" (but addresses in {name!r}: download them first, for example with img2dataset)"
+        if "string" in dtype and any(word in name.lower() for word in ("path", "file")):
+            return f" (but names of files in {name!r}: images lie in the folder that holds them)"
+    return ""
 
 
 def named_values(rows: "Dataset", column: str, field: str, accepted: str) -> list[str | int | None]:

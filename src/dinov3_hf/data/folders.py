@@ -1,26 +1,34 @@
-"""Files and folders as a data set: which files, of what kind, in which split."""
+"""Files as rows: images by their paths, and Parquet files and tars through their `datasets` builders."""
 
+import glob
+import hashlib
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
+from .listing import IMAGE_EXTENSIONS, suffix_of
+from .split_names import ALL, pick_split, split_of_file, split_of_folders
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-# Names of image members in WebDataset tars, which carry no declared types.
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm")
+
+BUILDERS = {"parquet": "parquet", "pq": "parquet", "tar": "webdataset"}
 
 
 def builder_of(files: list[str], source: str) -> str:
     """Return the `datasets` builder of files of one kind."""
-    kinds = {".parquet": "parquet", ".tar": "webdataset"}
-    suffixes = {Path(file.partition("?")[0]).suffix for file in files}
-    if len(suffixes) != 1 or next(iter(suffixes)) not in kinds:
-        raise Refused(f"data: {source!r} holds {', '.join(sorted(suffixes))} files, accepted: .parquet or .tar")
-    return kinds[suffixes.pop()]
+    suffixes = {suffix_of(file.partition("?")[0] if "://" in file else file) for file in files}
+    builders = {BUILDERS.get(suffix) for suffix in suffixes}
+    if len(builders) != 1 or None in builders:
+        listed = ", ".join(sorted(f".{suffix}" if suffix else "unnamed" for suffix in suffixes))
+        hint = "; images: the folder that holds them" if suffixes & set(IMAGE_EXTENSIONS) else ""
+        raise Refused(f"data: {source!r} holds {listed} files, accepted: .parquet or .tar{hint}")
+    return str(builders.pop())
 
 
 def count_up(pattern: str) -> list[str]:
@@ -33,43 +41,102 @@ def count_up(pattern: str) -> list[str]:
     return [file for number in numbers for file in count_up(pattern.replace(span.group(), number, 1))]
 
 
+def local_files(source: str) -> list[str]:
+    """Return the files of a local path or pattern; what exists under that very name is no pattern."""
+    files: list[str] = []
+    for pattern in [source] if os.path.exists(source) else count_up(source):
+        if os.path.exists(pattern):
+            files.append(pattern)
+            continue
+        escaped = ""
+        for part in Path(pattern).parts:
+            # Brackets in the names of existing folders are no pattern either.
+            literal = os.path.join(escaped, glob.escape(part))
+            escaped = literal if glob.glob(literal) else os.path.join(escaped, part)
+        files += sorted(file for file in glob.glob(escaped, recursive=True) if os.path.isfile(file))
+    return files
+
+
+def files_of_splits(files: Sequence[str], source: str) -> dict[str | None, list[str]]:
+    """Return the files of each split, told by folders (train/0000.parquet), else by names (train-0000.parquet).
+
+    All files under None have no splits. `files` are relative paths. Raises `Refused` if only some files name a split,
+    or if a name and its folder say different ones.
+    """
+    splits: dict[str | None, list[str]] = {}
+    for file in files:
+        folder, name = split_of_folders(file), split_of_file(file)
+        if folder and name and folder.lower() != name and name in ("train", "test", "validation", "val"):
+            raise Refused(
+                f"data: {file!r} of {source!r} names two splits ({folder}, {name}), accepted: a pattern of the files "
+                "of one split"
+            )
+        splits.setdefault(folder or name, []).append(file)
+    if None in splits and len(splits) > 1:
+        named = next(file for split, of_split in splits.items() if split for file in of_split)
+        raise Refused(
+            f"data: of the files of {source!r} some name a split ({named}) and some do not ({splits[None][0]}), "
+            "accepted: a pattern of those to read, such as FOLDER/train-*.parquet"
+        )
+    return splits
+
+
 def load_files(
-    builder: str, files: list[str], source: str, split: str, streaming: bool, **options: Any
+    builder: str,
+    files: Sequence[str],
+    source: str,
+    split: str,
+    streaming: bool,
+    root: str | None = None,
+    **options: Any,
 ) -> "Dataset | IterableDataset":
-    """Load files of one kind; files whose names start with a split's name belong to that split."""
+    """Load the files of a split, all of one kind. `root` is the folder below which folders are called like splits."""
     from datasets import load_dataset
 
-    named: dict[str, list[str]] = {}
-    for file in files:
-        # "val" last: it begins "validation" too.
-        for name in ("train", "validation", "test", "gallery", "query", "pairs", "val"):
-            if Path(file).name.startswith(name):
-                named.setdefault(name, []).append(file)
-                break
-    if len(files) == sum(map(len, named.values())) and (len(named) > 1 or split in named):
-        if split not in named:
-            raise Refused(f"split: got {split!r}, accepted: {', '.join(named)} (of {source})")
-        files = named[split]
-    return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming, **options)
+    is_remote = any("://" in file for file in files)
+    relative = {Path(file).name if root is None else os.path.relpath(file, root): file for file in files}
+    if len(relative) < len(files):
+        relative = {file: file for file in files}
+    splits = files_of_splits(list(relative), source)
+    if None not in splits and split != ALL:
+        names = [name for name in splits if name is not None]
+        files = [relative[file] for file in splits[pick_split(names, split, source)]]
+    if not is_remote:
+        if builder == "webdataset":
+            from .tars import load_mixed_tars
+
+            mixed = load_mixed_tars(list(files), streaming)
+            if mixed is not None:
+                return mixed
+        # `datasets` reads a name as a pattern.
+        files = [glob.escape(file) for file in files]
+    return load_dataset(builder, data_files={"train": list(files)}, split="train", streaming=streaming, **options)
 
 
-def load_image_folder(path: Path, split: str) -> "Dataset":
-    """Load a folder of images: sub-folders named like splits hold the splits, and sub-folders inside are classes.
+def image_rows(root: Path, files: Sequence[str], columns: dict[str, tuple[list, Any]]) -> "Dataset":
+    """Return the images below `root` as rows that hold only paths, with further `columns` (values and feature).
 
     Never as a stream: folders are sorted by class, which shuffling block by block would not undo, and a folder is a
     single shard, of which each reader would have to read every file.
     """
-    from datasets import load_dataset
+    import pyarrow as pa
+    from datasets import Dataset, DatasetInfo, Features, Image
 
-    folders = {item.name for item in path.iterdir() if item.is_dir()}
-    splits = folders & {"train", "validation", "val", "test"}
-    if splits and split not in splits:
-        raise Refused(f"split: got {split!r}, accepted: {', '.join(sorted(splits))} (folders of {path})")
-    root = path / split if splits else path
-    images = [file for file in root.rglob("*") if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
-    if not images:
-        raise Refused(f"data: no images under {root}, accepted: files named {', '.join(IMAGE_EXTENSIONS)}")
-    labelled = all(len(file.relative_to(root).parts) > 1 for file in images)
-    # All files by name: left to itself, `datasets` takes only those whose paths hold "train", if any do.
-    files = {"train": ["**"]}
-    return load_dataset("imagefolder", data_dir=str(root), data_files=files, split="train", drop_labels=not labelled)
+    all_columns = {"image": ([str(root / file) for file in files], Image()), **columns}
+    features = Features({name: feature for name, (_, feature) in all_columns.items()})
+    arrays, digest = [], hashlib.sha256(repr(features).encode())
+    for name, (values, feature) in all_columns.items():
+        if isinstance(feature, Image):
+            # Images that change under the same name are other rows.
+            for value in values:
+                state = os.stat(value) if value is not None and os.path.exists(value) else None
+                about = (value, state.st_size, state.st_mtime_ns) if state else (value,)
+                digest.update(repr(about).encode())
+            fields = [pa.nulls(len(values), pa.binary()), pa.array(values, pa.string())]
+            mask = pa.array([value is None for value in values], pa.bool_())
+            arrays.append(pa.StructArray.from_arrays(fields, names=["bytes", "path"], mask=mask))
+        else:
+            digest.update(repr(values).encode())
+            arrays.append(pa.array(values, features.arrow_schema.field(name).type))
+    table = pa.table(arrays, names=list(all_columns))
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=digest.hexdigest()[:16])

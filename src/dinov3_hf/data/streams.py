@@ -1,10 +1,10 @@
 """Images from anywhere: any `datasets` source, read undecoded, as an endless stream that resumes exactly."""
 
 import contextlib
-import glob
 import itertools
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,10 @@ import numpy as np
 
 from ..errors import Refused
 from .columns import find_image_column
-from .folders import builder_of, count_up, load_files, load_image_folder
+from .folders import BUILDERS, builder_of, count_up, load_files, local_files
+from .listing import IMAGE_EXTENSIONS, suffix_of
+from .opening import open_folder
+from .readings import split_reading
 from .retries import StreamError, with_retries
 
 
@@ -39,29 +42,31 @@ def load_source(
 ) -> "Dataset | IterableDataset":
     """Open a data set, without decoding its images.
 
-    `source` is "scenes" or "scenes:SUBSET" (of `num_images` rendered images), a folder of images or Parquet files, a
-    pattern of Parquet files or WebDataset tars, such files at a URL (`{000..031}` stands for 32 of them), or a hub id
-    `owner/name` or `owner/name:config`. Keeps the image column and `columns`; None keeps all. Returns a
-    `datasets.IterableDataset`; without streaming, and for a local folder of images, whose rows hold only paths, a
-    `Dataset`. Raises `Refused`, naming the field.
+    `source` is "scenes" or "scenes:SUBSET" (of `num_images` rendered images), a folder of images (with masks or boxes
+    too), of Parquet files, of tars, or saved by `datasets`, a pattern of Parquet files or WebDataset tars, such files
+    at a URL (`{000..031}` stands for 32 of them), or a hub id `owner/name` or `owner/name:config`. Where a folder can
+    be read in two ways, `classes:FOLDER`, `splits:`, `images:`, `masks:` or `boxes:` says which. The split "all" is
+    all splits together. Keeps the image column and `columns`; None keeps all. Returns a `datasets.IterableDataset`;
+    without streaming, and for local folders of images and saved data sets, a `Dataset`. Raises `Refused`, naming the
+    field.
     """
     from datasets import Image, IterableDataset
 
-    rows = _open(source, split, streaming, num_images)
+    rows = _open(source, split, streaming, num_images, wanted=columns)
     name = find_image_column(rows, image_column)
     columns = None if columns is None else list(dict.fromkeys([name, *columns]))
-    builder = rows.info.builder_name if streaming else None
+    builder = rows.info.builder_name if isinstance(rows, IterableDataset) else None
     if builder == "parquet" and columns is not None:
         # Only these columns are read; `select_columns` below would read all and drop the others.
         rows = _open(source, split, streaming, num_images, columns=columns)
-    elif builder == "imagefolder" and isinstance(rows, IterableDataset):
+    elif builder == "imagefolder":
         # `datasets` decodes folders on the hub in threads, which cannot be turned off once the data set is open.
         rows = _open(source, split, streaming, num_images, decode_num_threads=0)
     if columns is not None:
         rows = rows.select_columns(columns)
     features = rows.features or {}
     for column, feature in features.items():
-        if isinstance(feature, Image):
+        if isinstance(feature, Image) or (image_column is None and column == name):
             rows = rows.cast_column(column, Image(decode=False))
     return rows
 
@@ -71,8 +76,16 @@ def load_table(source: str, split: str) -> "Dataset":
     return _open(source, split, False, 0)
 
 
-def _open(source: str, split: str, streaming: bool, num_images: int, **options: Any) -> "Dataset | IterableDataset":
-    """Open any source; `options` are those of its `datasets` builder."""
+def is_hub_id(source: str) -> bool:
+    """Say whether a source that is no URL and no existing path is an id on the hub (`owner/name.v2:config`)."""
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[^/]+)?", source) is not None
+    return is_id and suffix_of(source) not in (*BUILDERS, *IMAGE_EXTENSIONS)
+
+
+def _open(
+    source: str, split: str, streaming: bool, num_images: int, wanted: Sequence[str] | None = None, **options: Any
+) -> "Dataset | IterableDataset":
+    """Open any source; `options` are those of its `datasets` builder, and only `wanted` columns need be read."""
     from datasets import load_dataset
 
     if source.split(":")[0] == "scenes":
@@ -82,22 +95,19 @@ def _open(source: str, split: str, streaming: bool, num_images: int, **options: 
         return load_scenes(split, num_images, subset=subset, streaming=streaming)
     if "://" in source:
         return _open_urls(source, split, streaming, **options)
-    path = Path(source).expanduser()
-    if os.path.isdir(path):
-        kinds = {"parquet": ["*.parquet"], "webdataset": ["*.tar"]}
+    reading, name = (None, source) if os.path.exists(source) else split_reading(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
         with _openable(source):
-            for builder, patterns in kinds.items():
-                files = sorted(str(file) for pattern in patterns for file in path.rglob(pattern))
-                if files:
-                    return load_files(builder, files, source, split, streaming, **options)
-            return load_image_folder(path, split)
-    local = any(sign in source for sign in "*?[") or path.suffix or source.startswith((".", "/", "~"))
-    if local:
-        files = sorted(glob.glob(str(path), recursive=True))
-        if not files:
-            raise Refused(f"data: nothing found at {source!r}, accepted: an existing file, folder or pattern")
+            return open_folder(path, name, reading, split, streaming, wanted, **options)
+    files = local_files(str(path))
+    if files and reading is None:
         with _openable(source):
-            return load_files(builder_of(files, source), files, source, split, streaming, **options)
+            root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+            return load_files(builder_of(files, source), files, source, split, streaming, root, **options)
+    if reading is not None or not is_hub_id(source):
+        what = "an existing folder" if reading else "an existing file, folder or pattern"
+        raise Refused(f"data: nothing found at {source!r}, accepted: {what}")
     repository, _, config = source.partition(":")
     with _openable(source, "is no local path and the hub did not give it"):
         return load_dataset(repository, config or None, split=split, streaming=streaming, **options)
