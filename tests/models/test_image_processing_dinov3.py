@@ -56,3 +56,34 @@ def test_round_trip_through_auto(tmp_path):
     Dinov3ImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert isinstance(loaded, Dinov3ImageProcessor) and loaded.size.height == 96
+
+
+def test_the_value_range_travels_with_the_processor(tmp_path):
+    Dinov3Config().save_pretrained(tmp_path)
+    Dinov3ImageProcessor(value_range=(0, 4095)).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert list(processor.value_range) == [0, 4095]
+    twelve = np.linspace(0, 4095, 100).reshape(10, 10).astype(np.uint16)
+    eight = Image.fromarray(np.floor(twelve / 4095 * 255 + 0.5).astype(np.uint8)).convert("RGB")
+    settings = {"do_resize": False, "return_tensors": "pt"}
+    expected = processor(eight, **settings).pixel_values
+    for given in (Image.fromarray(twelve), twelve[None], torch.from_numpy(twelve.astype(np.int32))[None]):
+        assert torch.equal(processor(given, **settings).pixel_values, expected)
+    with pytest.raises(ValueError, match="^value_range: got 0 100 for uint16 values from 0 to 4095"):
+        processor(Image.fromarray(twelve), value_range=(0, 100))
+
+
+@pytest.mark.parametrize(
+    "values", [np.arange(300).reshape(1, 20, 15), np.full((1, 9, 9), -1.0), np.full((1, 9, 9), 4000, np.uint16)]
+)
+def test_arrays_beyond_the_range_are_refused(values):
+    with pytest.raises(ValueError, match=r"^value_range: got none for \w+ values from .*accepted: (two numbers)"):
+        Dinov3ImageProcessor()(values)
+    if values.dtype != np.uint16:
+        assert Dinov3ImageProcessor(do_rescale=False, do_normalize=False)(values).pixel_values
+
+
+def test_arrays_of_full_range_are_scaled():
+    values = np.linspace(0, 65535, 81).astype(np.uint16).reshape(1, 9, 9)
+    pixels = Dinov3ImageProcessor(do_resize=False, do_normalize=False)(values, return_tensors="pt").pixel_values
+    assert pixels.min() == 0 and pixels.max() == pytest.approx(1) and len(pixels.unique()) == 81

@@ -3,6 +3,7 @@
 import io
 import struct
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -65,6 +66,14 @@ def test_large_images_are_shrunk_in_proportion(size, save):
     assert read_image(save(picture((20, 10)), format="PNG"), max_side=80).size == (20, 10)
 
 
+def test_sixteen_bits_are_read_as_in_training_or_get_a_sentence(save):
+    twelve = Image.fromarray(np.linspace(0, 4095, 60).reshape(6, 10).astype(np.uint16))
+    path = save(twelve, format="TIFF")
+    with pytest.raises(InputError, match="^This image has more than 8 bits a channel, and what is black and white"):
+        read_image(path)
+    assert np.asarray(read_image(path, value_range=(0, 4095))).max() == 255
+
+
 def test_the_first_frame_of_an_animation_is_read(save):
     frames = [picture(seed=seed) for seed in range(3)]
     path = save(frames[0], format="PNG", save_all=True, append_images=frames[1:])
@@ -112,15 +121,26 @@ def animation(save, count, duration=100, kind="GIF"):
     )
 
 
-def video(path, count, rate=10, size=(64, 48), codec="mpeg4", suffix=".mp4"):
+def corners() -> Image.Image:
+    """An image that differs from each of its turns."""
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :20], pixels[:24, 44:] = 255, (255, 0, 0)
+    return Image.fromarray(pixels)
+
+
+def video(path, count, rate=10, size=(64, 48), codec="mpeg4", suffix=".mp4", turn=(0, False), ratio=None, image=None):
     av = pytest.importorskip("av")
     path = path / f"clip{suffix}"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        if ratio:
+            stream.codec_context.sample_aspect_ratio = Fraction(ratio)
+        if turn != (0, False):
+            stream.set_display_rotation(*turn)
         for index in range(count):
-            image = Image.new("RGB", size, (0, 2 * index % 256, 0))
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+            frame = image or Image.new("RGB", size, (0, 2 * index % 256, 0))
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode())
     return path
 
@@ -131,6 +151,41 @@ def test_animations_are_read_frame_by_frame(kind, save):
     assert rate == pytest.approx(10)
     assert [frame.getpixel((5, 5))[0] for frame in frames] == list(range(7))
     assert {frame.size for frame in frames} == {(15, 10)} and {frame.mode for frame in frames} == {"RGB"}
+
+
+# The eight ways to store a clip: degrees counterclockwise, and whether it is mirrored then.
+HELD = [(degrees, mirrored) for degrees in (0, 90, 180, 270) for mirrored in (False, True)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("degrees, mirrored", HELD)
+def test_clips_are_turned_as_players_show_them(degrees, mirrored, suffix, tmp_path):
+    path = video(tmp_path, 3, suffix=suffix, turn=(degrees, mirrored), image=corners())
+    (frame, *_), _ = read_clip(path, max_side=64)
+    expected = np.rot90(np.asarray(corners()), degrees // 90)
+    expected = expected[:, ::-1] if mirrored else expected
+    assert np.asarray(frame).shape == expected.shape and difference(frame, expected) < 3
+
+
+@pytest.mark.parametrize(
+    "ratio, degrees, size",
+    [("4/3", 0, (64, 36)), ("4/3", 90, (36, 64)), ("1/2", 0, (32, 48)), ("1/2", 270, (48, 32)), ("1/1", 0, (64, 48))],
+)
+def test_pixels_that_are_not_square_become_square(ratio, degrees, size, tmp_path):
+    path = video(tmp_path, 3, turn=(degrees, False), ratio=ratio, image=corners())
+    (frame, *_), _ = read_clip(path, max_side=64)
+    expected = corners().rotate(degrees, expand=True).resize(size, Image.Resampling.BICUBIC)
+    assert frame.size == size and difference(frame, expected) < 6
+
+
+def test_animations_are_turned_too(save):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = [picture(seed=seed) for seed in range(3)]
+    path = save(frames[0], format="WEBP", save_all=True, append_images=frames[1:], lossless=True, exif=exif)
+    read, _ = read_clip(path, 60)
+    for frame, stored in zip(read, frames, strict=True):
+        assert difference(frame, stored.transpose(Image.Transpose.ROTATE_270)) == 0
 
 
 @pytest.mark.parametrize("codec, suffix", [("mpeg4", ".mp4"), ("mpeg4", ".avi"), ("mpeg4", ".mkv")])

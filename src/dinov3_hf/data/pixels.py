@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from .pixel_values import BadImage, Range, check_range, orientation, rgb_pixels
+
+
+__all__ = ["MAX_PIXELS", "BadImage", "StoredImage", "decode_image", "read_size"]
 
 # Pillow itself refuses more: a file of a few kilobytes could fill the memory.
 MAX_PIXELS = 178_956_970
@@ -15,23 +19,22 @@ MAX_PIXELS = 178_956_970
 StoredImage = dict[str, bytes | str | None] | bytes | bytearray | memoryview | str | Image.Image | None
 
 
-class BadImage(ValueError):
-    """An image that cannot be decoded."""
-
-
-def decode_image(value: StoredImage, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def decode_image(value: StoredImage, max_pixels: int = MAX_PIXELS, value_range: Range | None = None) -> torch.Tensor:
     """Decode bytes, a `{"bytes", "path"}` dictionary or a PIL image to RGB uint8 [3, H, W].
 
-    Transparent images are put on white; grey, CMYK and palettes are converted; 16-bit images are scaled to 8 bits;
-    EXIF rotation is applied. Raises `BadImage` for anything but a complete image of at most `max_pixels`.
+    Transparent images are put on white; grey, CMYK and palettes are converted; EXIF and TIFF orientation is applied.
+    `value_range` says which values are black and white in images of more than 8 bits a channel whose files do not say
+    it: `pixel_values` has the rule. Raises `BadImage` for values whose range is not known, and for anything but a
+    complete image of at most `max_pixels`.
     """
+    check_range(value_range)
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     try:
         # Pillow warns of sizes it still accepts and of metadata it cannot read: noise, among millions of images.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pixels = np.asarray(to_rgb(_upright(_open(value, max_pixels))))
+            pixels = rgb_pixels(_open(value, max_pixels), value_range)
     except BadImage:
         raise
     except Exception as error:
@@ -52,10 +55,7 @@ def read_size(value: StoredImage) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             source = io.BytesIO(value) if isinstance(value, bytes | bytearray | memoryview) else value
             image = source if isinstance(source, Image.Image) else Image.open(source)
-            try:
-                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            except Exception:
-                is_turned = False
+            is_turned = orientation(image) >= 5
     except Exception as error:
         raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     return (image.width, image.height) if is_turned else (image.height, image.width)
@@ -73,26 +73,3 @@ def _open(value: StoredImage, max_pixels: int) -> Image.Image:
     if value.width * value.height > max_pixels:
         raise BadImage(f"{value.width}x{value.height} pixels, accepted: at most {max_pixels} in all")
     return value
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF rotation; an image with broken EXIF data stays as it is."""
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a PIL image of any mode to RGB."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Pillow clips these at 255 instead of scaling them.
-        values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
-        full = 65535.0 if image.mode != "F" else max(float(values.max(initial=0)), 1.0)
-        return Image.fromarray((values.clip(0, full) * (255.0 / full)).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")

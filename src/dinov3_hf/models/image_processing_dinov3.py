@@ -2,20 +2,37 @@
 
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 from torchvision.transforms import InterpolationMode
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
+
+from .pixel_values_dinov3 import as_bytes, check_range, rgb_pixels
 
 
 logger = logging.get_logger(__name__)
 
 
+class Dinov3ImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """Fields of `Dinov3ImageProcessor` that transformers does not know."""
+
+    value_range: list[int | float] | tuple[int | float, int | float] | None
+
+
 class Dinov3ImageProcessor(TorchvisionBackend):
     """Images to `pixel_values` [B,3,H,W]: rescale to [0,1], resize, centre crop, normalise.
+
+    PIL images become RGB as `decode_image` reads them in training, upright and to the bit. `value_range` (low, high)
+    says what is black and white in images of more than 8 bits a channel; it is saved with the processor, and
+    `pixel_values_dinov3` has the rule. Arrays and tensors follow transformers: 0 to 255, or 0 to 1 with
+    `do_rescale=False`; 16-bit unsigned arrays, and all but uint8 with a `value_range`, follow the rule too. Values
+    outside are refused with a `ValueError`.
 
     The defaults are those of the published checkpoints' processor (224x224, bilinear, antialiased, ImageNet
     statistics), with the same output bit for bit. The evaluation protocols resize the shorter side instead:
@@ -32,6 +49,32 @@ class Dinov3ImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    value_range = None
+    valid_kwargs = Dinov3ImageProcessorKwargs
+
+    def __init__(self, **kwargs: Any):
+        check_range(kwargs.get("value_range"))
+        super().__init__(**kwargs)
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        value_range: tuple[float, float] | None = None,
+        do_rescale: bool | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return one image as a tensor [C,H,W], uint8 unless it is a float array without a `value_range`."""
+        check_range(value_range)
+        value_range = None if value_range is None else (value_range[0], value_range[1])
+        if isinstance(image, PIL.Image.Image):
+            if do_convert_rgb:
+                # Copied: what PIL holds cannot be written to.
+                image = np.array(rgb_pixels(image, value_range).transpose(2, 0, 1), order="C")
+                kwargs["input_data_format"] = "channels_first"
+        else:
+            image = _checked(image, value_range, do_rescale)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def _preprocess(
         self,
@@ -68,6 +111,22 @@ class Dinov3ImageProcessor(TorchvisionBackend):
                 stacked = self.normalize(stacked, image_mean, image_std)
             groups[shape] = stacked
         return BatchFeature(data={"pixel_values": reorder_images(groups, order)}, tensor_type=return_tensors)
+
+
+def _checked(image: Any, value_range: tuple[float, float] | None, do_rescale: bool | None) -> Any:
+    """Return an array or tensor whose values the rescaling may divide by 255; raises `ValueError` for any other."""
+    values = image.cpu().numpy() if isinstance(image, torch.Tensor) else image
+    if not isinstance(values, np.ndarray) or values.dtype in (np.uint8, np.bool_):
+        return image
+    if value_range is not None or values.dtype == np.uint16:
+        return as_bytes(values, value_range)
+    least, most = (values.min(), values.max()) if values.size else (0, 0)
+    if do_rescale and not (least >= 0 and most <= 255):
+        raise ValueError(
+            f"value_range: got none for {values.dtype.name} values from {least:g} to {most:g}, accepted: two numbers "
+            "(what is black and what is white), values from 0 to 255, or do_rescale=False"
+        )
+    return image
 
 
 # Saved processors carry their code, as saved models do.

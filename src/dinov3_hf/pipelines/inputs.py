@@ -1,16 +1,21 @@
 """Reading untrusted uploads (an image, a clip, or words) within limits; errors are sentences for the user."""
 
 import os
+import struct
 import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageSequence
 
-from ..data.pixels import to_rgb
+from ..data.pixel_values import BadImage, Range, rgb_pixels, to_rgb, upright
 from ..errors import Refused
 
+
+if TYPE_CHECKING:
+    from av import VideoFrame, VideoStream
 
 # Pillow reads many more formats, but some of their readers start other programs (EPS starts Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
@@ -18,6 +23,16 @@ ANIMATED_FORMATS = ("GIF", "PNG", "WEBP")
 # Only containers that hold their frames: playlists would make the reader open other files and addresses.
 CLIP_FORMATS = {"mov", "mp4", "matroska", "webm", "avi", "mpeg", "mpegts", "ogg"}
 DEFAULT_RATE = 10.0
+# Where a display matrix sends (x, y), y downwards: (ax + cy, bx + dy), as (a, b, c, d) in units of its scale.
+MATRIX_TURNS = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+}
 
 
 class InputError(Refused):
@@ -41,11 +56,14 @@ class Limits:
 LIMITS = Limits()
 
 
-def read_image(path: str | os.PathLike | None, max_side: int | None = None) -> Image.Image:
+def read_image(
+    path: str | os.PathLike | None, max_side: int | None = None, value_range: Range | None = None
+) -> Image.Image:
     """Read an image file as RGB, rotated as its EXIF data say, and shrunk so that no side exceeds `max_side` pixels.
 
-    Images of any mode are converted; of an animation the first frame is read. File size and number of pixels are
-    checked before anything is decoded. Raises only `InputError`.
+    Images of any mode are converted as in training; of an animation the first frame is read. `value_range` is that of
+    the model's image processor. File size and number of pixels are checked before anything is decoded. Raises only
+    `InputError`.
     """
     with _open(check_file(path, "image"), IMAGE_FORMATS) as image:
         _check_pixels(image.width * image.height, "image")
@@ -54,7 +72,11 @@ def read_image(path: str | os.PathLike | None, max_side: int | None = None) -> I
                 # Lets the JPEG decoder decode at 1/2, 1/4 or 1/8 of the size, which is faster; other formats ignore
                 # it.
                 image.draft(None, (max_side, max_side))
-            return _shrink(to_rgb(_upright(image)), max_side)
+            return _shrink(Image.fromarray(rgb_pixels(image, value_range)), max_side)
+        except BadImage as error:
+            raise InputError(
+                f"This image has more than 8 bits a channel, and what is black and white in it is not known ({error})."
+            ) from error
         except Exception as error:
             # On broken files Pillow's readers raise many kinds of errors (OSError, SyntaxError, struct.error, ...).
             raise InputError("This image is damaged or cut short: it cannot be read to its end.") from error
@@ -81,7 +103,7 @@ def read_clip(path: str | os.PathLike | None, max_side: int) -> tuple[list[Image
                 frames, step = frames[::2], 2 * step
                 if index % step:
                     continue
-            frames.append(_shrink(to_rgb(frame), max_side))
+            frames.append(_shrink(frame, max_side))
     except InputError:
         raise
     except Exception as error:
@@ -161,15 +183,6 @@ def _too_many_pixels(kind: str) -> InputError:
     return InputError(f"This {kind} has too many pixels: at most {LIMITS.max_pixels // 10**6} million are accepted.")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        # The EXIF data are broken: do not rotate.
-        return image
-
-
 def _shrink(image: Image.Image, max_side: int | None) -> Image.Image:
     if max_side is not None:
         image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
@@ -187,7 +200,8 @@ def _frames(path: str | os.PathLike) -> Iterator[tuple[Image.Image, float]]:
         _check_pixels(image.width * image.height, "clip")
         seconds = 0.0
         for frame in ImageSequence.Iterator(image):
-            yield frame, seconds
+            # Copied: the iterator goes on with the same image.
+            yield to_rgb(upright(frame)).copy(), seconds
             # If a file gives no duration, browsers show a frame for a tenth of a second.
             seconds += frame.info.get("duration", 0) / 1000 or 1 / DEFAULT_RATE
 
@@ -208,4 +222,24 @@ def _video_frames(path: str | os.PathLike) -> Iterator[tuple[Image.Image, float]
             _check_pixels(frame.width * frame.height, "clip")
             time = frame.time if frame.time is not None else index / DEFAULT_RATE
             start = time if start is None else start
-            yield frame.to_image(), time - start
+            yield _as_displayed(frame, stream), time - start
+
+
+def _as_displayed(frame: "VideoFrame", stream: "VideoStream") -> Image.Image:
+    """Return a frame as players show it: with square pixels, then turned or mirrored by its display matrix."""
+    image = frame.to_image()
+    ratio = stream.sample_aspect_ratio
+    if ratio and ratio > 0 and ratio != 1:
+        # Sides only shrink, so that the limits of pixels hold.
+        size = (image.width, image.height / ratio) if ratio > 1 else (image.width * ratio, image.height)
+        image = image.resize((max(round(size[0]), 1), max(round(size[1]), 1)), Image.Resampling.BICUBIC)
+    from av.sidedata.sidedata import Type
+
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return image
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    scale = max(abs(value) for value in (a, b, c, d)) or 1
+    turn = MATRIX_TURNS.get((round(a / scale), round(b / scale), round(c / scale), round(d / scale)))
+    # Whoever films holds the camera at quarters of a turn; other angles stay as they are.
+    return image if turn is None else image.transpose(turn)
