@@ -118,7 +118,10 @@ def crop_processor(crops: CropArguments) -> "DINOv3ViTImageProcessor":
     from transformers import DINOv3ViTImageProcessor
 
     size = {"height": crops.global_crop_size, "width": crops.global_crop_size}
-    return DINOv3ViTImageProcessor(size=size, image_mean=crops.image_mean, image_std=crops.image_std)
+    # Whoever uses it may have grey, palette or transparent images, which training converts too.
+    return DINOv3ViTImageProcessor(
+        size=size, image_mean=crops.image_mean, image_std=crops.image_std, do_convert_rgb=True
+    )
 
 
 def finish(

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from dinov3_hf import Dinov3Model, tiny_checkpoint
+from dinov3_hf.data.pixels import decode_image
 
 
 def test_transformers_and_ours_give_the_same_outputs():
@@ -61,3 +63,19 @@ def test_the_text_part_names_what_it_was_taught():
 def test_other_parts_are_refused():
     with pytest.raises(ValueError, match="part: got 'audio', accepted: vision, text"):
         tiny_checkpoint("audio")
+
+
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_images_of_every_mode_are_converted_as_in_training(part):
+    pixels = torch.randint(0, 256, (20, 30, 4), dtype=torch.uint8).numpy()
+    processor = AutoImageProcessor.from_pretrained(tiny_checkpoint(part))
+    image = Image.fromarray(pixels)
+    for other in (
+        image,
+        image.convert("RGB").quantize(8),
+        image.convert("LA"),
+        image.convert("CMYK"),
+        image.convert("1"),
+    ):
+        expected = processor(decode_image(other), return_tensors="pt").pixel_values
+        assert torch.equal(processor(other, return_tensors="pt").pixel_values, expected)

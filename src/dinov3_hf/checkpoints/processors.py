@@ -44,8 +44,8 @@ def find_processor(name: str, field: str = "model") -> BaseImageProcessor | None
             processor = DINOv3ViTImageProcessor(size=size, **statistics, do_convert_rgb=True)
         image_side(processor)
     check_statistics(processor, name, field)
-    if isinstance(processor, Dinov3ImageProcessor) and not processor.do_center_crop:
-        # A processor of ours would have to be saved with its code.
+    if isinstance(processor, Dinov3ImageProcessor) and not processor.do_center_crop and processor.value_range is None:
+        # A processor of ours would have to be saved with its code; only it knows a range of values.
         same = (
             "size",
             "resample",
@@ -77,7 +77,7 @@ def processor_for(name: str, image_size: int | Sequence[int], field: str = "mode
         return processor
     side = image_size if isinstance(image_size, int) else image_size[0]
     print(f"{field}: {name} has no image processor; using {side} pixels and ImageNet's mean and standard deviation")
-    return DINOv3ViTImageProcessor(size={"height": side, "width": side})
+    return DINOv3ViTImageProcessor(size={"height": side, "width": side}, do_convert_rgb=True)
 
 
 def image_side(processor: BaseImageProcessor) -> int:

@@ -151,7 +151,7 @@ def preprocessing_of(recipe: FinetuneRecipe, backbone: Dinov3Model) -> tuple[DIN
     processor = processor_for(recipe.task.model, backbone.config.image_size)
     size = recipe.data.image_size or image_side(processor)
     kwargs = {"image_mean": processor.image_mean, "image_std": processor.image_std}
-    saved = DINOv3ViTImageProcessor(size={"height": size, "width": size}, **kwargs)
+    saved = DINOv3ViTImageProcessor(size={"height": size, "width": size}, do_convert_rgb=True, **kwargs)
     return saved, View(size, tuple(processor.image_mean), tuple(processor.image_std))
 
 
