@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from dinov3_hf.data.listing import IMAGE_EXTENSIONS, suffix_of
-from dinov3_hf.data.streams import load_source
+from dinov3_hf.data.streams import RowStream, load_source
 from dinov3_hf.errors import Refused
 
 
@@ -626,3 +627,69 @@ def test_layout(tmp_path, name, capfd):
 
 def test_the_table_is_long_enough():
     assert len(IN_ORDER) >= 60
+
+
+# Training on them
+
+
+@pytest.mark.parametrize("kind", ["bytes", "tars", "folder", "saved"])
+def test_sources_of_others_resume_exactly(tmp_path, kind):
+    for shard in range(2):
+        of_shard = [picture(10 * shard + index) for index in range(5)]
+        if kind == "bytes":
+            pq.write_table(pa.table({"scan": of_shard, "n": range(5)}), tmp_path / f"{shard}.parquet")
+        elif kind == "tars":
+            suffixes = ["png", "jpg"] * 3
+            tar(f"{shard}.tar", {f"{i}.{suffixes[i]}": data for i, data in enumerate(of_shard)})(tmp_path)
+        elif kind == "folder":
+            put(tmp_path, {f"{shard}/{i}.png": data for i, data in enumerate(of_shard)})
+    if kind == "saved":
+        saved("dict")(tmp_path)
+    rows = load_source(str(tmp_path), columns=[])
+
+    def read(stream, count):
+        return [next(iter(row.values())) for row in itertools.islice(stream, count)]
+
+    whole = read(RowStream(rows, 4, 0), 25)
+    assert set(whole[0]) == {"bytes", "path"}
+    for stop in (0, 3, 4, 11, 17):
+        stream = RowStream(rows, 4, 0)
+        head = read(stream, stop)
+        again = RowStream(rows, 4, 0)
+        again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+        assert head + read(again, 25 - stop) == whole
+
+
+def test_a_folder_gives_the_same_rows_until_it_changes(tmp_path):
+    TREE(tmp_path)
+    first, second = (load_source(str(tmp_path), split)._fingerprint for split in ("train", "test"))
+    assert first == second
+    (tmp_path / "car/1.png").write_bytes(picture(77))
+    assert load_source(str(tmp_path))._fingerprint != first
+
+
+def test_labels_in_the_json_of_tars_are_columns(tmp_path):
+    tar(
+        "x.tar",
+        {f"{n}{end}": data for n in (1, 2) for end, data in ((".png", picture(n)), (".json", f'{{"y": {n}}}'))},
+    )(tmp_path)
+    assert load_source(str(tmp_path), streaming=False)["y"] == [1, 2]
+
+
+def test_boxes_are_read_only_where_they_are_wanted(tmp_path):
+    put(tmp_path, {"images/1.jpg": None, "labels/1.txt": "no boxes"})
+    assert load_source(str(tmp_path), columns=[]).column_names == ["image"]
+
+
+def test_notes_are_said_once(tmp_path, capfd):
+    files("car/1.png", "plane/2.png", "train/3.png")(tmp_path)
+    for _ in range(2):
+        load_source(str(tmp_path))
+    captured = capfd.readouterr()
+    assert captured.err.count("train is taken for a class, as car, plane are") == 1 and not captured.out
+
+
+def test_the_suffixes_are_those_that_the_decoder_opens():
+    Image.init()
+    known = Image.registered_extensions()
+    assert all(f".{suffix}" in known for suffix in IMAGE_EXTENSIONS)

@@ -42,7 +42,7 @@ def layout_of(root: Path, source: str, reading: str | None = None, seconds: floa
     kept = set(data) if layout.builder != "images" else {*images, *layout.tables}
     left = Counter(f".{suffix_of(file)} files" if suffix_of(file) else "unnamed files" for file in listing.files)
     left -= Counter(f".{suffix_of(file)} files" if suffix_of(file) else "unnamed files" for file in kept)
-    layout.skipped |= listing.skipped | dict(left)
+    layout.skipped |= listing.skipped | dict(sorted(left.items()))
     layout.complete = listing.complete
     pictures = [name for name in left if name.split()[0].lstrip(".") in OTHER_IMAGES]
     if pictures:

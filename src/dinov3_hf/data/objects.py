@@ -1,5 +1,6 @@
 """Boxes of others as a column `objects`: COCO JSON, YOLO text files, Pascal VOC XML."""
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -36,6 +37,12 @@ def is_coco(path: Path) -> bool:
 
 def read_coco(path: Path) -> tuple[dict[str, Objects], list[str]]:
     """Return the objects of each file name, and the class names in the order of their numbers; crowds are skipped."""
+    return _read_coco(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(4)
+def _read_coco(path: Path, changed: int) -> tuple[dict[str, Objects], list[str]]:
+    """Read a file once as long as it does not change: each split and the account ask for it."""
     try:
         content = json.loads(path.read_text())
         categories = sorted(content["categories"], key=lambda category: category["id"])

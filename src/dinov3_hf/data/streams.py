@@ -18,6 +18,7 @@ from .listing import IMAGE_EXTENSIONS, suffix_of
 from .opening import open_folder
 from .readings import split_reading
 from .retries import StreamError, with_retries
+from .tars import with_json_columns
 
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def load_source(
     rows = _open(source, split, streaming, num_images, wanted=columns)
     name = find_image_column(rows, image_column)
     columns = None if columns is None else list(dict.fromkeys([name, *columns]))
+    if not isinstance(rows, IterableDataset):
+        rows = with_json_columns(rows)
     builder = rows.info.builder_name if isinstance(rows, IterableDataset) else None
     if builder == "parquet" and columns is not None:
         # Only these columns are read; `select_columns` below would read all and drop the others.

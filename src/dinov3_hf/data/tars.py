@@ -98,3 +98,17 @@ def _decoded(data: bytes, suffix: str) -> Any:
     if last in ("cls", "cls2", "class", "index", "id", "count"):
         return int(data)
     return data.decode() if last in ("txt", "text", "transcript", "caption") else data
+
+
+def with_json_columns(rows: "Dataset") -> "Dataset":
+    """Return rows of tars with the numbers and texts of their `json` members as columns too, such as a label."""
+    from datasets import Value
+
+    features = rows.features
+    if "__key__" not in features or not isinstance(features.get("json"), dict):
+        return rows
+    for name, feature in features["json"].items():
+        if name not in rows.column_names and isinstance(feature, Value):
+            values = [None if record is None else record[name] for record in rows["json"]]
+            rows = rows.add_column(name, values, feature=feature)
+    return rows
