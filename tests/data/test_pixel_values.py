@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 import dinov3_hf
 from dinov3_hf import Dinov3ImageProcessor
-from dinov3_hf.data.pixels import BadImage, decode_image, read_size
+from dinov3_hf.data.depths import read_stored
+from dinov3_hf.data.masks import read_mask
+from dinov3_hf.data.pixels import BadImage, check_turned_alike, decode_image, read_size
+from dinov3_hf.errors import Refused
 from dinov3_hf.pipelines.inputs import InputError, read_image
 
 
@@ -409,6 +412,53 @@ def test_orientation_of_sixteen_bits(kind, number):
     file = save(FULL, kind, exif=exif)
     expected = TURNED[number](scaled(FULL, 0, 65535))
     assert np.array_equal(decode_image(file)[0].numpy(), expected) and read_size(file) == expected.shape
+
+
+@pytest.mark.parametrize("number", TURNED)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_maps_are_turned_as_their_own_data_say(kind, number):
+    exif = Image.Exif()
+    exif[0x0112] = number
+    file = {"bytes": save(FULL, kind, exif=exif)}
+    assert np.array_equal(read_stored(file), TURNED[number](FULL))
+    file = {"bytes": save(GREY, kind, exif=exif)}
+    assert np.array_equal(read_mask(file).numpy(), TURNED[number](GREY))
+
+
+def test_a_map_that_may_lie_either_way_is_refused_by_name():
+    def stored(pixels, number, kind="PNG"):
+        exif = Image.Exif()
+        if number:
+            exif[0x0112] = number
+        return save(pixels, kind, **({"exif": exif} if number else {}))
+
+    square = RGB[:6, :6]
+    for kind in ("PNG", "JPEG", "TIFF"):
+        for number in (2, 3, 4):
+            with pytest.raises(Refused, match=f"^mask_column: row 7 has an image of orientation {number}"):
+                check_turned_alike(stored(RGB, number, kind), stored(GREY, None), 7, "mask_column")
+            check_turned_alike(stored(RGB, number, kind), stored(GREY, 1), 7, "mask_column")
+            check_turned_alike(stored(RGB, number, kind), stored(GREY, number, "TIFF"), 7, "mask_column")
+        for number in (5, 6, 7, 8):
+            # Here the sides tell.
+            check_turned_alike(stored(RGB, number, kind), stored(GREY, None), 7, "mask_column")
+            with pytest.raises(Refused, match="^mask_column: row 7"):
+                check_turned_alike(stored(square, number, kind), stored(GREY[:, :6], None), 7, "mask_column")
+        for number in (None, 1):
+            check_turned_alike(stored(square, number, kind), stored(GREY, None), 7, "mask_column")
+
+
+def test_orientation_behind_the_pixels_of_a_png_counts_and_none_is_decoded_for_it(monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = save(RGB, exif=exif)
+    start = file.index(b"eXIf") - 4
+    size = 12 + struct.unpack(">I", file[start : start + 4])[0]
+    plain, end = file[:start] + file[start + size :], 12
+    late = plain[:-end] + file[start : start + size] + plain[-end:]
+    assert read_size(late) == read_size(file) == tuple(decode_image(late).shape[1:]) == (9, 6)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert read_size(plain) == (6, 9) and read_size(file) == (9, 6)
 
 
 # Corrupted files

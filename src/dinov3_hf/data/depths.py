@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..errors import Refused
 from .columns import check_column, undecoded
+from .pixel_values import upright
 
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ def check_depth_column(rows: "Dataset", column: str) -> None:
 
 
 def read_stored(value: dict) -> np.ndarray:
-    """Read an undecoded depth map (`bytes` or `path`) in stored units [H,W]; `Refused` for other images."""
+    """Read an undecoded depth map (`bytes` or `path`) in stored units [H,W], upright; `Refused` for other images."""
     with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as picture:
         if picture.mode not in DEPTH_MODES:
             raise Refused(
                 f"depth_column: got an image of mode {picture.mode}, accepted: one channel of 16 or 32 bits "
                 f"({', '.join(DEPTH_MODES)})"
             )
-        values = np.asarray(picture)
+        values = np.asarray(upright(picture))
     return values.astype(values.dtype.newbyteorder("="))
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..errors import Refused
 from .columns import check_column, undecoded
+from .pixel_values import upright
 from .pixels import read_size
 
 
@@ -24,11 +25,11 @@ MASK_MODES = ("1", "L", "P", "I", "I;16")
 
 
 def read_mask(value: dict) -> torch.Tensor:
-    """Read an undecoded mask (`bytes` or `path`) as class indices [H,W]; `Refused` for colour images."""
+    """Read an undecoded mask (`bytes` or `path`) as class indices [H,W], upright; `Refused` for colour images."""
     with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]) as picture:
         if picture.mode not in MASK_MODES:
             raise Refused(f"mask: got an image of mode {picture.mode}, accepted: one channel of class indices")
-        return torch.from_numpy(np.asarray(picture).astype(np.int64))
+        return torch.from_numpy(np.asarray(upright(picture)).astype(np.int64))
 
 
 def check_mask_column(rows: "Dataset", column: str, field: str = "mask_column") -> None:

@@ -2,16 +2,19 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .pixel_values import BadImage, Range, check_range, orientation, rgb_pixels
+from ..errors import Refused
+from .pixel_values import BadImage, Range, check_range, orientation, rgb_pixels, stored_orientation
 
 
-__all__ = ["MAX_PIXELS", "BadImage", "StoredImage", "decode_image", "read_size"]
+__all__ = ["MAX_PIXELS", "BadImage", "StoredImage", "check_turned_alike", "decode_image", "read_size"]
 
 # Pillow itself refuses more: a file of a few kilobytes could fill the memory.
 MAX_PIXELS = 178_956_970
@@ -46,6 +49,33 @@ def decode_image(value: StoredImage, max_pixels: int = MAX_PIXELS, value_range: 
 
 def read_size(value: StoredImage) -> tuple[int, int]:
     """Return the height and width that `decode_image` would give, from the file's header alone; raises `BadImage`."""
+    with _header(value) as image:
+        return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
+
+
+def check_turned_alike(image: StoredImage, label_map: StoredImage, row: int, field: str) -> None:
+    """Raise `Refused` if a map of labels or depths may have been drawn on its image before it was turned upright.
+
+    That is so where the image's EXIF or TIFF data turn or mirror it, the map's own say nothing, and its sides fit both
+    ways; where they fit one way only, a map that does not fit is refused for its size. Raises `BadImage` for files
+    that cannot be read.
+    """
+    with _header(image) as picture:
+        number, is_square = stored_orientation(picture) or 1, abs(picture.height - picture.width) <= 1
+    if number == 1 or (number >= 5 and not is_square):
+        return
+    with _header(label_map) as drawn:
+        of_map = stored_orientation(drawn)
+    if of_map is None:
+        raise Refused(
+            f"{field}: row {row} has an image of orientation {number} (EXIF) and a map without one, accepted: maps "
+            "with the orientation that they were drawn in, or images stored upright"
+        )
+
+
+@contextmanager
+def _header(value: StoredImage) -> Iterator[Image.Image]:
+    """Open an image without decoding it; errors within become `BadImage`."""
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if value is None:
@@ -54,11 +84,9 @@ def read_size(value: StoredImage) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             source = io.BytesIO(value) if isinstance(value, bytes | bytearray | memoryview) else value
-            image = source if isinstance(source, Image.Image) else Image.open(source)
-            is_turned = orientation(image) >= 5
+            yield source if isinstance(source, Image.Image) else Image.open(source)
     except Exception as error:
         raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-    return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def _open(value: StoredImage, max_pixels: int) -> Image.Image:

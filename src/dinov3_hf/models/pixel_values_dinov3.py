@@ -18,6 +18,7 @@ NaN and infinity are black. What is transparent is laid on white. ICC profiles a
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -126,16 +127,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation (1 to 8) that Pillow has not yet applied; 1 if there is none that can be read."""
-    if image.format == "TIFF":
-        # Pillow applies it when it loads, and its size is that of the upright image from the start.
-        return 1
+    """Return the EXIF orientation (1 to 8) that Pillow has not yet applied."""
+    # Of TIFF, Pillow applies it when it loads, and its size is that of the upright image from the start.
+    return 1 if image.format == "TIFF" else stored_orientation(image) or 1
+
+
+def stored_orientation(image: Image.Image) -> int | None:
+    """Return the orientation (1 to 8) in the EXIF or TIFF data of an image, None if there is none that can be read."""
     try:
-        number = image.getexif().get(ExifTags.Base.Orientation, 1)
+        # Pillow decodes a whole PNG in search of EXIF data behind its pixels.
+        is_ahead = image.format == "PNG" and not _has_late_words(image)
+        exif = Image.Image.getexif(image) if is_ahead else image.getexif()
+        number = exif.get(ExifTags.Base.Orientation)
     except Exception:
         # Broken EXIF data raise almost anything.
-        return 1
-    return number if number in TURNS else 1
+        return None
+    return number if number in range(1, 9) else None
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -219,23 +226,34 @@ def _transparent_value(image: Image.Image) -> int | None:
 
 
 def _significant_bits(image: Image.Image) -> tuple[int, ...]:
-    """Return the sBIT chunk of a PNG file that is still open, or nothing."""
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None:
-        return ()
-    file = image.fp
-    place = file.tell()
+    """Return the sBIT chunk of a PNG file that is not loaded yet, or nothing."""
+    for name, content in _png_chunks(image):
+        if name in (b"sBIT", b"IDAT"):
+            return tuple(content) if name == b"sBIT" else ()
+    return ()
+
+
+def _has_late_words(image: Image.Image) -> bool:
+    """Say whether metadata follow the pixels of a PNG file that is not loaded yet."""
+    names = [name for name, _ in _png_chunks(image)]
+    late = names[names.index(b"IDAT") :] if b"IDAT" in names else []
+    return any(name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") for name in late)
+
+
+def _png_chunks(image: Image.Image) -> Iterator[tuple[bytes, bytes]]:
+    """Yield name and first four bytes of the chunks of a PNG file that is not loaded yet; it is left where it was."""
+    if image.format != "PNG" or not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None:
+        return
+    file, place = image.fp, image.fp.tell()
     try:
         file.seek(8)
         while len(head := file.read(8)) == 8:
             size, name = struct.unpack(">I4s", head)
-            if name == b"sBIT":
-                return tuple(file.read(min(size, 4)))
-            if name in (b"IDAT", b"IEND"):
-                break
-            file.seek(size + 4, 1)
+            start = file.read(min(size, 4))
+            yield name, start
+            file.seek(size - len(start) + 4, 1)
     finally:
         file.seek(place)
-    return ()
 
 
 def _wide_rawmode(image: Image.Image) -> str | None:
