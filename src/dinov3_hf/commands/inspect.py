@@ -112,7 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def describe_columns(split: "Split") -> str:
     """Say which other columns a split has, and which of them is read as the class."""
-    label = f"classes in {split.label_column}" if split.label_column else "no column read as classes (--label-column)"
+    label = f"{'classes' if split.class_names is not None else 'values counted'} in {split.label_column}"
+    label = label if split.label_column is not None else "no column read as classes (--label-column)"
     known = (split.image_column, split.label_column)
     others = [f"{name} ({kind})" for name, kind in split.columns.items() if name not in known]
     return label + (f"; not inspected: {', '.join(others)}" if others else "")

@@ -150,7 +150,7 @@ def unclear_values(data: bytes, reason: str) -> tuple[str, tuple[float, float]] 
 
 def plain(text: str) -> str:
     """Return a text as one line without memory addresses, tabs and other characters that do not print."""
-    text = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "it", text)
+    text = re.sub(r"(image file )?<[\w.]+ object at 0x[0-9a-f]+>", "it", text)
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

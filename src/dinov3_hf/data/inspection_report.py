@@ -86,7 +86,7 @@ def verdict(report: dict[str, Any]) -> str:
     unclear = sum(count for reason, count in total["skipped"].items() if reason.startswith("value_range"))
     deep = sum(count for bits, count in total["bits_per_channel"].items() if int(bits) > 8)
     remarks = [f"{skipped:,} of {total['rows']:,} images cannot be read" if skipped else "every image can be read"]
-    remarks += [f"{unclear:,} of these need a value_range"] if unclear else []
+    remarks += [f"of these {unclear:,} for want of a value_range"] if unclear else []
     remarks += [
         f"{count:,} in both {names}: scores on these are too high"
         for names, count in duplicates["in_both"].items()

@@ -1,16 +1,17 @@
 """Rows of a source to inspect: its splits and columns, a place to continue from, and names a person can find."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Failed, Refused
-from ..provenance import is_hub_id
 from .columns import find_image_column
 from .inspection import plain
+from .readings import split_reading
 from .retries import with_retries
-from .streams import load_source
+from .streams import is_hub_id, load_source
 
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def open_splits(
 
 def split_names(source: str, image_column: str | None, num_images: int) -> list[str]:
     """Return the splits of a source; `ALL_ROWS` alone if it has none."""
-    if is_hub_id(source):
+    is_named = os.path.exists(source) or source.split(":")[0] == "scenes" or split_reading(source)[0] is not None
+    if not is_named and is_hub_id(source):
         from datasets import get_dataset_split_names
 
         repository, _, config = source.partition(":")
