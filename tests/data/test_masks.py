@@ -16,6 +16,7 @@ from dinov3_hf.data.masks import (
     ignored_in_classes,
     map_values,
     read_mask,
+    read_masks,
 )
 
 
@@ -103,3 +104,27 @@ def test_all_masks_that_can_be_read_are_counted():
     column = [*map(encode, masks), {"bytes": b"no image", "path": None}, None]
     rows = Dataset.from_dict({"mask": column}, features=Features({"mask": Image()}))
     assert count_values(rows, "mask") == {0: 1, 255: 2, 2: 3}
+
+
+def test_masks_of_turned_images_are_turned_alike_or_refused_by_row():
+    pixels = np.arange(60, dtype=np.uint8).reshape(6, 10)
+
+    def stored(number: int | None) -> dict:
+        exif = PilImage.Exif()
+        if number:
+            exif[0x0112] = number
+        buffer = io.BytesIO()
+        PilImage.fromarray(pixels).save(buffer, format="PNG", exif=exif)
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    def read(image: int | None, mask: int | None) -> list:
+        features = Features({"image": Image(decode=False), "mask": Image(decode=False)})
+        rows = Dataset.from_dict({"image": [stored(image)], "mask": [stored(mask)]}, features=features)
+        return [mask.tolist() for _, mask in read_masks(rows, [0], "image", "mask", lambda mask: mask)]
+
+    assert read(6, 6) == [np.rot90(pixels, -1).tolist()]
+    assert read(3, 3) == read(None, 3) == [pixels[::-1, ::-1].tolist()]
+    with pytest.raises(ValueError, match="^mask_column: row 0 has an image of orientation 3"):
+        read(3, None)
+    with pytest.raises(ValueError, match="^mask_column: row 0 has a mask of 10x6 for an image of 6x10"):
+        read(6, None)

@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import Refused
 from .columns import check_column, undecoded
 from .pixel_values import upright
-from .pixels import read_size
+from .pixels import check_turned_alike, read_size
 
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def read_masks(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield, for each row number in `kept`, its position there and the mask after `view`; skip unreadable masks.
 
-    Raises `Refused` for a mask that does not fit its image.
+    Raises `Refused` for a mask that does not fit its image, or may lie on it either way.
     """
     rows = undecoded(rows.select_columns(list({image_column, mask_column})))
     for place, number in enumerate(kept):
@@ -159,4 +159,5 @@ def read_masks(
             # Pillow's plugins raise almost anything on broken files.
             continue
         check_mask_fits(mask, read_size(row[image_column]), number)
+        check_turned_alike(row[image_column], row[mask_column], number, "mask_column")
         yield place, view(mask)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..data.ahead import StepReader
 from ..data.columns import check_column, undecoded
 from ..data.masks import check_mask_fits
-from ..data.pixels import BadImage, decode_image, read_size
+from ..data.pixels import BadImage, check_turned_alike, decode_image, read_size
 from ..errors import Refused
 from ..terminal import progress_bar
 from .bench import Bench
@@ -112,6 +112,7 @@ class DenseSplit:
                 # What Pillow raises on broken files.
                 continue
             check_mask_fits(values, size, number, self.map_field)
+            check_turned_alike(row[self.image_column], row[map_column], number, self.map_field)
             values = convert(values)
             if counts(values):
                 self.maps[number] = values
