@@ -49,11 +49,13 @@ class BadImage(ValueError):
 def rgb_pixels(image: Image.Image, value_range: Range | None = None) -> np.ndarray:
     """Return a PIL image of any mode, upright, as RGB uint8 [H,W,3]; raises `BadImage` for values of unknown range.
 
-    An image that was opened but not yet loaded tells most: of 16-bit colours Pillow keeps only the high byte.
+    Colours of 16 bits are read in full only while the image is not loaded: Pillow keeps their high bytes, and once it
+    has loaded a PNG nothing tells them from colours of 8 bits.
     """
     check_range(value_range)
+    value_range = None if value_range is None else (value_range[0], value_range[1])
     wide = _wide_rawmode(image)
-    if isinstance(image, ImageFile.ImageFile) and wide and not wide.startswith(("LA", "CMYK")):
+    if isinstance(image, ImageFile.ImageFile) and wide.startswith(("RGB;", "RGBX;", "RGBA;")) and image.tile:
         return _wide_colours(image, wide, value_range)
     if wide:
         return _high_bytes(image, wide.partition(";")[0], value_range)
@@ -256,13 +258,15 @@ def _png_chunks(image: Image.Image) -> Iterator[tuple[bytes, bytes]]:
         file.seek(place)
 
 
-def _wide_rawmode(image: Image.Image) -> str | None:
-    """Return Pillow's name of the stored layout of colours with 16 bits each, of an image that is not loaded yet."""
-    if image.mode not in ("RGB", "RGBA", "LA", "CMYK") or not (tile := getattr(image, "tile", None)):
-        return None
+def _wide_rawmode(image: Image.Image) -> str:
+    """Return Pillow's name of the stored layout of colours with 16 bits each, or "" for any other image."""
+    if image.mode not in ("RGB", "RGBA", "LA", "CMYK"):
+        return ""
+    if not (tile := getattr(image, "tile", None)):
+        return f"{image.mode};16" if _first(_tags(image).get(258)) == 16 else ""
     arguments = tile[0][3]
     rawmode = arguments if isinstance(arguments, str) else _first(arguments)
-    return rawmode if isinstance(rawmode, str) and ";16" in rawmode else None
+    return rawmode if isinstance(rawmode, str) and ";16" in rawmode else ""
 
 
 def _wide_colours(image: ImageFile.ImageFile, rawmode: str, value_range: Range | None) -> np.ndarray:
@@ -275,7 +279,8 @@ def _wide_colours(image: ImageFile.ImageFile, rawmode: str, value_range: Range |
     file.seek(0)
     data = file.read()
     file.seek(place)
-    high = upright(image)
+    # A copy: once loaded, the image itself would give other pixels the second time.
+    high = upright(Image.open(io.BytesIO(data), formats=[image.format or ""]))
     colours = np.asarray(high)[..., :3]
     if known in (None, (0, 65535)) and transparent is None and (known or colours.max(initial=0) > AMBIGUOUS_MAX >> 8):
         return np.asarray(to_rgb(high))
@@ -295,15 +300,16 @@ def _wide_colours(image: ImageFile.ImageFile, rawmode: str, value_range: Range |
 
 
 def _high_bytes(image: Image.Image, name: str, value_range: Range | None) -> np.ndarray:
-    """Read 16-bit grey with alpha, and CMYK, of which Pillow gives nothing but the high bytes."""
-    if value_range not in (None, (0, 65535)):
-        raise BadImage(
-            f"value_range: got {value_range[0]:g} {value_range[1]:g} for 16-bit {name} values, accepted: 0 65535 only"
-        )
+    """Read 16-bit colours of which Pillow gives nothing but the high bytes: at full range, or not at all."""
+    known = _depth_range(image) or value_range
     image = upright(image)
-    if value_range is None and name == "LA" and np.asarray(image)[..., 0].max(initial=0) <= AMBIGUOUS_MAX >> 8:
+    most = np.asarray(image)[..., : 1 if name == "LA" else 3].max(initial=0) if name != "CMYK" else 255
+    is_dark = known is None and most <= AMBIGUOUS_MAX >> 8
+    if is_dark or known not in (None, (0, 65535)):
+        given = f"{known[0]:g} {known[1]:g}" if known else "none"
         raise BadImage(
-            f"value_range: got none for 16-bit LA values of at most {AMBIGUOUS_MAX}, accepted: 0 65535 only"
+            f"value_range: got {given} for 16-bit {name} values, of which only the high bytes can be read, accepted: "
+            "0 65535"
         )
     return np.asarray(to_rgb(image))
 
