@@ -78,6 +78,22 @@ def tiff(values, tags=None, kind=1, bits=None, photometric=1, order="<", deflate
     return head + body + bytes(4) + extra + data
 
 
+def planes(values, deflated=False):
+    """The same, with each of three colours in a strip of its own."""
+    strips = [np.ascontiguousarray(values[..., colour]).tobytes() for colour in range(3)]
+    strips = [zlib.compress(strip) for strip in strips] if deflated else strips
+    height, width = values.shape[:2]
+    entries = {256: width, 257: height, 259: 8 if deflated else 1, 262: 2, 277: 3, 278: height, 284: 2, 339: 1}
+    after = 8 + 2 + 12 * (len(entries) + 3) + 4
+    places = [after + 30 + sum(map(len, strips[:number])) for number in range(3)]
+    lines = {number: struct.pack("<HHIHH", number, 3, 1, value, 0) for number, value in entries.items()}
+    for number, code, place in ((258, 3, after), (273, 4, after + 6), (279, 4, after + 18)):
+        lines[number] = struct.pack("<HHII", number, code, 3, place)
+    extra = struct.pack("<3H3I3I", *[values.dtype.itemsize * 8] * 3, *places, *map(len, strips))
+    body = b"".join(lines[number] for number in sorted(lines))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(lines)) + body + bytes(4) + extra + b"".join(strips)
+
+
 # Adam7: first row and column, and the steps of each pass.
 PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
@@ -305,6 +321,10 @@ TABLE = [
         (-1024, 3071),
         scaled(SIGNED, -1024, 3071),
     ),
+    ("8-bit RGB TIFF in planes", planes(RGB), None, RGB),
+    ("16-bit RGB TIFF in planes", planes(COLOURS), None, "got uncompressed 16-bit colours in separate planes"),
+    ("16-bit RGB TIFF in planes, deflated", planes(COLOURS, deflated=True), None, COLOURS >> 8),
+    ("12 bits in 16-bit RGB TIFF in planes", planes(DARK, True), (0, 4095), "value_range: got 0 4095 for 16-bit RGB"),
     ("signed 8 bits", tiff(GREY.view(np.int8), kind=2), None, "value_range: got none for int8 values"),
     ("signed 8 bits, declared", tiff(GREY.view(np.int8), kind=2), (-128, 127), scaled(GREY.view(np.int8), -128, 127)),
     (

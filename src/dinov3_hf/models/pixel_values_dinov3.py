@@ -262,10 +262,16 @@ def _wide_rawmode(image: Image.Image) -> str:
     """Return Pillow's name of the stored layout of colours with 16 bits each, or "" for any other image."""
     if image.mode not in ("RGB", "RGBA", "LA", "CMYK"):
         return ""
-    if not (tile := getattr(image, "tile", None)):
-        return f"{image.mode};16" if _first(_tags(image).get(258)) == 16 else ""
+    tile, is_wide = getattr(image, "tile", None), _first(_tags(image).get(258)) == 16
+    if not tile:
+        return f"{image.mode};16" if is_wide else ""
     arguments = tile[0][3]
     rawmode = arguments if isinstance(arguments, str) else _first(arguments)
+    if is_wide and _first(_tags(image).get(284)) == 2:
+        if tile[0][0] == "raw":
+            # Pillow takes them for planes of 8 bits.
+            raise BadImage("got uncompressed 16-bit colours in separate planes, accepted: colours pixel by pixel")
+        return f"{image.mode} planes;16"
     return rawmode if isinstance(rawmode, str) and ";16" in rawmode else ""
 
 
