@@ -54,6 +54,7 @@ def folder(tmp_path):
     shutil.copyfile(place / "a" / "0.png", place / "b" / "copy.png")
     (place / "a" / "cut.png").write_bytes(picture(20)[:200])
     (place / "b" / "empty.png").write_bytes(b"")
+    (place / ".hidden").write_bytes(b"")
     return place
 
 
@@ -88,6 +89,7 @@ def tars(tmp_path):
 def test_a_folder_is_accounted_for(folder, tmp_path, capsys):
     report = inspect(folder, tmp_path / "out")
     account = report["splits"]["all"]
+    assert report["kind"] and report["skipped_files"] == {"hidden files or folders": 1}
     assert (account["rows"], account["readable"]) == (13, 11)
     assert sorted(names(tmp_path / "out")) == [str(folder / "a" / "cut.png"), str(folder / "b" / "empty.png")]
     assert account["skipped"]["the file is empty"] == 1 and len(account["skipped"]) == 2

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from ..terminal import print_next
 
 
 if TYPE_CHECKING:
+    from ..data.account import Account as SourceAccount
     from ..data.inspection_rows import Split
     from ..data.inspection_run import Pass
 
@@ -78,7 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..data.inspection_rows import open_splits
+    from ..data.account import describe_source
+    from ..data.inspection_rows import ALL_ROWS, open_splits
     from ..data.inspection_run import Pass
 
     recipe = recipe_from_flags(arguments, InspectRecipe)
@@ -86,21 +89,23 @@ def run(arguments: argparse.Namespace) -> int:
     assert settings.data is not None  # refused by `validate`
     folder = Path(settings.output_dir)
     continues = check_folder(folder, recipe)
+    account = describe_source(settings.data, settings.split or ALL_ROWS)
     splits, refused = open_splits(
-        settings.data, settings.split, settings.image_column, settings.label_column, settings.num_images
+        account, settings.split, settings.image_column, settings.label_column, settings.num_images
     )
     work = Pass(splits, make_folder(folder), settings.max_images)
     if continues and work.load():
-        print(f"continues the inspection in {folder}, after {sum(account.rows for account in work.accounts):,} rows")
+        print(f"continues the inspection in {folder}, after {sum(part.rows for part in work.accounts):,} rows")
     else:
         (folder / REPORT).unlink(missing_ok=True)
         write_recipe(folder, recipe)
-    for split in splits:
-        print(f"{split.name}: images in column {split.image_column}, " + describe_columns(split))
+    print(*account.lines(), sep="\n")
+    for columns, names in grouped((describe_columns(split), split.name) for split in splits).items():
+        print(f"  {', '.join(names)}: {columns}")
     for name, reason in refused.items():
-        print(f"{name}: not read: {reason}")
+        print(f"  {name}: not read: {reason}")
     work.run()
-    report = write_report(work, recipe, refused)
+    report = write_report(work, recipe, account, refused)
     print_report(report, folder)
     if not report["total"]["readable"]:
         raise Failed(
@@ -110,13 +115,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the names that share a text."""
+    groups: dict[str, list[str]] = {}
+    for text, name in pairs:
+        groups.setdefault(text, []).append(name)
+    return groups
+
+
 def describe_columns(split: "Split") -> str:
-    """Say which other columns a split has, and which of them is read as the class."""
+    """Say which columns of a split are read as images and classes, and which are not read."""
     label = f"{'classes' if split.class_names is not None else 'values counted'} in {split.label_column}"
     label = label if split.label_column is not None else "no column read as classes (--label-column)"
-    known = (split.image_column, split.label_column)
+    known = (split.image_column, split.label_column, "__key__", "__url__")
     others = [f"{name} ({kind})" for name, kind in split.columns.items() if name not in known]
-    return label + (f"; not inspected: {', '.join(others)}" if others else "")
+    rest = f"; not inspected: {', '.join(others)}" if others else ""
+    return f"images in column {split.image_column}, {label}{rest}"
 
 
 def check_folder(folder: Path, recipe: InspectRecipe) -> bool:
@@ -136,7 +150,9 @@ def check_folder(folder: Path, recipe: InspectRecipe) -> bool:
     return True
 
 
-def write_report(work: "Pass", recipe: InspectRecipe, refused: dict[str, str]) -> dict[str, Any]:
+def write_report(
+    work: "Pass", recipe: InspectRecipe, account: "SourceAccount", refused: dict[str, str]
+) -> dict[str, Any]:
     """Write the JSON, the contact sheet and the lists of a finished pass, and return what the JSON holds."""
     from ..data.inspection import Account
     from ..data.inspection_report import label_summary
@@ -145,16 +161,16 @@ def write_report(work: "Pass", recipe: InspectRecipe, refused: dict[str, str]) -
     from ..visualization.contact_sheet import draw_contact_sheet
 
     folder, total = work.folder, Account()
-    for account in work.accounts:
-        total.merge(account)
+    for part in work.accounts:
+        total.merge(part)
     splits = {
         split.name: {
             "image_column": split.image_column,
             "columns": split.columns,
-            **account.summary(),
-            "labels": label_summary(split, account.labels),
+            **part.summary(),
+            "labels": label_summary(split, part.labels),
         }
-        for split, account in zip(work.splits, work.accounts, strict=True)
+        for split, part in zip(work.splits, work.accounts, strict=True)
     }
     duplicates = work.find_duplicates()
     if total.readable:
@@ -164,6 +180,9 @@ def write_report(work: "Pass", recipe: InspectRecipe, refused: dict[str, str]) -
     files = [name for name in (SHEET, SKIPPED_FILE, DUPLICATES_FILE) if (folder / name).exists()]
     report = {
         "source": recipe.inspection.data,
+        "kind": account.kind,
+        "notes": account.notes,
+        "skipped_files": account.skipped,
         "total": total.summary(),
         "splits": splits,
         "not_read": refused,

@@ -17,6 +17,8 @@ from .streams import is_hub_id, load_source
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+    from .account import Account as SourceAccount
+
 # A split that no source has; the name of the rows of a source without splits.
 NO_SPLIT, ALL_ROWS = "no such split", "all"
 
@@ -31,6 +33,8 @@ class Split:
     label_column: str | None
     columns: dict[str, str]
     class_names: list[str] | None = None
+    # Rows, where they are known before they are read.
+    total: int | None = None
 
     @property
     def files(self) -> list[str]:
@@ -50,17 +54,25 @@ class Split:
 
 
 def open_splits(
-    source: str, split: str | None, image_column: str | None, label_column: str | None, num_images: int
+    account: "SourceAccount", split: str | None, image_column: str | None, label_column: str | None, num_images: int
 ) -> tuple[list[Split], dict[str, str]]:
     """Open the splits of a source, or one of them; returns them, and why others were not read, by their names.
 
-    Raises what `load_source` raises, and `Refused` if no split has images.
+    `account` is what `describe_source` says of the source; it gets the splits if it lacks them. Raises what
+    `load_source` raises, and `Refused` if no split has images.
     """
-    opened, refused = [], {}
-    names = [split] if split is not None else split_names(source, image_column, num_images)
+    opened: list[Split] = []
+    refused: dict[str, str] = {}
+    source = account.source
+    if split is None and not account.splits:
+        names = split_names(source, image_column, num_images)
+        account.splits = dict.fromkeys(names) if names != [ALL_ROWS] else {}
+    names = [split] if split is not None else list(account.splits) or [ALL_ROWS]
     for name in names:
         try:
             opened.append(_open_split(source, name, image_column, label_column, num_images))
+            known = account.rows if name == ALL_ROWS else account.splits.get(name)
+            opened[-1].total = len(opened[-1].rows) if hasattr(opened[-1].rows, "__len__") else known
         except Refused as error:
             # A table without images next to splits of images, such as pairs of their rows.
             if len(names) == 1 or "no image column" not in str(error):

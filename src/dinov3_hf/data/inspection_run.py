@@ -85,8 +85,7 @@ class Pass:
 
     def _read_split(self, files: tuple[BinaryIO, ...]) -> None:
         split, account = self.splits[self.place.split], self.accounts[self.place.split]
-        total = len(split.rows) if hasattr(split.rows, "__len__") else None
-        total = self.max_images if total is None else min(total, self.max_images or total)
+        total = self.max_images if split.total is None else min(split.total, self.max_images or split.total)
         started = saved = time.monotonic()
         before, rows = self.seconds, read_rows(split, self.place)
         with progress_bar(total=total, initial=self.place.in_split, unit=" images", desc=split.name) as bar:
@@ -188,7 +187,5 @@ class Pass:
 
 
 def _lengths(splits: list[Split]) -> dict[str, int]:
-    """Return the rows of each split, or the shards of a stream."""
-    return {
-        split.name: len(split.rows) if hasattr(split.rows, "__len__") else split.rows.num_shards for split in splits
-    }
+    """Return the rows of each split, or the shards of a stream of which they are not known."""
+    return {split.name: split.rows.num_shards if split.total is None else split.total for split in splits}
