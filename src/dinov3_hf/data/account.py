@@ -142,7 +142,11 @@ def _rows_of_files(builder: str, files: list[str], end: float) -> int | None:
     for file in files:
         if time.monotonic() > end:
             return None
-        total += pq.read_metadata(file).num_rows
+        try:
+            total += pq.read_metadata(file).num_rows
+        except (OSError, ValueError):
+            # A broken file: told when it is read.
+            return None
     return total
 
 
@@ -175,7 +179,7 @@ def _role(column: str, feature: Any) -> str:
     from datasets import ClassLabel, Image
 
     if isinstance(feature, Image):
-        return next((f"{word}s" for word in ("mask", "depth", "instance") if word in column), "images")
+        return next((f"{word}s" for word in ("mask", "depth", "instance", "label") if word in column), "images")
     if isinstance(feature, ClassLabel):
         return "classes"
     if isinstance(feature, dict) and {"bbox", "boxes"} & set(feature):

@@ -23,9 +23,15 @@ from .readings import Layout
 from .split_names import is_split, split_of_file, split_of_folders
 
 
+MAX_TABLES = 64
+
+
 def described_images(listing: Listing, images: list[str], reading: str | None, source: str) -> Layout | None:
     """Return the layout of a folder in which files describe images, or None if there are none such."""
-    coco = [file for file in listing.named("json") if is_coco(listing.root / file)]
+    tables = listing.named("json")
+    # Thousands of JSON files are one an image, which is not how COCO has it.
+    tables = tables if len(tables) <= MAX_TABLES else [file for file in tables if "instances" in file]
+    coco = [file for file in tables if is_coco(listing.root / file)]
     chosen = [file for file in coco if "instances" in PurePosixPath(file).name] or [
         file for file in coco if not PurePosixPath(file).name.startswith(("captions", "person_keypoints"))
     ]
@@ -45,7 +51,7 @@ def described_images(listing: Listing, images: list[str], reading: str | None, s
         return _alone(listing, pairs)
     if not ways:
         assert pairs is not None
-        held = sorted({file.split("/")[0] for file in pairs.others})
+        held = sorted({PurePosixPath(file).parts[-2] for file in (*pairs.maps, *pairs.texts.values())})
         raise Refused(
             f"data: {source!r} holds images next to {', '.join(held[:4])}, of which no column is made, accepted: "
             f"images:{source}, classes:{source} (each folder is a class)"
@@ -112,8 +118,9 @@ def _with_masks(listing: Listing, pairs: Pairs, source: str) -> Layout:
         notes.append(f"{len(pairs.masks) - len(both)} masks without an image of the same name are skipped")
     if without:
         notes.append(f"{without} images that are in no split are skipped")
-    if pairs.others:
-        notes.append(f"{len(pairs.others)} other images are skipped ({pairs.others[0]})")
+    others = [*pairs.others, *pairs.maps]
+    if others:
+        notes.append(f"{len(others)} other images are skipped ({others[0]})")
     masks = {file: pairs.masks[key] for key, file in both.items()}
     return Layout("images with masks", listing.root, "images", splits, masks=masks, notes=notes)
 

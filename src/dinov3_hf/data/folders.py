@@ -1,5 +1,6 @@
 """Files as rows: images by their paths, and Parquet files and tars through their `datasets` builders."""
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
 from .listing import IMAGE_EXTENSIONS, suffix_of
-from .split_names import ALL, pick_split, split_of_file, split_of_folders
+from .readings import say
+from .split_names import ALL, matching, pick_split, split_of_file, split_of_folders
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
+# Parquet files whose columns are compared before any is read.
+FOOTERS = 16
 BUILDERS = {"parquet": "parquet", "pq": "parquet", "tar": "webdataset"}
 
 
@@ -88,9 +92,13 @@ def load_files(
     split: str,
     streaming: bool,
     root: str | None = None,
+    is_pattern: bool = True,
     **options: Any,
 ) -> "Dataset | IterableDataset":
-    """Load the files of a split, all of one kind. `root` is the folder below which folders are called like splits."""
+    """Load the files of a split, all of one kind. `root` is the folder below which folders are called like splits.
+
+    A pattern of the files of one split is read whatever split is asked for, and that is said.
+    """
     from datasets import load_dataset
 
     is_remote = any("://" in file for file in files)
@@ -100,7 +108,10 @@ def load_files(
     splits = files_of_splits(list(relative), source)
     if None not in splits and split != ALL:
         names = [name for name in splits if name is not None]
-        files = [relative[file] for file in splits[pick_split(names, split, source)]]
+        if len(names) == 1 and is_pattern and not matching(names, split):
+            say(source, [f"files named {names[0]} are read as split {split}, as they are all that is given"])
+        else:
+            files = [relative[file] for file in splits[pick_split(names, split, source)]]
     if not is_remote:
         if builder == "webdataset":
             from .tars import load_mixed_tars
@@ -108,9 +119,26 @@ def load_files(
             mixed = load_mixed_tars(list(files), streaming)
             if mixed is not None:
                 return mixed
+        else:
+            check_schemas(files, source)
         # `datasets` reads a name as a pattern.
         files = [glob.escape(file) for file in files]
     return load_dataset(builder, data_files={"train": list(files)}, split="train", streaming=streaming, **options)
+
+
+def check_schemas(files: Sequence[str], source: str) -> None:
+    """Refuse Parquet files with other columns than the first one, from the footers of a few of them."""
+    import pyarrow.parquet as pq
+
+    step = max(1, len(files) // FOOTERS)
+    first, *others = [(file, set(pq.read_schema(file).names)) for file in dict.fromkeys((*files[::step], files[-1]))]
+    for file, names in others:
+        if names != first[1]:
+            differing = ", ".join(sorted(names ^ first[1]))
+            raise Refused(
+                f"data: of the Parquet files of {source!r}, {os.path.basename(first[0])} and {os.path.basename(file)} "
+                f"differ in columns ({differing}), accepted: a pattern of files with the same columns"
+            )
 
 
 def image_rows(root: Path, files: Sequence[str], columns: dict[str, tuple[list, Any]]) -> "Dataset":
@@ -122,16 +150,16 @@ def image_rows(root: Path, files: Sequence[str], columns: dict[str, tuple[list, 
     import pyarrow as pa
     from datasets import Dataset, DatasetInfo, Features, Image
 
-    all_columns = {"image": ([str(root / file) for file in files], Image()), **columns}
+    all_columns = {"image": ([f"{root}/{file}" for file in files], Image()), **columns}
     features = Features({name: feature for name, (_, feature) in all_columns.items()})
     arrays, digest = [], hashlib.sha256(repr(features).encode())
     for name, (values, feature) in all_columns.items():
         if isinstance(feature, Image):
             # Images that change under the same name are other rows.
             for value in values:
-                state = os.stat(value) if value is not None and os.path.exists(value) else None
-                about = (value, state.st_size, state.st_mtime_ns) if state else (value,)
-                digest.update(repr(about).encode())
+                with contextlib.suppress(OSError, TypeError):
+                    state = os.stat(value)
+                    digest.update(f"{value} {state.st_size} {state.st_mtime_ns} ".encode())
             fields = [pa.nulls(len(values), pa.binary()), pa.array(values, pa.string())]
             mask = pa.array([value is None for value in values], pa.bool_())
             arrays.append(pa.StructArray.from_arrays(fields, names=["bytes", "path"], mask=mask))

@@ -30,7 +30,7 @@ def layout_of(root: Path, source: str, reading: str | None = None, seconds: floa
         split = json.loads((root / "state.json").read_text()).get("_split")
         return Layout("data set saved to disk", root, "saved", {split: ["."]})
     listing = scan(root, seconds)
-    tables = [file for file in listing.files if PurePosixPath(file).name in METADATA_NAMES]
+    tables = [file for file in listing.files if file.rpartition("/")[2] in METADATA_NAMES]
     data = [file for file in listing.named(*BUILDERS) if file not in tables]
     images = listing.images()
     layout = _layout_of_files(listing, images, data, source) if reading is None else None
@@ -40,10 +40,14 @@ def layout_of(root: Path, source: str, reading: str | None = None, seconds: floa
         layout = _layout_of_images(listing, images, reading, source)
         layout.tables = [] if reading in ("images", "masks", "boxes") else tables
     kept = set(data) if layout.builder != "images" else {*images, *layout.tables}
-    left = Counter(f".{suffix_of(file)} files" if suffix_of(file) else "unnamed files" for file in listing.files)
-    left -= Counter(f".{suffix_of(file)} files" if suffix_of(file) else "unnamed files" for file in kept)
+    left = Counter(suffix_of(file) for file in listing.files if file not in kept)
+    left = Counter({f".{suffix} files" if suffix else "unnamed files": count for suffix, count in left.items()})
     layout.skipped |= listing.skipped | dict(sorted(left.items()))
     layout.complete = listing.complete
+    if layout.builder == "images" and not layout.labels and not layout.masks and layout.read_objects is None:
+        tables_left = [file for file in listing.named("csv", "tsv", "jsonl", "xlsx") if file not in layout.tables]
+        if tables_left:
+            layout.notes.append(f"{tables_left[0]} is not read (metadata.csv with a column file_name would be)")
     pictures = [name for name in left if name.split()[0].lstrip(".") in OTHER_IMAGES]
     if pictures:
         layout.notes.append("skipped: " + ", ".join(f"{left[name]} {name}" for name in pictures) + " (not readable)")

@@ -1,5 +1,6 @@
 """The files below a folder that may hold data, and what was skipped among them."""
 
+import functools
 import os
 import re
 import time
@@ -33,6 +34,7 @@ OTHER_IMAGES = (
     "h5",
 )
 HIDDEN = re.compile(r"^(\..*|__MACOSX|@eaDir|Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information)$")
+WORD = re.compile("[A-Za-z][A-Za-z0-9]*")
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|....ftyp(avif|avis)|\0\0\0\x0cjP|"
     rb"\xff\x4f\xff\x51|qoif|P[1-6]\s|8BPS|DDS ",
@@ -51,21 +53,26 @@ class Listing:
 
     def images(self) -> list[str]:
         """Return the images: files with a suffix of an image, and files without a suffix that begin like one."""
-        return [
-            file
-            for file in self.files
-            if suffix_of(file) in IMAGE_EXTENSIONS or (not suffix_of(file) and begins_like_an_image(self.root / file))
-        ]
+        bare = [file for file in self.by_suffix.get("", []) if begins_like_an_image(self.root / file)]
+        return sorted([*self.named(*IMAGE_EXTENSIONS), *bare])
 
     def named(self, *suffixes: str) -> list[str]:
         """Return the files with one of these suffixes."""
-        return [file for file in self.files if suffix_of(file) in suffixes]
+        return sorted(file for suffix in suffixes for file in self.by_suffix.get(suffix, []))
+
+    @functools.cached_property
+    def by_suffix(self) -> dict[str, list[str]]:
+        """The files of each suffix."""
+        files: dict[str, list[str]] = {}
+        for file in self.files:
+            files.setdefault(suffix_of(file), []).append(file)
+        return files
 
 
 def suffix_of(file: str) -> str:
     """Return the suffix of a file name in lower case without its dot; what is no word ("v2 final", "001") is none."""
-    suffix = Path(file).suffix
-    return suffix[1:].lower() if re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]*", suffix) else ""
+    stem, dot, suffix = file.rpartition("/")[2].rpartition(".")
+    return suffix.lower() if stem and dot and WORD.fullmatch(suffix) else ""
 
 
 def begins_like_an_image(path: Path) -> bool:

@@ -37,7 +37,7 @@ def open_folder(
         return _saved(layout, chosen)
     if layout.builder != "images":
         files = [str(path / file) for name in layout.splits for file in layout.splits[name]]
-        return load_files(layout.builder, files, source, split, streaming, str(path), **options)
+        return load_files(layout.builder, files, source, split, streaming, str(path), False, **options)
     return _images(layout, chosen, source, wanted)
 
 

@@ -21,6 +21,8 @@ OF_SPLIT = re.compile(r"^(train|val|valid|validation|test)[-_]?(labels|label|mas
 MASK_ENDINGS = re.compile(
     r"([-_](mask|masks|gt|label|labels|seg|segmentation)|_gtFine_labelIds|_leftImg8bit)$", re.IGNORECASE
 )
+# x_mask.png next to x.jpg.
+ENDING = re.compile(r"[-_](mask|masks|seg|segmentation)\.[A-Za-z0-9]+$", re.IGNORECASE)
 # Cityscapes has four further maps of each image.
 OTHER_MAPS = re.compile(r"_gtFine_(color|instanceIds|labelTrainIds|instanceTrainIds)$")
 
@@ -32,6 +34,8 @@ class Pairs:
     images: dict[str, str] = field(default_factory=dict)
     masks: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    # Maps of which no column is made, such as depths, and images on no side.
+    maps: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
     def split(self, key: str) -> str | None:
@@ -61,6 +65,9 @@ def find_pairs(files: Sequence[str], images: Sequence[str]) -> Pairs | None:
     """Return what belongs together, or None if no folder or name says that some files describe others."""
     pairs, pictures = Pairs(), set(images)
     plain = {}
+    # Most folders are of classes, and may hold a million images.
+    if not any(side_of(f"{folder}/x")[0] for folder in {"/".join(file.split("/")[:-1][:2]) for file in files}):
+        return _in_one_folder([file for file in images if ENDING.search(file)], images)
     for file in files:
         side, key = side_of(file)
         is_text = suffix_of(file) in ("txt", "xml")
@@ -74,31 +81,27 @@ def find_pairs(files: Sequence[str], images: Sequence[str]) -> Pairs | None:
         elif side == "image":
             pairs.images[key] = file
         elif side == "map":
-            pairs.others.append(file)
+            pairs.maps.append(file)
         else:
             plain["/".join((*_lower_split(PurePosixPath(file).parts[:-1]), PurePosixPath(file).stem))] = file
     if pairs.masks and not pairs.images and any(OF_SPLIT.match(file.split("/")[0]) for file in pairs.masks.values()):
         pairs.images = plain
     else:
         pairs.others += plain.values()
-    if not pairs.images and not pairs.masks and not pairs.texts:
-        return _in_one_folder(images)
-    return pairs if pairs.images and (pairs.masks or pairs.texts or pairs.others) else None
+    return pairs if pairs.images and (pairs.masks or pairs.texts or pairs.maps) else None
 
 
 def _lower_split(folders: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(folder.lower() if is_split(folder) else folder for folder in folders)
 
 
-def _in_one_folder(images: Sequence[str]) -> Pairs | None:
-    """Return pairs of x.jpg and x_mask.png in one folder, where each mask has its image."""
-    keys: dict[str, str] = {}
-    masks: dict[str, str] = {}
-    for file in images:
-        path = PurePosixPath(file)
-        base = re.sub(r"[-_](mask|masks|seg|segmentation)$", "", path.stem, flags=re.IGNORECASE)
-        (keys if base == path.stem else masks)[str(path.parent / base)] = file
-    return Pairs(keys, masks) if masks and set(masks) <= set(keys) else None
+def _in_one_folder(ending: Sequence[str], images: Sequence[str]) -> Pairs | None:
+    """Return pairs of x.jpg and x_mask.png in one folder, where each file that ends so has its image."""
+    if not ending:
+        return None
+    masks = {ENDING.sub("", file): file for file in ending}
+    keys = {str(PurePosixPath(file).with_suffix("")): file for file in images if not ENDING.search(file)}
+    return Pairs(keys, masks) if set(masks) <= set(keys) else None
 
 
 def voc_lists(root: Path, files: Sequence[str], kind: str) -> dict[str, list[str]]:

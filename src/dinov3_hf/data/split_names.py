@@ -44,11 +44,16 @@ def pick_split(names: Iterable[str], asked: str, source: str, what: str = "") ->
     Raises `Refused`, listing the splits, if there is none or if several would do.
     """
     names = list(names)
-    if asked in names:
-        return asked
-    plain = [name for name in names if _plain(name) == _plain(asked)]
-    group = next((line for line in SAME if _plain(asked) in line), ())
-    matching = plain or [name for name in names if _plain(name) in group]
-    if len(matching) != 1:
+    meant = matching(names, asked)
+    if len(meant) != 1:
         raise Refused(f"split: got {asked!r}, accepted: {', '.join(sorted(names))} ({what}of {source})")
-    return matching[0]
+    return meant[0]
+
+
+def matching(names: list[str], asked: str) -> list[str]:
+    """Return the splits that `asked` may mean: itself, else in other capitals, else by a name of the same."""
+    if asked in names:
+        return [asked]
+    group = next((line for line in SAME if _plain(asked) in line), ())
+    plain = [name for name in names if _plain(name) == _plain(asked)]
+    return plain or [name for name in names if _plain(name) in group]

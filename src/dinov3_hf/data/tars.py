@@ -32,11 +32,13 @@ def load_mixed_tars(files: list[str], streaming: bool) -> "Dataset | IterableDat
     if len(samples) < 2 or not suffixes or several:
         return None
     sides = sorted({suffix for sample in samples for suffix in sample} - suffixes)
-    first = list(itertools.islice(read_samples(files[:1], sides), LOOKED_AT))
+    first = list(itertools.islice(read_samples(files[:1], tuple(sides)), LOOKED_AT))
     known = {side: [row[side] for row in first if row[side] is not None] for side in sides}
     features = Features({"image": Image(decode=False), **{side: _feature(known[side]) for side in sides}})
     features["__key__"] = _feature(["key"])
-    arguments = {"gen_kwargs": {"files": files, "sides": tuple(sides)}, "features": features}
+    # Keys that only later samples have would be no part of the columns' types.
+    keys = tuple(dict.fromkeys(key for record in known.get("json", []) for key in record))
+    arguments = {"gen_kwargs": {"files": files, "sides": tuple(sides), "keys": keys}, "features": features}
     return (IterableDataset if streaming else Dataset).from_generator(read_samples, **arguments)
 
 
@@ -68,8 +70,13 @@ def _kinds(file: str) -> set[frozenset[str]]:
     return set(map(frozenset, samples.values()))
 
 
-def read_samples(files: list[str], sides: tuple[str, ...] | list[str]) -> Iterator[dict[str, Any]]:
-    """Yield one row a sample of the tars: its image as bytes and path, and each member in `sides`, else None."""
+def read_samples(
+    files: list[str], sides: tuple[str, ...], keys: tuple[str, ...] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield one row a sample of the tars: its image as bytes and path, and each member in `sides`, else None.
+
+    Only `keys` of `json` members are kept; None keeps all.
+    """
     for file in files:
         with tarfile.open(file) as tar:
             row: dict[str, Any] = {}
@@ -87,6 +94,8 @@ def read_samples(files: list[str], sides: tuple[str, ...] | list[str]) -> Iterat
                     row["image"] = {"bytes": data, "path": f"{key}.{suffix}"}
                 elif suffix in row:
                     row[suffix] = _decoded(data, suffix)
+                    if suffix == "json" and keys is not None:
+                        row[suffix] = {key: row[suffix].get(key) for key in keys}
             if row:
                 yield row
 
