@@ -18,6 +18,7 @@ import gradio as gr
 from gradio.data_classes import FileData, ListFiles
 from PIL import Image
 
+from dinov3_hf.data.pixel_values import Range
 from dinov3_hf.data.scenes import render_scene
 from dinov3_hf.pipelines.inputs import LIMITS, InputError, read_image
 
@@ -120,10 +121,10 @@ def used_once(path: str | None) -> Iterator[str | None]:
             Path(path).unlink(missing_ok=True)
 
 
-def read_shown(path: str | None) -> Image.Image:
+def read_shown(path: str | None, value_range: Range | None = None) -> Image.Image:
     """Read an uploaded image, resize it so that its longer side is `SHOWN_SIDE`, and delete the upload."""
     with used_once(path):
-        image = read_image(path, SHOWN_SIDE)
+        image = read_image(path, SHOWN_SIDE, value_range)
     scale = SHOWN_SIDE / max(image.size)
     return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 

@@ -66,7 +66,7 @@ def build(model: str | None = None) -> gr.Blocks:
     def open_upload(number: int, path: str | None, visit: Visit | None, patches: int, view: str) -> Shown:
         with layout.used_once(path):
             images = list(visit[0].images if visit else pairs[0])
-            images[number] = read_image(path, layout.SHOWN_SIDE)
+            images[number] = read_image(path, layout.SHOWN_SIDE, encoder.value_range)
         return show(tuple(images), patches, view)
 
     def change_resolution(visit: Visit | None, patches: int, view: str) -> Shown:

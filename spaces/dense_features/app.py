@@ -37,7 +37,7 @@ def build(model: str | None = None) -> gr.Blocks:
 
     @layout.plain_messages()
     def open_upload(path: str | None, patches: int) -> tuple[Image.Image, Image.Image, Image.Image, str, Visit]:
-        return show(layout.read_shown(path), patches)
+        return show(layout.read_shown(path, encoder.value_range), patches)
 
     def open_example(index: int, patches: int) -> tuple[Image.Image, Image.Image, Image.Image, str, Visit]:
         return show(scenes[index], patches)

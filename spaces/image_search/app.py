@@ -39,7 +39,8 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
     embed_text = layout.on_gpu(lambda text: embedder.text(text))
     queries = [layout.scene(number, "single") for number in range(3)]
     if data := data or os.environ.get("DINOV3_DATA"):
-        ours = ImageIndex.of(embed, source_images(data, "train", LIMITS.max_images, layout.SHOWN_SIDE))
+        images = source_images(data, "train", LIMITS.max_images, layout.SHOWN_SIDE, embedder.value_range)
+        ours = ImageIndex.of(embed, images)
     else:
         ours = ImageIndex.of(embed, load_scenes("validation", NUM_SCENES, image_size=160)["image"])
 
@@ -67,7 +68,7 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
     @layout.plain_messages()
     def by_upload(path: str | None, visit: Visit | None) -> tuple[Image.Image, Gallery, str, Visit]:
         with layout.used_once(path):
-            image = read_image(path, layout.SHOWN_SIDE)
+            image = read_image(path, layout.SHOWN_SIDE, embedder.value_range)
         return by_image(image, visit)
 
     def by_result(visit: Visit, event: gr.SelectData) -> tuple[Image.Image, Gallery, str, Visit]:
@@ -80,7 +81,7 @@ def build(model: str | None = None, data: str | None = None) -> gr.Blocks:
         with ExitStack() as uploads:
             for path in paths or ():
                 uploads.enter_context(layout.used_once(path))
-            files = ImageFiles(paths, layout.SHOWN_SIDE)
+            files = ImageFiles(paths, layout.SHOWN_SIDE, embedder.value_range)
             reading = progress.tqdm(files, desc="Reading", unit="images")
             index = ImageIndex.of(embed, (image for image in reading if image is not None))
         unread = len(files) - len(index)

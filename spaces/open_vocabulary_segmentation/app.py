@@ -43,7 +43,7 @@ def build(model: str | None = None) -> gr.Blocks:
 
     @layout.plain_messages()
     def open_upload(path: str | None) -> tuple[Image.Image, Visit]:
-        image = layout.read_shown(path)
+        image = layout.read_shown(path, embedder.value_range)
         return image, {"image": image}
 
     def open_example(

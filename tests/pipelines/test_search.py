@@ -1,6 +1,7 @@
 """Features of the index against the model called by hand, its order against a loop, and files of all kinds."""
 
 import io
+import shutil
 import zipfile
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Model, tiny_checkpoint
+from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3ImageProcessor, Dinov3Model, tiny_checkpoint
 from dinov3_hf.checkpoints.processors import find_processor
 from dinov3_hf.data.scenes import SCENE_CLASSES, load_scenes
 from dinov3_hf.pipelines import image_files
+from dinov3_hf.pipelines.encoder import Encoder
 from dinov3_hf.pipelines.image_files import ImageFiles
 from dinov3_hf.pipelines.inputs import InputError, Limits
 from dinov3_hf.pipelines.search import Embedder, ImageIndex, source_images
@@ -152,3 +154,17 @@ def test_too_many_none_and_damaged_are_refused(tmp_path, monkeypatch):
     (tmp_path / "broken.zip").write_bytes(data)
     with pytest.raises(InputError, match="^This archive is damaged.$"):
         ImageFiles([tmp_path / "broken.zip"], 64)
+
+
+def test_the_value_range_of_a_model_reaches_its_images(tmp_path):
+    """Saved next to the weights, known to the encoder and the embedder, used for sources."""
+    shutil.copytree(tiny_checkpoint(), tmp_path / "model")
+    Dinov3ImageProcessor(size={"height": 48, "width": 48}, value_range=(0, 4095)).save_pretrained(tmp_path / "model")
+    for reader in (Encoder, Embedder):
+        assert reader.from_pretrained(tiny_checkpoint()).value_range is None
+        assert tuple(reader.from_pretrained(str(tmp_path / "model")).value_range) == (0, 4095)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.linspace(0, 4095, 600).reshape(20, 30).astype(np.uint16)).save(tmp_path / "images" / "a.png")
+    (image,) = source_images(str(tmp_path / "images"), "train", 1, 64, (0, 4095))
+    assert np.asarray(image).max() == 255
+    assert not list(source_images(str(tmp_path / "images"), "train", 1, 64))

@@ -84,7 +84,11 @@ def server(tmp_path_factory):
 def encoded(kind: str, size=(400, 300), mode="RGB", **options) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(noise).convert(mode).save(buffer, kind, **options)
+    image = Image.fromarray(noise).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        # Over the full range: what 0 to 255 mean in 16 bits is not known.
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

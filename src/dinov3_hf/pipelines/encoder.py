@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 from ..checkpoints import load_aligned, load_model, tiny_checkpoint
 from ..checkpoints.loading import read_config
 from ..checkpoints.processors import processor_for
+from ..data.pixel_values import Range
 from ..data.views import standardize
 from ..errors import Refused
 from ..models.configuration_dinotxt import DinoTxtConfig
@@ -18,11 +19,15 @@ from ..models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen network with the mean and standard deviation of its preprocessing (of pixel values in 0..1)."""
+    """A frozen network with the mean and standard deviation of its preprocessing (of pixel values in 0..1).
+
+    `value_range` is that of its image processor: what is black and white in images of more than 8 bits.
+    """
 
     network: Dinov3Model
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    value_range: Range | None = None
 
     @classmethod
     def from_pretrained(cls, name: str | None = None) -> "Encoder":
@@ -35,7 +40,8 @@ class Encoder:
         network = network.dinov3 if isinstance(network, Dinov3ForPreTraining) else network
         processor = processor_for(name, network.config.image_size)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(network.float().to(device).eval(), tuple(processor.image_mean), tuple(processor.image_std))
+        statistics = tuple(processor.image_mean), tuple(processor.image_std)
+        return cls(network.float().to(device).eval(), *statistics, getattr(processor, "value_range", None))
 
     @property
     def patch_size(self) -> int:

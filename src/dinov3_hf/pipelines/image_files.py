@@ -8,18 +8,20 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from ..data.pixel_values import Range
 from .inputs import LIMITS, InputError, check_file, read_image
 
 
 class ImageFiles:
     """Iterates over the images in files and zip archives; yields `None` for each that cannot be read.
 
-    Archives are unpacked one file at a time. Raises `InputError` for an archive that cannot be opened, for no files,
-    and for more than `LIMITS.max_images`.
+    Archives are unpacked one file at a time; `value_range` is that of `read_image`. Raises `InputError` for an
+    archive that cannot be opened, for no files, and for more than `LIMITS.max_images`.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike] | None, max_side: int):
-        self.max_side, self.files, self.count = max_side, [], 0
+    def __init__(self, paths: Sequence[str | os.PathLike] | None, max_side: int, value_range: Range | None = None):
+        self.max_side, self.value_range, self.count = max_side, value_range, 0
+        self.files: list[tuple[Path, list[zipfile.ZipInfo] | None]] = []
         for path in paths or ():
             members = _members(path) if zipfile.is_zipfile(path) else None
             self.files.append((Path(path), members))
@@ -57,7 +59,7 @@ class ImageFiles:
 
     def _read(self, path: Path) -> Image.Image | None:
         try:
-            return read_image(path, self.max_side)
+            return read_image(path, self.max_side, self.value_range)
         except InputError:
             return None
 

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from ..checkpoints import load_aligned, tiny_checkpoint
 from ..checkpoints.processors import processor_for
 from ..data.columns import find_image_column
+from ..data.pixel_values import Range
 from ..data.pixels import BadImage, decode_image
 from ..data.streams import load_source
 from ..errors import Refused
@@ -48,6 +49,11 @@ class Embedder:
         model, processor = load_aligned(name)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return cls(model, processor.image_processor, processor.tokenizer)
+
+    @property
+    def value_range(self) -> Range | None:
+        """What is black and white in images of more than 8 bits, as `decode_image` takes it."""
+        return getattr(self.image_processor, "value_range", None)
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -115,7 +121,9 @@ def _shrink(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def source_images(source: str, split: str, count: int, max_side: int) -> Iterator[Image.Image]:
+def source_images(
+    source: str, split: str, count: int, max_side: int, value_range: Range | None = None
+) -> Iterator[Image.Image]:
     """Yield the first `count` images of any source that `load_source` reads, as RGB.
 
     They are shrunk to `max_side` pixels if larger; images that cannot be decoded are skipped.
@@ -124,7 +132,7 @@ def source_images(source: str, split: str, count: int, max_side: int) -> Iterato
     column = find_image_column(rows, None)
     for row in islice(rows, count):
         try:
-            pixels = decode_image(row[column])
+            pixels = decode_image(row[column], value_range=value_range)
         except (BadImage, OSError):
             continue
         image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
