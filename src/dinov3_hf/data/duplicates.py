@@ -18,20 +18,25 @@ def find_duplicates(hashes: Path, names: Path, file: Path, splits: list[str], ha
     """
     values = np.fromfile(hashes, np.uint64)
     order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(values) else np.zeros(0, int)
-    sizes = np.diff(np.append(starts, len(values)))
+    values = values[order]
+    same = values[1:] == values[:-1]
+    # Most images are there once: only the others are looked at any further.
+    is_repeated = np.append(same, False) | np.append(False, same) if len(values) else np.zeros(0, bool)
+    order, values = order[is_repeated], values[is_repeated]
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.zeros(0, int)
+    ends = np.append(starts, len(values))[1:]
     split_of = np.searchsorted(np.cumsum(hashed), order, side="right")
-    # How often each different image is in each split.
-    counts = [np.add.reduceat(split_of == number, starts, dtype=np.int64) if len(values) else np.zeros(0, int)
-              for number in range(len(splits))]  # fmt: skip
-    repeated = np.flatnonzero(sizes > 1)
-    _write_groups(names, file, [order[starts[group] : starts[group] + min(sizes[group], MAX_IN_GROUP)]
-                                for group in repeated[:MAX_GROUPS]])  # fmt: skip
+    # How often each repeated image is in each split.
+    counts = [
+        np.add.reduceat(split_of == number, starts, dtype=np.int64) if len(values) else np.zeros(0, int)
+        for number in range(len(splits))
+    ]
+    limits = zip(starts[:MAX_GROUPS], ends[:MAX_GROUPS], strict=True)
+    _write_groups(names, file, [order[start : min(end, start + MAX_IN_GROUP)] for start, end in limits])
     within = {name: int(np.maximum(count - 1, 0).sum()) for name, count in zip(splits, counts, strict=True)}
     pairs = combinations(range(len(splits)), 2)
     in_both = {f"{splits[a]} and {splits[b]}": int(((counts[a] > 0) & (counts[b] > 0)).sum()) for a, b in pairs}
-    return {"images_more_than_once": len(repeated), "repeated_within": within, "in_both": in_both}
+    return {"images_more_than_once": len(starts), "repeated_within": within, "in_both": in_both}
 
 
 def _write_groups(names: Path, file: Path, groups: list[np.ndarray]) -> None:
