@@ -96,9 +96,10 @@ def test_two_tasks_in_one_call(checkpoint, tmp_path, capsys):
     lines = [line for line in shown.splitlines() if "k=3" in line]
     assert len(lines) == 3 and len({re.search(r"[bew]\w+ (than|to) ", line).start() for line in lines}) == 1
     for line, metric in zip(lines, knn["metrics"] + patches["metrics"], strict=True):
-        values = [float(cell) for cell in line.split("k=3")[1].split()[:4]]
-        expected = [metric[name] for name in ("model", "random_init", "raw_pixels", "chance")]
-        assert values == pytest.approx(expected, abs=1e-4) and all(0 <= value <= 1 for value in values)
+        values = [float(cell) for cell in re.sub(r"[\[\],]", "", line.split("k=3")[1]).split()[:6]]
+        expected = [metric["model"], *metric["interval"]]
+        expected += [metric[name] for name in ("random_init", "raw_pixels", "chance")]
+        assert values == pytest.approx(expected, abs=6e-4) and all(0 <= value <= 1 for value in values)
 
 
 ALL_VISION_TASKS = [name for name, task in TASKS.items() if not getattr(task, "has_text", False)]
@@ -198,6 +199,7 @@ def test_command_measures_what_the_function_does(checkpoint, tmp_path):
         "k",
         "model",
         "chance",
+        "interval",
     }
 
 
@@ -368,11 +370,13 @@ def test_text_tasks_measure_what_the_functions_do(aligned, tmp_path, capsys):
     for result, wanted, source in zip(record["results"], expected, ("single", "crowded", "crowded"), strict=True):
         assert result["data"]["source"] == f"scenes:{source}" and result["data"]["test"]["images"] == 12
         assert result["metrics"] == [
-            {"metric": x["metric"], "model": pytest.approx(x["model"]), "chance": x["chance"]} for x in wanted.metrics
+            {"metric": x["metric"], "model": pytest.approx(x["model"]), "chance": x["chance"]}
+            | {"interval": pytest.approx(x["interval"])}
+            for x in wanted.metrics
         ]
         assert result["protocol"] == json.loads(json.dumps(wanted.protocol))
     lines = shown.splitlines()
-    assert lines[0].split() == ["model", "chance", "verdict"]
+    assert lines[0].split() == ["model", "95%", "interval", "chance", "verdict"]
     assert sum(line.startswith(tuple(tasks)) for line in lines) == 2 + 6 + 2
     classes = {row["class"]: row for row in record["results"][2]["per_class"]}
     table = [line for line in lines if line.split()[0] in classes]

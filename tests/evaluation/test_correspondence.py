@@ -165,7 +165,7 @@ def test_scenes_are_matched_by_object_and_repeat():
             there = points.get(item["instance_id"], [])
             expected += sum(a[2] > 0 and b[2] > 0 for a, b in zip(item["points"], there, strict=bool(there)))
     assert first.protocol["num_keypoints"] == expected > 20
-    assert set(first.metrics[0]) == {"metric", "threshold", "model", "random_init", "raw_pixels", "chance"}
+    assert set(first.metrics[0]) == {"metric", "threshold", "model", "random_init", "raw_pixels", "chance", "interval"}
 
 
 def test_what_cannot_be_measured_is_counted():

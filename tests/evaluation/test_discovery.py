@@ -236,7 +236,7 @@ def test_what_cannot_be_measured_is_counted():
     for result in (by_mask, by_box):
         assert result.skipped_images == {"test": 1} and result.skipped_rows == {"without an object": 1}
         assert result.protocol["num_test"] == 4
-        assert set(result.metrics[0]) == {"metric", "model", "chance"}
+        assert set(result.metrics[0]) == {"metric", "model", "chance", "interval"}
 
 
 @pytest.mark.parametrize(

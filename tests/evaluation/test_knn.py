@@ -73,10 +73,10 @@ def test_evaluation_counts_what_it_says():
     assert result.skipped_images == {"train": 1, "test": 2}
     assert (result.protocol["num_train"], result.protocol["num_test"]) == (39, 19)
     assert all(metric["raw_pixels"] == 1 for metric in result.metrics)
-    kept = [label for index, label in enumerate(train["label"]) if index != 3]
-    most = max(range(3), key=kept.count)
     truth = [label for index, label in enumerate(test["label"]) if index not in (0, 5)]
-    assert result.metrics[0]["chance"] == pytest.approx(truth.count(most) / 19)
+    assert result.metrics[0]["chance"] == pytest.approx(max(map(truth.count, range(3))) / 19)
+    low, high = result.metrics[0]["interval"]
+    assert low <= result.metrics[0]["model"] <= high and 0.05 < high - low < 0.5
     assert sum(line["images"] for line in result.details["per_class"]) == 19
     mean = sum(line["images"] * line["model"] for line in result.details["per_class"]) / 19
     assert mean == pytest.approx(result.metrics[0]["model"])
@@ -95,7 +95,7 @@ def test_evaluation_equals_features_taken_by_hand():
 
     predictions = knn_classify(features(train), torch.tensor(train["label"]), features(test), 3, 3)
     expected = (predictions == torch.tensor(test["label"])).double().mean().item()
-    assert set(result.metrics[0]) == {"metric", "k", "model", "chance"}
+    assert set(result.metrics[0]) == {"metric", "k", "model", "chance", "interval"}
     assert result.metrics[0]["model"] == pytest.approx(expected)
 
 

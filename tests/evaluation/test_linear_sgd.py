@@ -149,7 +149,7 @@ def test_evaluation_counts_what_it_says():
     protocol, (metric,) = result.protocol, result.metrics
     assert (protocol["num_train"], protocol["num_test"], protocol["num_held_out"]) == (59, 19, 6)
     assert protocol["epochs"] == pytest.approx(60 * 32 / 53)
-    assert set(metric) == {"metric", "model", "random_init", "raw_pixels", "chance"}
+    assert set(metric) == {"metric", "model", "random_init", "raw_pixels", "chance", "interval"}
     assert metric["raw_pixels"] == metric["model"] == 1
     assert set(protocol["learning_rate"].values()) <= set(LEARNING_RATES)
     ends = [

@@ -11,7 +11,14 @@ from PIL import Image
 from dinov3_hf.cli import main
 from dinov3_hf.evaluation.cards import update_model_card
 from dinov3_hf.evaluation.result import Result
-from dinov3_hf.evaluation.results import compare_results, summary, verdict, write_results
+from dinov3_hf.evaluation.results import (
+    compare_results,
+    drop_no_metrics,
+    format_table,
+    summary,
+    verdict,
+    write_results,
+)
 
 
 # What is no evaluation: other keys, other types, no JSON at all.
@@ -53,7 +60,7 @@ def test_files_and_pictures(tmp_path):
     assert found[0]["pictures"] == dict(zip(pictures, names, strict=False)) and "hits" not in found[0]
     assert found[0]["bad"] is None
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "| knn | top-1, k=10 | birds test (7 images) | 0.5000 | 0.2000 |  | 0.1000 | 2025-01-02 |" in table
+    assert "| knn | top-1, k=10 | birds test (7 images) | 0.5000 |  | 0.2000 |  | 0.1000 | 2025-01-02 |" in table
 
 
 def test_card_table_grows_and_replaces_what_is_measured_again(tmp_path):
@@ -110,6 +117,53 @@ def test_comparison_sets_models_side_by_side_and_names_differences():
     assert lines[2] == ["linear top-1, k=10 (birds)", "-", "-", "0.1000", "-", "-", "0.2000", "0.1000"]
 
 
+def with_interval(record, ends):
+    record["results"][0].metrics[0]["interval"] = ends
+    return record
+
+
+def test_intervals_are_printed_written_and_compared(tmp_path, capsys):
+    new = with_interval(record(0.413), [0.37, 0.456])
+    new["results"][0].metrics.append({"metric": "top-5", "model": 0.9})
+    head, first, second = format_table(new["results"]).splitlines()
+    assert head.split() == ["model", "95%", "interval", "random", "init", "chance", "verdict"]
+    assert first.split("k=10")[1].split()[:5] == ["0.4130", "[0.370,", "0.456]", "0.2000", "0.1000"]
+    assert first.endswith("better than random init by 0.2130")
+    assert first.index("0.4130") == second.index("0.9000") and head.index("95%") > first.index("0.4130")
+    write_results(new, tmp_path / "new")
+    assert "| 0.4130 | [0.370, 0.456] | 0.2000 |" in (tmp_path / "new" / "results.md").read_text()
+    card = tmp_path / "README.md"
+    card.write_text("# Mine\n")
+    update_model_card(card, new)
+    assert "| 0.4130 | [0.370, 0.456] | 0.2000 |" in card.read_text() and "| 0.9000 |  |" in card.read_text()
+    # Results of before intervals still compare.
+    write_results(record(0.5), tmp_path / "old")
+    assert main(["compare", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    assert "0.5000  0.4130 [0.370, 0.456]" in capsys.readouterr().out
+    for ends in ("wide", [1], 3):
+        odd = written(with_interval(record(0.5), ends))
+        (tmp_path / "odd.json").write_text(json.dumps(odd))
+        assert main(["compare", str(tmp_path / "odd.json"), str(tmp_path / "new")]) == 2
+        assert "is no evaluation" in capsys.readouterr().err
+
+
+def test_metrics_that_an_answer_without_looking_wins_are_no_metrics():
+    metrics = [
+        {"metric": "mIoU", "model": 1.0, "chance": 1.0},
+        {"metric": "RMSE", "model": 0.1, "chance": 0.0, "lower_is_better": True},
+        {"metric": "gap", "model": 0.1, "chance": 1.0, "lower_is_better": True},
+        {"metric": "accuracy", "model": 1.0, "chance": 0.999},
+        {"metric": "other", "model": 1.0},
+    ]
+    result = drop_no_metrics(Result("depth", {}, list(metrics)))
+    assert [metric["metric"] for metric in result.metrics] == ["gap", "accuracy", "other"]
+    assert set(result.as_dict()["no_metrics"]) == {"mIoU", "RMSE"}
+    assert "scores 1 on these rows" in result.details["no_metrics"]["mIoU"]
+    with pytest.raises(ValueError, match="depth: mIoU: an answer without looking at the images scores 1"):
+        drop_no_metrics(Result("depth", {}, metrics[:2]))
+    assert "no_metrics" not in drop_no_metrics(Result("depth", {}, metrics[2:])).details
+
+
 def test_compare_command(tmp_path, capsys):
     for name, value in (("x/first", 0.5), ("x/second", 0.6), ("y/second", 0.7)):
         write_results(record(value), tmp_path / name)
@@ -156,6 +210,13 @@ def test_compare_refuses_in_one_line(arguments, message, tmp_path, capsys):
         ({"model": 0.5}, ""),
         ({"model": None, "chance": 0.1}, ""),
         ({"random_init": 0.5, "chance": 0.1}, ""),
+        ({"model": 0.5, "chance": 0.45, "interval": [0.4, 0.6]}, "about equal to chance"),
+        ({"model": 0.5, "chance": 0.35, "random_init": 0.6, "interval": [0.4, 0.6]}, "about equal to random init"),
+        ({"model": 0.5, "chance": 0.35, "interval": [0.4, 0.6]}, "better than chance by 0.1500"),
+        ({"model": 0.5, "chance": 0.65, "interval": [0.4, 0.6]}, "worse than chance by 0.1500"),
+        ({"model": 0.5, "chance": 0.5, "interval": [0.4, 0.6]}, "equal to chance"),
+        ({"model": 0.5, "chance": 0.55, "lower_is_better": True, "interval": [0.4, 0.6]}, "about equal to chance"),
+        ({"model": 0.5, "chance": 0.45, "interval": None}, "better than chance by 0.0500"),
     ],
 )
 def test_a_verdict_names_the_best_baseline(metric, expected):
@@ -170,4 +231,6 @@ def test_the_summary_counts_metrics_with_a_verdict():
     ]
     results = [Result("knn", {}, metrics)]
     assert summary(results) == "the model is better than all baselines in 1 of 2 metrics"
+    about = [Result("knn", {}, [*metrics, {"metric": "d", "model": 2, "chance": 1, "interval": [0.5, 3]}])]
+    assert summary(about).endswith("in 1 of 3 metrics, about equal to the best of them in 1")
     assert summary([Result("knn", {}, metrics[2:])]) == ""

@@ -13,8 +13,8 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from transformers import DINOv3ViTImageProcessor
 
 from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
+from dinov3_hf.evaluation.iou import chance_iou, constant_iou, random_iou
 from dinov3_hf.evaluation.zero_shot_segmentation import (
-    chance_iou,
     choose_background_threshold,
     evaluate_zero_shot_segmentation,
 )
@@ -105,7 +105,11 @@ def test_evaluation_equals_sklearn(threshold, aligned):
     assert miou["model"] == pytest.approx(ious.mean()) and accuracy["model"] == accuracy_score(truth, predicted)
     assert [row["model"] for row in result.details["per_class"]] == pytest.approx(ious.tolist())
     assert [row["pixels"] for row in result.details["per_class"]] == np.bincount(truth).tolist()
-    assert accuracy["chance"] == 0.25 and result.protocol["background"] == "background"
+    shares = np.bincount(truth) / len(truth)
+    drawn = np.mean([share / 4 / (share + 1 / 4 - share / 4) for share in shares])
+    assert accuracy["chance"] == pytest.approx(shares.max())
+    assert miou["chance"] == pytest.approx(max(drawn, shares.max() / 4))
+    assert result.protocol["background"] == "background"
 
 
 def test_chance_is_what_random_labels_reach():
@@ -115,9 +119,27 @@ def test_chance_is_what_random_labels_reach():
     np.add.at(confusion.numpy(), (truth, rng.integers(0, 4, len(truth))), 1)
     hits = confusion.diagonal()
     found = hits / (confusion.sum(0) + confusion.sum(1) - hits)
-    expected = chance_iou(confusion)
+    expected = random_iou(confusion)
     torch.testing.assert_close(expected[:3], found[:3].double(), atol=3e-3, rtol=0)
     assert expected[3].isnan() and expected[0] == pytest.approx(0.7 / 4 / (0.7 + 0.25 - 0.7 / 4), abs=2e-3)
+
+
+@pytest.mark.parametrize("shares", [[0.97, 0.02, 0.01], [0.34, 0.33, 0.33], [0.5, 0.5, 0], [0.8, 0.2, 0]])
+def test_chance_is_the_better_of_random_and_every_constant_class(shares):
+    pixels = torch.tensor([round(10_000 * share) for share in shares])
+    truth = np.repeat(np.arange(3), pixels.numpy())
+    present = np.unique(truth)
+    constants = [
+        jaccard_score(truth, np.full_like(truth, one), labels=present, average=None, zero_division=0)
+        for one in range(3)
+    ]
+    confusion = torch.diag(pixels)
+    best = max(constants, key=np.mean)
+    assert constant_iou(confusion)[pixels > 0].tolist() == pytest.approx(best.tolist())
+    expected = max(best.mean(), random_iou(confusion).nanmean().item())
+    assert chance_iou(confusion).nanmean().item() == pytest.approx(expected)
+    # Mostly background: its constant answer is the better one. Balanced classes: a random one.
+    assert (chance_iou(confusion).nanmean() > random_iou(confusion).nanmean()) == (shares[0] >= 0.8)
 
 
 def test_absent_classes_and_rows_that_cannot_be_used(aligned):

@@ -39,6 +39,16 @@ def test_verdict_says_what_lost():
     assert verdict(second) == "k-NN on images (k=20): top-1 is 0.300, above chance (0.000)."
 
 
+def test_a_baseline_inside_the_interval_is_about_equal():
+    (first,) = compare(
+        SimpleNamespace(**vars(RESULT) | {"metrics": [{**RESULT.metrics[0], "interval": [0.15, 0.45]}]})
+    )
+    assert verdict(first) == (
+        "k-NN on images (k=10): top-1 is 0.400 (0.150 to 0.450), about equal to random init (0.200, 2.00 times), "
+        "below raw pixels (0.500, 0.80 times) and above chance (0.100, 4.00 times)."
+    )
+
+
 def test_report_is_self_contained_and_complete(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     path = write_report(

@@ -72,6 +72,8 @@ def print_remarks(result: "Result") -> None:
         print(f"{task}: the text tower was never taught {', '.join(protocol['unknown_words'])}")
     if protocol.get("classes_not_in_train"):
         print(f"{task}: train lacks {', '.join(protocol['classes_not_in_train'])}: their test images count as missed")
+    for title, reason in result.details.get("no_metrics", {}).items():
+        print(f"{task}: {title} is no metric here: {reason}")
     skipped = sum(result.skipped_images.values())
     if skipped:
         print(f"{task}: {skipped} images could not be decoded and were skipped")

@@ -8,7 +8,16 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ..provenance import is_hub_id
 from .result import Result
-from .results import MODEL_AND_BASELINES, NOT_PARAMETERS, TABLE_HEAD, format_value, markdown, metric_title
+from .results import (
+    INTERVAL,
+    MODEL_AND_BASELINES,
+    NOT_PARAMETERS,
+    TABLE_HEAD,
+    format_interval,
+    format_value,
+    markdown,
+    metric_title,
+)
 
 
 TITLE = "## Evaluation"
@@ -30,6 +39,7 @@ def metadata(result: Result, date: str) -> list[EvalResult]:
             continue
         parameters = {key: given for key, given in metric.items() if key not in NOT_PARAMETERS}
         baselines = {key: metric[key] for key in MODEL_AND_BASELINES[1:] if metric.get(key) is not None}
+        interval = {INTERVAL: metric[INTERVAL]} if metric.get(INTERVAL) else {}
         items.append(
             EvalResult(
                 task_type=result.hub_task,
@@ -40,7 +50,7 @@ def metadata(result: Result, date: str) -> list[EvalResult]:
                 metric_name=metric_title(metric),
                 metric_config=result.task,
                 metric_value=float(value),
-                metric_args={**parameters, **baselines, IMAGES: test.get(IMAGES), DATE: date[:10]},
+                metric_args={**parameters, **baselines, **interval, IMAGES: test.get(IMAGES), DATE: date[:10]},
             )
         )
     return items
@@ -79,5 +89,5 @@ def table_line(item: EvalResult) -> tuple[str, ...]:
     """Return the table row of a metric."""
     about = item.metric_args
     where = f"{item.dataset_name} {item.dataset_split or ''} ({about.get(IMAGES, '?')} images)"
-    values = [item.metric_value, *(about.get(name) for name in MODEL_AND_BASELINES[1:])]
-    return item.metric_config, item.metric_name, where, *map(format_value, values), about[DATE]
+    model, *baselines = map(format_value, [item.metric_value, *(about.get(name) for name in MODEL_AND_BASELINES[1:])])
+    return item.metric_config, item.metric_name, where, model, format_interval(about), *baselines, about[DATE]

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..data.columns import check_column, undecoded
@@ -15,6 +16,7 @@ from ..pipelines.matching import REFINEMENT_STEPS, find_matches, sample_tokens
 from ..terminal import progress_bar
 from ..visualization.matches import Matches, matches_picture
 from .bench import Bench
+from .intervals import bootstrap_interval, mean_interval, with_interval
 from .result import Result
 
 
@@ -176,6 +178,7 @@ def evaluate_correspondence(
             "metric": title,
             "threshold": threshold,
             **{name: pool([d <= threshold for d in of_pairs]) for name, of_pairs in distances.items()},
+            **_interval([d <= threshold for d in distances["model"]], pool is _over_pairs, bench.seed),
         }
         for title, pool in (("PCK", _over_keypoints), ("PCK, mean over pairs", _over_pairs))
         for threshold in thresholds
@@ -210,6 +213,14 @@ def evaluate_correspondence(
         metrics=metrics,
         pictures={"matches": matches_picture(pictures, f"{DRAWN_THRESHOLD:g} of the reference length")},
     )
+
+
+def _interval(of_pairs: list[torch.Tensor], by_pair: bool, seed: int) -> dict[str, list[float]]:
+    """Return the interval over pairs, of the pairs' mean shares or of the share of all keypoints."""
+    counts = np.array([[float(hits.sum()), len(hits)] for hits in of_pairs])
+    if by_pair:
+        return with_interval(mean_interval(counts[:, 0] / counts[:, 1], seed))
+    return with_interval(bootstrap_interval(counts, lambda sums: sums[:, 0] / sums[:, 1], seed))
 
 
 def _over_keypoints(of_pairs: list[torch.Tensor]) -> float:

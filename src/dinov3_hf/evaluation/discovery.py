@@ -18,6 +18,7 @@ from ..errors import Refused
 from ..terminal import progress_bar
 from ..visualization.boxes import FoundBox, boxes_picture
 from .bench import Bench
+from .intervals import wilson_interval
 from .result import Result
 
 
@@ -152,10 +153,11 @@ def evaluate_discovery(
     half = torch.randperm(len(places), generator=torch.Generator().manual_seed(bench.seed)).numpy() % 2
     chosen = {name: choose_elsewhere(some, half) for name, some in hits.items()}
     statistics = {name: float(of.mean()) for name, (of, _) in chosen.items()}
-    metrics = [{"metric": "CorLoc", **statistics}]
+    metrics = [{"metric": "CorLoc", **statistics, "interval": _wilson(chosen["model"][0])}]
     for number, tau in enumerate(taus):
         at_tau = {name: float(hits[name][:, number].mean()) for name in features}
         metrics.append({"metric": "CorLoc", "tau": tau, **at_tau, "chance": statistics["chance"]})
+        metrics[-1]["interval"] = _wilson(hits["model"][:, number])
     drawn = sorted({index * len(places) // NUM_DRAWN for index in range(NUM_DRAWN)})
     examples, rows = [], undecoded(test)
     for index in drawn:
@@ -192,6 +194,10 @@ def evaluate_discovery(
         metrics=metrics,
         pictures={"discovery": boxes_picture(examples)},
     )
+
+
+def _wilson(hits: np.ndarray) -> list[float]:
+    return list(wilson_interval(int(hits.sum()), len(hits)))
 
 
 def _any_hit(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:

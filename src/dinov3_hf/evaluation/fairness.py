@@ -7,6 +7,7 @@ import torch
 from ..data.columns import named_values
 from ..errors import Refused
 from ..visualization.charts import bars_picture
+from .intervals import wilson_interval
 from .result import Result
 
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 MAX_GROUPS = 100
 MISSING = "(missing)"
-# The normal distribution's 97.5 % quantile: intervals of 95 %.
-Z = 1.959964
 
 
 def read_groups(rows: "Dataset", column: str) -> tuple[list[str], list[str]]:
@@ -37,15 +36,6 @@ def read_groups(rows: "Dataset", column: str) -> tuple[list[str], list[str]]:
             f"group_column: got {column!r} of {len(order)} different values, accepted: 2 to {MAX_GROUPS} groups"
         )
     return of_row, order
-
-
-def wilson_interval(hits: int, images: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval (Wilson, 1927) of the share `hits` / `images`."""
-    share, square = hits / images, Z**2 / images
-    centre = (share + square / 2) / (1 + square)
-    half = Z * (share * (1 - share) / images + square / images / 4) ** 0.5 / (1 + square)
-    # Rounding must not move the ends past the share itself, or outside of 0..1.
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def by_group(result: Result, rows: "Dataset", group_column: str) -> Result:
@@ -76,7 +66,11 @@ def by_group(result: Result, rows: "Dataset", group_column: str) -> Result:
         )
     worst, best = ({name: pick(line[name] for line in lines) for name in hits} for pick in (min, max))
     of = {"of": result.task}
-    metrics = [{"metric": "accuracy", **of, "group": line["group"], **{n: line[n] for n in hits}} for line in lines]
+    metrics = [
+        {"metric": "accuracy", **of, "group": line["group"], **{n: line[n] for n in hits}}
+        | {"interval": line["interval"]["model"]}
+        for line in lines
+    ]
     gaps = {name: best[name] - worst[name] for name in hits}
     ratios = {name: worst[name] / best[name] if best[name] else float("nan") for name in hits}
     metrics.append({"metric": "gap between the best and the worst group", **of, "lower_is_better": True, **gaps})

@@ -11,6 +11,7 @@ from ..data.captions import find_caption_columns, read_captions
 from ..data.pixels import BadImage
 from ..errors import Refused
 from ..pipelines.class_embeddings import text_features
+from .labels import hits_interval
 from .result import Result
 from .zero_shot import read_image_features
 
@@ -126,6 +127,7 @@ def evaluate_retrieval(
     }
     metrics = [
         {"metric": f"{way} recall@{k}", "model": recall, "chance": chance_recall(*relevant[way], k)}
+        | {"interval": hits_interval(of_queries < k)}
         for way, of_queries in ranks.items()
         for k, recall in _recall(of_queries, ks).items()
     ]

@@ -14,7 +14,7 @@ from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .features import RAW_PIXELS_SIDE
 from .iou import confusion_matrix
-from .labels import LabelledFeatures, accuracy_by_class
+from .labels import LabelledFeatures, accuracy_by_class, hits_interval, most_frequent_hits
 from .result import Result
 
 
@@ -33,8 +33,8 @@ def evaluate_knn(
     """Measure k-NN top-1 accuracy; baselines are the randomly initialised network and raw pixels.
 
     The metrics of the returned result hold the accuracies (0..1) for each k; "chance" always answers the most frequent
-    class of `train`. "per_class" holds the accuracies of the smallest k; "hits" says for every measured test row
-    whether its class was predicted.
+    class of `test`, the best constant answer. "per_class" holds the accuracies of the smallest k; "hits" says for
+    every measured test row whether its class was predicted.
     """
     check_image_size(bench.preprocessing.image_size, bench.patch_size)
     check_column(train, image_column, "image_column")
@@ -51,7 +51,8 @@ def evaluate_knn(
         by_k = neighbours.classify(queries.features[name].to(bench.device), ks)
         predictions[name] = {k: predicted.cpu() for k, predicted in by_k.items()}
     accuracy = {name: {k: _share(p == labels) for k, p in by_k.items()} for name, by_k in predictions.items()}
-    chance = _share(labels == bank.labels.bincount(minlength=len(names)).argmax())
+    chance = _share(most_frequent_hits(labels))
+    intervals = {k: hits_interval(predicted == labels) for k, predicted in predictions["model"].items()}
     hits = {name: by_k[ks[0]] == labels for name, by_k in predictions.items()}
     return Result(
         task="knn",
@@ -66,11 +67,12 @@ def evaluate_knn(
             "preprocessing": asdict(bench.preprocessing),
             "baseline_seed": bench.seed,
             "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
-            "chance": "always the class most frequent in train",
+            "chance": "always the class most frequent in test: the best constant answer, never below a random one",
         },
         skipped_images={"train": len(train) - len(bank.labels), "test": len(test) - len(labels)},
         metrics=[
-            {"metric": "top-1", "k": k, **{name: accuracy[name][k] for name in predictions}, "chance": chance}
+            {"metric": "top-1", "k": k, **{name: accuracy[name][k] for name in predictions}}
+            | {"chance": chance, "interval": intervals[k]}
             for k in ks
         ],
         hits={"rows": queries.rows, **hits},

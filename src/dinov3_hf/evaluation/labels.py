@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .bench import Bench
+from .intervals import wilson_interval
 
 
 if TYPE_CHECKING:
@@ -51,3 +52,16 @@ def accuracy_by_class(hits: dict[str, torch.Tensor], labels: torch.Tensor, names
             shares = {encoder: of_encoder[rows].double().mean().item() for encoder, of_encoder in hits.items()}
             lines.append({"class": name, "images": int(rows.sum()), **shares})
     return lines
+
+
+def most_frequent_hits(labels: torch.Tensor) -> torch.Tensor:
+    """Return which of the labels [N] are the most frequent one: the hits (bool [N]) of the best constant answer.
+
+    Never fewer than a class drawn at random hits, in expectation.
+    """
+    return labels == labels.bincount().argmax()
+
+
+def hits_interval(hits: torch.Tensor) -> list[float]:
+    """Return the 95 % interval (Wilson, 1927) of the share of `hits` [N] (bool)."""
+    return list(wilson_interval(int(hits.sum()), len(hits)))

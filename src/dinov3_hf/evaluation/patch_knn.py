@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ..data.columns import check_column
@@ -22,7 +23,8 @@ from ..errors import Refused
 from ..pipelines.neighbours import TEMPERATURE, NeighbourBank
 from .bench import Bench
 from .feature_store import Features
-from .iou import confusion_matrix, intersection_over_union
+from .intervals import bootstrap_interval, mean_iou, pixel_accuracy, with_interval
+from .iou import CHANCE, chance_accuracy, chance_iou, confusion_counts, confusion_matrix, intersection_over_union
 from .result import Result
 
 
@@ -129,18 +131,22 @@ def evaluate_patch_knn(
             for k, predictions in banks[name].classify(queries.to(bench.device), ks).items():
                 predicted[name][k].append(predictions.cpu())
         truth += [labels[labels != ignore_index] for _, labels in part]
-    truth = torch.cat(truth)
+    sizes, truth = [len(labels) for labels in truth], torch.cat(truth)
     num_classes = max(num_bank_classes, int(truth.max()) + 1)
     confusions = {
         name: {k: confusion_matrix(torch.cat(predicted[name][k]), truth, num_classes) for k in ks} for name in features
     }
-    most_frequent = torch.full_like(truth, int(bank_labels.bincount().argmax()))
-    constant = confusion_matrix(most_frequent, truth, num_classes)
+    counts = {k: _image_counts(torch.cat(predicted["model"][k]), truth, sizes, num_classes) for k in ks}
+    some = confusions["model"][ks[0]]
     metrics = []
-    for title, metric in (("mIoU", _mean_iou), ("patch accuracy", _accuracy)):
+    for title, metric, of_counts, chance in (
+        ("mIoU", _mean_iou, mean_iou, chance_iou(some).nanmean().item()),
+        ("patch accuracy", _accuracy, pixel_accuracy, chance_accuracy(some)),
+    ):
         for k in ks:
             values = {name: metric(confusions[name][k]) for name in features}
-            metrics.append({"metric": title, "k": k, **values, "chance": metric(constant)})
+            interval = with_interval(bootstrap_interval(counts[k], of_counts, bench.seed))
+            metrics.append({"metric": title, "k": k, **values, "chance": chance, **interval})
     by_class = {name: intersection_over_union(confusions[name][ks[0]]) for name in features}
     present = confusions["model"][ks[0]].sum(1)
     return Result(
@@ -162,7 +168,7 @@ def evaluate_patch_knn(
             "preprocessing": asdict(bench.preprocessing),
             "seed": bench.seed,
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
-            "chance": "always the class most frequent in the bank",
+            "chance": CHANCE.replace("pixel", "patch"),
         },
         skipped_images={"train": len(train) - num_train, "test": len(test) - num_test},
         metrics=metrics,
@@ -174,6 +180,14 @@ def evaluate_patch_knn(
             ],
         },
     )
+
+
+def _image_counts(
+    predictions: torch.Tensor, truth: torch.Tensor, sizes: Sequence[int], num_classes: int
+) -> np.ndarray:
+    """Return `confusion_counts` [N,3K] of each image; predictions and truth are those of all images' patches [Q]."""
+    pairs = zip(predictions.split(list(sizes)), truth.split(list(sizes)), strict=True)
+    return np.stack([confusion_counts(confusion_matrix(*pair, num_classes)) for pair in pairs])
 
 
 def _mean_iou(confusion: torch.Tensor) -> float:

@@ -12,7 +12,9 @@ class Result:
         task: name of the task, as "knn" or "layers of knn".
         protocol: how it was measured, JSON-ready; two results are comparable if their protocols agree.
         metrics: one dictionary per metric: its name as "metric", its parameters, "lower_is_better" if so, and its
-            values as "model", "random_init", "raw_pixels" and "chance", as far as they were measured.
+            values as "model", "random_init", "raw_pixels" and "chance", as far as they were measured; the 95%
+            interval of the model's value, over test images, as "interval": [low, high]. "chance" is the better of
+            random and of the best constant answer.
         skipped_images: images that could not be decoded, by split.
         skipped_rows: other rows that were not measured, by reason.
         details: further tables, JSON-ready, by name: "per_class", "per_object", "per_group".

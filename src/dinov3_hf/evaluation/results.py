@@ -17,8 +17,11 @@ from .result import Result
 BASELINES = ("random_init", "raw_pixels", "chance")
 MODEL_AND_BASELINES = ("model", *BASELINES)
 # Keys of a metric that are not its parameters.
-NOT_PARAMETERS = ("metric", "lower_is_better", *MODEL_AND_BASELINES)
-TABLE_HEAD = ("task", "metric", "data", "model", "random init", "raw pixels", "chance", "date")
+INTERVAL, INTERVAL_TITLE = "interval", "95% interval"
+NOT_PARAMETERS = ("metric", "lower_is_better", INTERVAL, *MODEL_AND_BASELINES)
+TABLE_HEAD = ("task", "metric", "data", "model", INTERVAL_TITLE, "random init", "raw pixels", "chance", "date")
+# Metrics are compared with the best value they can have to this.
+TOLERANCE = 1e-9
 FRAME_MILLISECONDS = 120
 
 
@@ -33,11 +36,16 @@ def format_table(results: Sequence[Result]) -> str:
     columns = [
         name for name in MODEL_AND_BASELINES if any(name in metric for result in results for metric in result.metrics)
     ]
-    lines = [["", *(name.replace("_", " ") for name in columns), "verdict"]]
+    if any(metric.get(INTERVAL) for result in results for metric in result.metrics):
+        columns.insert(columns.index("model") + 1 if "model" in columns else 0, INTERVAL)
+    titles = {INTERVAL: INTERVAL_TITLE}
+    lines = [["", *(titles.get(name, name.replace("_", " ")) for name in columns), "verdict"]]
     for result in results:
         for metric in result.metrics:
             title = f"{result.task} {metric_title(metric)}"
-            values = [format_value(metric.get(name)) for name in columns]
+            values = [
+                format_interval(metric) if name == INTERVAL else format_value(metric.get(name)) for name in columns
+            ]
             lines.append([title, *values, verdict(metric)])
     return align(lines, left=(0, len(columns) + 1))
 
@@ -45,7 +53,8 @@ def format_table(results: Sequence[Result]) -> str:
 def verdict(metric: dict) -> str:
     """Say by how much the model is better or worse than the best of its baselines; "" without one.
 
-    It compares two numbers of one test set: how much of a difference is chance, seeds tell.
+    The two are about equal if that baseline is inside the model's 95% interval. The interval is that of the test
+    images: how much of a difference is the luck of the training, seeds tell.
     """
     value = metric.get("model")
     others = {name: metric[name] for name in BASELINES if _is_number(metric.get(name))}
@@ -54,6 +63,9 @@ def verdict(metric: dict) -> str:
     sign = -1 if metric.get("lower_is_better") else 1
     name, best = max(others.items(), key=lambda item: sign * item[1])
     ahead = round(sign * (value - best), 4)
+    interval = _ends(metric)
+    if ahead and interval and interval[0] <= best <= interval[1]:
+        return f"about equal to {name.replace('_', ' ')}"
     relation = "better than" if ahead > 0 else "worse than" if ahead < 0 else "equal to"
     return f"{relation} {name.replace('_', ' ')}" + (f" by {abs(ahead):.4f}" if ahead else "")
 
@@ -63,8 +75,53 @@ def summary(results: Sequence[Result]) -> str:
     verdicts = [text for result in results for metric in result.metrics if (text := verdict(metric))]
     if not verdicts:
         return ""
-    better = sum(text.startswith("better") for text in verdicts)
-    return f"the model is better than all baselines in {better} of {len(verdicts)} metrics"
+    better, about = (sum(text.startswith(start) for text in verdicts) for start in ("better", "about"))
+    also = f", about equal to the best of them in {about}" if about else ""
+    return f"the model is better than all baselines in {better} of {len(verdicts)} metrics{also}"
+
+
+def no_metrics(metrics: Sequence[dict]) -> dict[str, str]:
+    """Return the titles of metrics in which an answer without looking is perfect, each with the reason.
+
+    No model can be better than it there.
+    """
+    reasons = {}
+    for metric in metrics:
+        perfect = 0.0 if metric.get("lower_is_better") else 1.0
+        chance = metric.get("chance")
+        if chance is not None and _is_number(chance) and abs(chance - perfect) <= TOLERANCE:
+            reasons[metric_title(metric)] = (
+                f"an answer without looking at the images scores {perfect:g} on these rows, as on rows of one class"
+            )
+    return reasons
+
+
+def drop_no_metrics(result: Result) -> Result:
+    """Move the metrics of `no_metrics` from a result to its "no_metrics"; raise `Refused` if none is left."""
+    reasons = no_metrics(result.metrics)
+    if not reasons:
+        return result
+    result.metrics = [metric for metric in result.metrics if metric_title(metric) not in reasons]
+    if not result.metrics:
+        title, reason = next(iter(reasons.items()))
+        raise Refused(f"{result.task}: {title}: {reason}, accepted: test rows with at least two different answers")
+    result.details["no_metrics"] = reasons
+    return result
+
+
+def _ends(metric: dict) -> tuple[float, float] | None:
+    """Return the ends of a metric's interval, None if it has none."""
+    ends = metric.get(INTERVAL)
+    if ends is None:
+        return None
+    low, high = ends
+    return (low, high) if _is_number(low) and _is_number(high) else None
+
+
+def format_interval(metric: dict) -> str:
+    """Format the model's interval as "[0.370, 0.456]"; an empty string for a metric without one."""
+    ends = _ends(metric)
+    return "" if ends is None else f"[{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
 def _is_number(value: object) -> bool:
@@ -123,6 +180,7 @@ def table_lines(record: dict) -> list[tuple[str, ...]]:
         )
         for metric in result.metrics:
             values = [format_value(metric.get(name)) for name in MODEL_AND_BASELINES]
+            values.insert(1, format_interval(metric))
             lines.append((result.task, metric_title(metric), where, *values, record["date"][:10]))
     return lines
 
@@ -187,6 +245,7 @@ def read_results(path: str) -> dict:
                 raise TypeError
             for metric in result["metrics"]:
                 [format_value(metric.get(name)) for name in MODEL_AND_BASELINES]
+                format_interval(metric)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Refused(f"results: {file} is no evaluation, accepted: what dinov3 evaluate writes") from None
     return record
@@ -224,7 +283,9 @@ def compare_results(records: dict[str, dict]) -> tuple[list[list[str]], list[str
         values = []
         for name, encoder in columns:
             metric = cells[key].get(name) if name else next(iter(cells[key].values()))
-            values.append(format_value((metric or {}).get(encoder)) or "-")
+            cell = format_value((metric or {}).get(encoder)) or "-"
+            interval = format_interval(metric) if metric and encoder == "model" else ""
+            values.append(f"{cell} {interval}".strip())
         lines.append([f"{key[0]} {key[1]} ({key[2]})", *values])
     return lines, [remark for key, by_record in protocols.items() for remark in _differences(key, by_record)]
 

@@ -18,6 +18,8 @@ from .bench import Bench
 from .feature_store import Features
 from .features import RAW_PIXELS_SIDE
 from .image_text_retrieval import best_ranks, chance_recall
+from .intervals import mean_interval, with_interval
+from .labels import hits_interval
 from .result import Result
 
 
@@ -149,9 +151,13 @@ def evaluate_instance_retrieval(
         {"metric": title, **{name: of[title] for name, of in values.items()}, "chance": chances[title]}
         for title in ("mAP", "GAP")
     ]
+    precisions = rankings["model"]["average_precision"].double().numpy()
+    metrics[0] |= with_interval(mean_interval(precisions, bench.seed))
     for k in ks:
         shares = {name: (of["rank"] < k).double().mean().item() for name, of in rankings.items()}
-        metrics.append({"metric": "recall", "k": k, **shares, "chance": chance_recall(num_relevant, num_items, k)})
+        chance = chance_recall(num_relevant, num_items, k)
+        interval = hits_interval(rankings["model"]["rank"] < k)
+        metrics.append({"metric": "recall", "k": k, **shares, "chance": chance, "interval": interval})
     rows = torch.tensor(search.queries)[answerable].tolist()
     return Result(
         task="retrieval",

@@ -14,7 +14,7 @@ from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .features import RAW_PIXELS_SIDE
 from .iou import confusion_matrix
-from .labels import LabelledFeatures, accuracy_by_class
+from .labels import LabelledFeatures, accuracy_by_class, hits_interval, most_frequent_hits
 from .result import Result
 
 
@@ -162,16 +162,20 @@ class ClassificationData:
         `protocol` describes how the classifiers were trained; `pictures` are added to the confusion matrix.
         """
         encoders, names = list(self.train.features), self.names[: self.num_classes]
-        most, truth = self.train.labels.bincount().argmax(), self.test.labels
+        truth = self.test.labels
         predictions = {name: predict(name, self.test.features[name]) for name in encoders}
         hits = {name: predicted == truth for name, predicted in predictions.items()}
-        all_hits = {**hits, "chance": truth == most}
-        metrics, about, skipped = [{"metric": "top-1", **accuracies(all_hits)}], {}, dict(self.skipped_images)
+        all_hits = {**hits, "chance": most_frequent_hits(truth)}
+        metrics, about, skipped = (
+            [{"metric": "top-1", **accuracies(all_hits), **interval(all_hits)}],
+            {},
+            dict(self.skipped_images),
+        )
         for title, other in self.others.items():
             # One set at a time, because all versions of ImageNet-C together would exceed the memory.
             read = self.read(other.rows, other.index_of, title)
             other_hits = {name: predict(name, read.features[name]) == read.labels for name in encoders}
-            other_hits["chance"] = read.labels == most
+            other_hits["chance"] = most_frequent_hits(read.labels)
             metrics += robustness_metrics(title, read.labels, other_hits, truth, all_hits)
             skipped[f"{title} (out of distribution)"] = len(other.rows) - len(read.labels)
             about[title] = {
@@ -193,7 +197,7 @@ class ClassificationData:
             "preprocessing": asdict(bench.preprocessing),
             "seed": bench.seed,
             "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
-            "chance": "always the class most frequent in train",
+            "chance": "always the class most frequent in the test set: the best constant answer",
         }
         if about:
             protocol["difference"] = "top-1 out of distribution minus top-1 on test, on the classes of both"
@@ -235,19 +239,26 @@ def accuracies(hits: Hits, rows: torch.Tensor | None = None) -> dict[str, float]
     return {name: (hit if rows is None else hit[rows]).double().mean().item() for name, hit in hits.items()}
 
 
+def interval(hits: Hits, rows: torch.Tensor | None = None) -> dict[str, list[float]]:
+    """Return the entry of the model's 95 % interval, over the rows of a mask [N] if given; none without a model."""
+    if "model" not in hits:
+        return {}
+    return {"interval": hits_interval(hits["model"] if rows is None else hits["model"][rows])}
+
+
 def robustness_metrics(
     title: str, labels: torch.Tensor, hits: Hits, test_labels: torch.Tensor, test_hits: Hits
 ) -> list[dict]:
     """Return the accuracies on an out-of-distribution set, and their difference to test on the classes of both."""
     here, there = torch.isin(labels, test_labels), torch.isin(test_labels, labels)
-    metrics = [{"metric": f"top-1 ({title})", **accuracies(hits)}]
+    metrics = [{"metric": f"top-1 ({title})", **accuracies(hits), **interval(hits)}]
     if not here.any():
         return metrics
     shared, main = accuracies(hits, here), accuracies(test_hits, there)
     if not here.all():
-        metrics.append({"metric": f"top-1 ({title}, classes of test)", **shared})
+        metrics.append({"metric": f"top-1 ({title}, classes of test)", **shared, **interval(hits, here)})
     if not there.all():
-        metrics.append({"metric": f"top-1 (test, classes of {title})", **main})
+        metrics.append({"metric": f"top-1 (test, classes of {title})", **main, **interval(test_hits, there)})
     difference = {name: shared[name] - main[name] for name in shared}
     return [*metrics, {"metric": f"top-1 difference ({title} - test)", **difference}]
 

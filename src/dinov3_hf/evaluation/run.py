@@ -8,6 +8,7 @@ from ..provenance import versions
 from .arguments import DataArguments, TrainArguments, WhatArguments
 from .loading import Aligned, load_bench, load_evaluated_text_model
 from .result import Result
+from .results import drop_no_metrics
 from .rows import describe_rows
 from .task import Evaluation, Repetition, Task
 
@@ -75,7 +76,11 @@ def repeat(
 
 
 def described(result: Result, task: Task, train: "Dataset | None", test: "Dataset", recipe: Evaluation) -> Result:
-    """Add to a result the data it was measured on, and the Hub's name of the task; return it."""
+    """Add to a result the data it was measured on, and the Hub's name of the task; return it.
+
+    Metrics in which an answer without looking is perfect are removed (see `drop_no_metrics`).
+    """
+    result = drop_no_metrics(result)
     data = recipe.of(DataArguments)
     result.data = {"source": task.source(data.data)}
     if train is not None:

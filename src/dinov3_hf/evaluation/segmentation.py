@@ -33,7 +33,8 @@ from .dense_probe import (
     train_heads,
     upsample,
 )
-from .iou import confusion_matrix, intersection_over_union
+from .intervals import bootstrap_interval, mean_iou, pixel_accuracy, with_interval
+from .iou import CHANCE, chance_accuracy, chance_iou, confusion_counts, confusion_matrix, intersection_over_union
 from .result import Result
 
 
@@ -83,15 +84,15 @@ def evaluate_segmentation(
     check_mask_values(mask_values)
     stored, ignore_index = ignore_index, ignored_in_classes(mask_values, ignore_index)
     for split in (learnt, tested):
-        counts: Counter[int] = Counter()
+        stored_pixels: Counter[int] = Counter()
         split.read_maps(
             mask_column,
             read_labels,
             lambda labels: bool((labels != ignore_index).any()),
             bench.progress,
-            partial(read_classes, counts=counts, mask_values=mask_values, ignore_index=stored),
+            partial(read_classes, counts=stored_pixels, mask_values=mask_values, ignore_index=stored),
         )
-        check_classes(counts, mask_column, split.title, mask_values, stored)
+        check_classes(stored_pixels, mask_column, split.title, mask_values, stored)
     largest = max(largest_label(split, ignore_index) for split in (learnt, tested))
     names = list_names(largest, class_names or [str(value) for value in mask_values])
     learnt.find_features(bench, compute=not augment)
@@ -101,6 +102,7 @@ def evaluate_segmentation(
 
     confusions, chosen = {}, rows_to_draw(tested)
     predictions: dict[str, dict[int, np.ndarray]] = {}
+    counts: dict[str, list[np.ndarray]] = {}
     heads = train_heads(
         bench,
         learnt,
@@ -111,20 +113,22 @@ def evaluate_segmentation(
     )
     for name, head in heads:
         confusions[name], predictions[name] = torch.zeros(len(names), len(names), dtype=torch.long), {}
+        counts[name] = []
         for row, outputs, labels in head_outputs(bench, tested, name, head):
             predicted = predict_classes(outputs, labels.shape, known)
             labels = torch.from_numpy(labels).long()
             counted = labels != ignore_index
-            confusions[name] += confusion_matrix(predicted[counted], labels[counted], len(names))
+            of_image = confusion_matrix(predicted[counted], labels[counted], len(names))
+            confusions[name] += of_image
+            counts[name].append(confusion_counts(of_image))
             if row in chosen:
                 predictions[name][row] = predicted.numpy()
 
     pixels = confusions["model"].sum(1)
-    constant = torch.zeros_like(confusions["model"])
-    constant[:, train_pixels.argmax()] = pixels
-    confusions["chance"] = constant
     iou = {name: intersection_over_union(confusion) for name, confusion in confusions.items()}
-    hits = {name: confusion.diagonal().sum().double() / confusion.sum() for name, confusion in confusions.items()}
+    hits = {name: (of.diagonal().sum().double() / of.sum()).item() for name, of in confusions.items()}
+    iou["chance"], hits["chance"] = chance_iou(confusions["model"]), chance_accuracy(confusions["model"])
+    images = np.stack(counts["model"])
     drawn = {name: predictions[name] for name in bench.networks}
     examples = [(tested.image(row), [tested.maps[row], *(of[row] for of in drawn.values())]) for row in chosen]
     return Result(
@@ -144,12 +148,14 @@ def evaluate_segmentation(
             "preprocessing": asdict(view),
             "seed": bench.seed,
             "raw_pixels": "the pixels of the patch, normalised as the network's input, flattened",
-            "chance": "every pixel the class most frequent in the train masks",
+            "chance": CHANCE,
         },
         **skipped(learnt, tested),
         metrics=[
-            {"metric": "mIoU", **{name: values.nanmean().item() for name, values in iou.items()}},
-            {"metric": "pixel accuracy", **{name: share.item() for name, share in hits.items()}},
+            {"metric": "mIoU", **{name: values.nanmean().item() for name, values in iou.items()}}
+            | with_interval(bootstrap_interval(images, mean_iou, bench.seed)),
+            {"metric": "pixel accuracy", **hits}
+            | with_interval(bootstrap_interval(images, pixel_accuracy, bench.seed)),
         ],
         pictures={"segmentation": classes_picture(["true", *drawn], examples, names, ignore_index)},
         details={

@@ -22,6 +22,7 @@ from ..terminal import progress_bar
 from ..visualization.tracks import frame_picture
 from .bench import Bench
 from .feature_store import Features
+from .intervals import bootstrap_interval, with_interval
 from .result import Result
 
 
@@ -232,6 +233,8 @@ def _result(
     names = list(measured[0][3])
     by_object = {name: np.concatenate([means[name] for *_, means in measured]) for name in names}
     region, boundary = ({name: float(by_object[name][:, part].mean()) for name in names} for part in (0, 1))
+    # Objects of one video are not independent: videos are drawn.
+    of_videos = np.array([[*means["model"].sum(0), len(means["model"])] for *_, means in measured])
     both = {name: (region[name] + boundary[name]) / 2 for name in names}
     return Result(
         task="tracking",
@@ -260,7 +263,14 @@ def _result(
         },
         skipped_images={"test": skipped_images},
         skipped_rows=dict(skipped),
-        metrics=[{"metric": title, **values} for title, values in (("J&F", both), ("J", region), ("F", boundary))],
+        metrics=[
+            {"metric": title, **values} | with_interval(bootstrap_interval(of_videos, metric, bench.seed))
+            for title, values, metric in (
+                ("J&F", both, lambda sums: (sums[:, 0] + sums[:, 1]) / 2 / sums[:, 2]),
+                ("J", region, lambda sums: sums[:, 0] / sums[:, 2]),
+                ("F", boundary, lambda sums: sums[:, 1] / sums[:, 2]),
+            )
+        ],
         pictures={"tracked": pictures},
         details={
             "per_object": [

@@ -16,7 +16,7 @@ from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .feature_store import Features
 from .iou import confusion_matrix
-from .labels import accuracy_by_class
+from .labels import accuracy_by_class, hits_interval, most_frequent_hits
 from .probe import step_generator, train_probe
 from .result import Result
 
@@ -230,7 +230,6 @@ def evaluate_video(
             count: _probabilities(bench, head, tested, name, count, batch_size).argmax(1) for count in views
         }
     labels = tested.labels
-    constant = learnt.labels.bincount(minlength=len(names)).argmax()
     hits = {name: by_count[1] == labels for name, by_count in predictions.items()}
     reasons = {f"{split}: video without a readable frame": one.skipped_videos for split, one in parts.items()}
     return Result(
@@ -258,7 +257,7 @@ def evaluate_video(
             "preprocessing": asdict(bench.preprocessing),
             "seed": bench.seed,
             "raw_pixels": "the pixels of the patches, normalised as the network's input, flattened",
-            "chance": "always the class most frequent in train",
+            "chance": "always the class most frequent in test: the best constant answer, never below a random one",
         },
         skipped_images={split: one.skipped_images for split, one in parts.items()},
         skipped_rows={reason: count for reason, count in reasons.items() if count},
@@ -267,7 +266,8 @@ def evaluate_video(
                 "metric": "top-1",
                 "clips": count,
                 **{name: _share(by_count[count] == labels) for name, by_count in predictions.items()},
-                "chance": _share(labels == constant),
+                "chance": _share(most_frequent_hits(labels)),
+                "interval": hits_interval(predictions["model"][count] == labels),
             }
             for count in views
         ],

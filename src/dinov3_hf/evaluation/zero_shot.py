@@ -19,6 +19,7 @@ from ..pipelines.class_embeddings import (
     unknown_words,
 )
 from ..terminal import progress_bar
+from .labels import hits_interval
 from .result import Result
 
 
@@ -133,7 +134,7 @@ def evaluate_zero_shot(
     batch_size: int = 64,
     progress: bool = True,
 ) -> Result:
-    """Measure zero-shot top-1 and top-5 accuracy of a `DinoTxtModel`, and those of random guessing.
+    """Measure zero-shot top-1 and top-5 accuracy of a `DinoTxtModel`, and those of the most frequent classes.
 
     Images are preprocessed by `processor`. The metrics of the returned result are accuracies (0..1), with top-5 if
     there are more than five classes; "per_class" holds the accuracy of each class that has images.
@@ -148,7 +149,7 @@ def evaluate_zero_shot(
     labels = labels[numbers]
     ks = [1, 5] if len(names) > 5 else [1]
     best = cosines(features, embeddings).topk(ks[-1], dim=1).indices == labels[:, None]
-    hits = best[:, 0]
+    hits, frequent = best[:, 0], labels.bincount().sort(descending=True).values
     per_class = []
     for index, name in enumerate(names):
         mine = hits[labels == index]
@@ -163,11 +164,16 @@ def evaluate_zero_shot(
             "unknown_words": unknown_words(tokenizer, [*names, *(x.replace("{}", "") for x in templates)]),
             "num_test": len(labels),
             "num_classes": len(names),
-            "chance": "a class drawn at random",
+            "chance": "always the k classes most frequent in test: the best constant answer, never below a random one",
         },
         skipped_images={"test": len(rows) - len(labels)},
         metrics=[
-            {"metric": f"top-{k}", "model": best[:, :k].any(1).double().mean().item(), "chance": k / len(names)}
+            {
+                "metric": f"top-{k}",
+                "model": best[:, :k].any(1).double().mean().item(),
+                "chance": int(frequent[:k].sum()) / len(labels),
+                "interval": hits_interval(best[:, :k].any(1)),
+            }
             for k in ks
         ],
         details={

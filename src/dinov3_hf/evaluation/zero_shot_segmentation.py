@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,7 +28,8 @@ from ..pipelines.class_embeddings import (
 )
 from ..pipelines.class_maps import best_class, class_maps, fit_image, segment, window_and_stride
 from ..terminal import progress_bar
-from .iou import confusion_matrix, intersection_over_union
+from .intervals import bootstrap_interval, mean_iou, pixel_accuracy, with_interval
+from .iou import CHANCE, chance_accuracy, chance_iou, confusion_counts, confusion_matrix, intersection_over_union
 from .result import Result
 
 
@@ -35,13 +37,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..models.processing_dinotxt import DinoTxtProcessor
-
-
-def chance_iou(confusion: torch.Tensor) -> torch.Tensor:
-    """Return the expected IoU of each class [K] if pixels get random classes; NaN for classes that do not occur."""
-    share = confusion.sum(1).double() / confusion.sum()
-    drawn = 1 / len(confusion)
-    return torch.where(share > 0, share * drawn / (share + drawn - share * drawn), torch.nan)
 
 
 def evaluate_zero_shot_segmentation(
@@ -62,7 +57,7 @@ def evaluate_zero_shot_segmentation(
     progress: bool = True,
     mask_values: Sequence[int] = (),
 ) -> Result:
-    """Measure zero-shot mIoU and pixel accuracy of a `DinoTxtModel`, and those of random labels.
+    """Measure zero-shot mIoU and pixel accuracy of a `DinoTxtModel`, and those of answers without looking.
 
     `class_names` are the names of the mask values, in order from 0. `whole_windows` adds the image feature of each
     window to the scores of its patches. The class with index `background` is predicted where no other class exceeds
@@ -95,7 +90,7 @@ def evaluate_zero_shot_segmentation(
     # The last entry, to which BACKGROUND (-1) points, is for pixels below the threshold.
     value_of = torch.tensor([*prompted, -1 if background is None else background])
     confusion = torch.zeros(len(names), len(names), dtype=torch.long)
-    unreadable, misfit = 0, 0
+    unreadable, misfit, counts = 0, 0, []
     rows = undecoded(rows.select_columns([image_column, mask_column]))
     bar = progress_bar(rows, desc="zero-shot-segmentation", unit="image", disable=not progress)
     for row in bar:
@@ -115,7 +110,9 @@ def evaluate_zero_shot_segmentation(
         size = tuple(mask.shape)
         maps = class_maps(model, pixel_values, embeddings, window, stride, scales, size, image_embeddings)
         predicted = value_of[segment(maps, background_threshold).cpu()[counted]]
-        confusion += confusion_matrix(predicted, labels, len(names))
+        of_image = confusion_matrix(predicted, labels, len(names))
+        confusion += of_image
+        counts.append(confusion_counts(of_image))
     if not confusion.sum():
         raise Refused(f"mask_column: none of the {len(rows)} rows can be decoded and has a pixel that counts")
     iou, chance, pixels = intersection_over_union(confusion), chance_iou(confusion), confusion.sum(1)
@@ -141,13 +138,15 @@ def evaluate_zero_shot_segmentation(
             "mIoU": "on the pixels of the masks, mean over the classes present",
             "ignore_index": stored,
             "mask_values": list(mask_values),
-            "chance": "every pixel a class drawn at random, in expectation",
+            "chance": CHANCE,
         },
         skipped_images={"test": unreadable},
         skipped_rows={"mask of another size than its image": misfit},
         metrics=[
-            {"metric": "mIoU", "model": iou.nanmean().item(), "chance": chance.nanmean().item()},
-            {"metric": "pixel accuracy", "model": accuracy, "chance": 1 / len(names)},
+            {"metric": "mIoU", "model": iou.nanmean().item(), "chance": chance.nanmean().item()}
+            | with_interval(bootstrap_interval(np.stack(counts), mean_iou)),
+            {"metric": "pixel accuracy", "model": accuracy, "chance": chance_accuracy(confusion)}
+            | with_interval(bootstrap_interval(np.stack(counts), pixel_accuracy)),
         ],
         details={
             "per_class": [

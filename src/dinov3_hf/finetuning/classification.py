@@ -10,6 +10,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..data.columns import read_vocabulary
 from ..data.pixels import decode_image
 from ..errors import Refused
+from ..evaluation.labels import hits_interval, most_frequent_hits
 from ..models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
 from .arguments import FinetuneRecipe
 from .examples import SMALLEST_CROP, View
@@ -35,9 +36,8 @@ class Classification:
             )
         # Splits may number their classes differently.
         self.test_index_of = {value: self.names.index(name) for value, name in tested.items() if name in self.names}
-        counts = torch.bincount(torch.tensor([self.index_of[value] for value in train[self.label_column]]))
         truth = torch.tensor([self.test_index_of[value] for value in test[self.label_column]])
-        self.chance = (truth == counts.argmax()).double().mean().item()
+        self.chance = most_frequent_hits(truth).double().mean().item()
         crop = v2.RandomResizedCrop(view.size, (SMALLEST_CROP, 1.0), antialias=True)
         self.crop = v2.Compose([crop, v2.RandomHorizontalFlip()])
         self.augment = recipe.data.augment
@@ -73,4 +73,7 @@ class Classification:
 
     def metrics(self, statistics: torch.Tensor) -> list[dict]:
         """Return the metrics from the statistics [N,1] of all test images."""
-        return [{"metric": "top-1", "model": statistics.mean().item(), "chance": self.chance}]
+        return [
+            {"metric": "top-1", "model": statistics.mean().item(), "chance": self.chance}
+            | {"interval": hits_interval(statistics[:, 0] > 0)}
+        ]

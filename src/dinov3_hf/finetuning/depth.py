@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from torchvision import tv_tensors
@@ -14,7 +15,8 @@ from transformers.modeling_outputs import DepthEstimatorOutput
 from ..data.depths import check_depth_column, in_metres, read_depth
 from ..data.pixels import BadImage, decode_image
 from ..errors import Refused
-from ..evaluation.depth import depth_errors, sigma_loss
+from ..evaluation.depth import best_constants, constant_depths, constant_errors, depth_errors, sigma_loss
+from ..evaluation.intervals import mean_interval, with_interval
 from ..models.modeling_dinov3 import Dinov3Model
 from ..terminal import progress_bar
 from .arguments import FinetuneRecipe
@@ -50,6 +52,7 @@ class Depth:
                 f"accepted: depths up to {self.max_depth} m"
             )
         self.constant = torch.stack(medians).median()
+        self.constants = constant_depths(MIN_DEPTH, self.max_depth, 64)
         # No random crops: resizing them would make objects look nearer than their true depth.
         self.crop = v2.RandomHorizontalFlip(0.5 if data.augment else 0.0)
 
@@ -99,22 +102,25 @@ class Depth:
         return sigma_loss(predicted.clamp(MIN_DEPTH), labels) + absolute
 
     def statistics(self, outputs: DepthEstimatorOutput, labels: torch.Tensor) -> torch.Tensor:
-        """Return RMSE, ARel and delta1 of each image, then those of a constant prediction [B,6].
+        """Return RMSE, ARel and delta1 of each image, then those of C constant predictions [B,3+3C].
 
         NaN for images without any known depth.
         """
-        predicted = self._predicted(outputs, labels)
-        return torch.cat(
-            [_depth_errors(p, labels) for p in (predicted, torch.full_like(labels, self.constant))], dim=1
-        )
+        errors = [_depth_errors(self._predicted(outputs, labels), labels)]
+        known = (of[of > 0].cpu().numpy() for of in labels.float())
+        empty = np.full((len(self.constants), 3), np.nan)
+        lines = [constant_errors(truth, self.constants) if truth.size else empty for truth in known]
+        return torch.cat([*errors, torch.from_numpy(np.stack(lines)).flatten(1).to(errors[0])], dim=1)
 
     def metrics(self, statistics: torch.Tensor) -> list[dict]:
-        """Return the metrics: means over all test images of their statistics [N,6]."""
-        predicted, constant = statistics.double().mean(0).view(2, 3).tolist()
+        """Return the metrics: means over all test images of their statistics [N,3+3C]."""
+        values = statistics.double().cpu().numpy()
+        constant = values[:, 3:].mean(0).reshape(-1, 3)
         names = (("RMSE", True), ("ARel", True), ("delta1", False))
         return [
-            {"metric": name, **({"lower_is_better": True} if lower else {}), "model": model, "chance": chance}
-            for (name, lower), model, chance in zip(names, predicted, constant, strict=True)
+            {"metric": name, **({"lower_is_better": True} if lower else {}), "model": float(values[:, place].mean())}
+            | {"chance": float(constant[best, place]), **with_interval(mean_interval(values[:, place]))}
+            for place, ((name, lower), best) in enumerate(zip(names, best_constants(constant), strict=True))
         ]
 
 

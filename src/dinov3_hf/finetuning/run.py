@@ -16,6 +16,7 @@ from ..data.views import check_image_size
 from ..errors import Refused
 from ..evaluation.features import randomly_initialised
 from ..evaluation.result import Result
+from ..evaluation.results import no_metrics
 from ..models.modeling_dinov3 import Dinov3Model
 from ..recipe import check_run_folder, write_recipe
 from .adapters import (
@@ -85,6 +86,9 @@ def finetune(recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", head_con
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     skipped = statistics.isnan().any(1)
     metrics = task.metrics(statistics[~skipped])
+    if reasons := no_metrics(metrics):
+        # The model is trained and saved: its metrics are told with this.
+        print("; ".join(f"{title} tells nothing: {reason}" for title, reason in reasons.items()))
     for metric in metrics:
         metric["method"] = settings.method
         if settings.random_init:

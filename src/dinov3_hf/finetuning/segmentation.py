@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from torchvision import tv_tensors
@@ -23,7 +24,14 @@ from ..data.masks import (
 )
 from ..data.pixels import BadImage, decode_image, read_size
 from ..errors import Refused
-from ..evaluation.iou import confusion_matrix, intersection_over_union
+from ..evaluation.intervals import bootstrap_interval, mean_iou, pixel_accuracy, with_interval
+from ..evaluation.iou import (
+    chance_accuracy,
+    chance_iou,
+    confusion_counts,
+    confusion_matrix,
+    intersection_over_union,
+)
 from ..models.modeling_dinov3 import Dinov3Model
 from ..terminal import progress_bar
 from .arguments import DataArguments, FinetuneRecipe
@@ -52,7 +60,6 @@ class Segmentation:
         pixels = {name: self._count(rows, name, data) for name, rows in (("train", train), ("test", test))}
         largest = max(max(of_split, default=0) for of_split in pixels.values())
         self.names = list(data.class_names) or list(map(str, self.mask_values or range(largest + 1)))
-        self.most_frequent = max(sorted(pixels["train"]), key=pixels["train"].__getitem__, default=0)
         self.crop = v2.Compose(
             [
                 v2.RandomResizedCrop(view.size, (SMALLEST_CROP, 1.0), antialias=True),
@@ -149,15 +156,24 @@ class Segmentation:
 
     def metrics(self, statistics: torch.Tensor) -> list[dict]:
         """Return mIoU and pixel accuracy from the statistics [N,K*K] of all test images."""
-        confusion = statistics.double().sum(0).view(len(self.names), -1)
-        constant = torch.zeros_like(confusion)
-        constant[:, self.most_frequent] = confusion.sum(1)
-        values = [
-            (intersection_over_union(matrix).nanmean().item(), (matrix.diagonal().sum() / matrix.sum()).item())
-            for matrix in (confusion, constant)
+        of_images = statistics.double().view(len(statistics), len(self.names), -1)
+        confusion = of_images.sum(0)
+        counts = np.stack([confusion_counts(matrix) for matrix in of_images])
+        lines = (
+            ("mIoU", intersection_over_union(confusion), chance_iou(confusion), mean_iou),
+            (
+                "pixel accuracy",
+                pixel_accuracy(counts.sum(0)[None])[0],
+                chance_accuracy(confusion),
+                pixel_accuracy,
+            ),
+        )
+        return [
+            {"metric": name, "model": torch.as_tensor(model).nanmean().item()}
+            | {"chance": torch.as_tensor(chance).nanmean().item()}
+            | with_interval(bootstrap_interval(counts, metric))
+            for name, model, chance, metric in lines
         ]
-        names = ("mIoU", "pixel accuracy")
-        return [{"metric": n, "model": m, "chance": c} for n, m, c in zip(names, *values, strict=True)]
 
 
 def _pixels(mask: torch.Tensor) -> dict[int, int]:

@@ -38,11 +38,15 @@ class Curve:
 
 @dataclass
 class Comparison:
-    """One metric (0..1, higher is better) of the trained model, which comes first, and of its baselines."""
+    """One metric (0..1, higher is better) of the trained model, which comes first, and of its baselines.
+
+    `interval` is the 95% interval of the trained model's value over the test images.
+    """
 
     title: str
     values: Mapping[str, float]
     caption: str = ""
+    interval: tuple[float, float] | None = None
 
 
 @dataclass
@@ -72,21 +76,34 @@ def compare(result: Evaluated, title: str | None = None) -> list[Comparison]:
             f"{task}{f' (k={k})' if (k := metric.get('k')) else ''}: {metric['metric']}",
             {NAMES[name]: metric[name] for name in NAMES if name in metric},
             caption,
+            _interval(metric),
         )
         for metric in result.metrics
     ]
 
 
+def _interval(metric: dict) -> tuple[float, float] | None:
+    ends = metric.get("interval")
+    return (ends[0], ends[1]) if ends else None
+
+
 def verdict(comparison: Comparison) -> str:
-    """Return a sentence that compares the model with each of its baselines, better or worse."""
+    """Return a sentence that compares the model with each of its baselines, better or worse.
+
+    A baseline inside the model's interval is about equal to it.
+    """
     (_, value), *others = comparison.values.items()
+    low, high = comparison.interval or (value, value)
     stands = []
     for name, other in others:
         relation = "above" if value > other else "below" if value < other else "equal to"
+        if value != other and low <= other <= high:
+            relation = "about equal to"
         times = f", {value / other:.2f} times" if other > 0 else ""
         stands.append(f"{relation} {name} ({other:.3f}{times})")
     listed = " and ".join(filter(None, [", ".join(stands[:-1]), stands[-1] if stands else ""]))
-    return f"{comparison.title} is {value:.3f}{', ' if listed else ''}{listed}."
+    interval = f" ({low:.3f} to {high:.3f})" if comparison.interval else ""
+    return f"{comparison.title} is {value:.3f}{interval}{', ' if listed else ''}{listed}."
 
 
 def line_chart(curve: Curve) -> str:
@@ -172,7 +189,10 @@ def _comparison(comparison: Comparison) -> str:
         style = ' class="first"' if index == 0 else ""
         lines.append(f"<tr{style}><th>{escape(name)}</th><td>{bar}</td><td>{value:.3f}</td><td>{ratio}</td></tr>")
     head = "<tr><th></th><th></th><th>value</th><th>trained / this</th></tr>"
-    caption = f'<p class="caption">{escape(comparison.caption)}</p>' if comparison.caption else ""
+    texts = [comparison.caption] if comparison.caption else []
+    if comparison.interval:
+        texts.append("95% interval of trained: {:.3f} to {:.3f}".format(*comparison.interval))
+    caption = f'<p class="caption">{escape("; ".join(texts))}</p>' if texts else ""
     return f'<div class="card"><h3>{escape(comparison.title)}</h3><table>{head}{"".join(lines)}</table>{caption}</div>'
 
 
