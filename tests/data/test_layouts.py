@@ -218,7 +218,7 @@ IN_ORDER = {
         "",
         "1 .parquet files and 1 .tar",
     ),
-    "only unreadable images": (files("1.heic", "2.svg"), "", r"no images under \S+ \(1 .heic, 1 .svg files\)"),
+    "only unreadable images": (files("1.heic", "2.svg"), "", r"no images under \S+ \(1 .heic files, 1 .svg files\)"),
     "unreadable images too": (files("a/1.heic", "a/2.png"), "", expect(1)),
     "an empty folder": (lambda root: None, "", "no images under"),
     "an archive": (files("x.zip"), "/x.zip", "holds .zip files, accepted: .parquet or .tar"),
@@ -357,6 +357,12 @@ IN_ORDER = {
         "",
         "next to depth, of which no column is made",
     ),
+    "class folders called like masks": (files("mask/1.png", "no_mask/2.png"), "", expect(2, ["mask", "no_mask"])),
+    "two images for a mask": (
+        also(files("images/1.jpg", "images/1.png"), masks("masks/1.png")),
+        "",
+        expect(1, None, MASK, path="1.jpg"),
+    ),
     # Boxes.
     "COCO": (
         lambda root: put(
@@ -450,6 +456,11 @@ IN_ORDER = {
         lambda root: put(root, {"images/1.jpg": None, "annotations/1.xml": voc(0, 3, 5, 8)}),
         "",
         expect(1, ["cat"], OBJECTS, objects={"bbox": [[0, 3, 5, 5]], "category": [0]}),
+    ),
+    "VOC files next to their images": (
+        lambda root: put(root, {"train/1.jpg": None, "train/1.xml": voc(), "test/2.jpg": None, "test/2.xml": voc()}),
+        "@test",
+        expect(1, ["cat"], OBJECTS),
     ),
     "masks and boxes": (
         also(
@@ -546,6 +557,29 @@ IN_ORDER = {
         "",
         "names of files in 'path'",
     ),
+    "empty Parquet": (parquet("x.parquet", table=lambda: pa.table({"image": TWO})[:0]), "", "have no rows"),
+    "one empty Parquet file": (
+        also(parquet("a.parquet", table=lambda: pa.table({"image": TWO})[:0]), parquet("b.parquet")),
+        "",
+        expect(2, None, ONLY),
+    ),
+    "Parquet of other columns": (
+        also(parquet("a.parquet"), parquet("b.parquet", table=lambda: pa.table({"image": TWO, "x": [1, 2]}))),
+        "",
+        r"a.parquet and b.parquet differ in columns \(x\)",
+    ),
+    "a broken Parquet file": (
+        lambda root: put(root, {"x.parquet": "junk"}),
+        "",
+        "cannot be read: Parquet file size is 4",
+    ),
+    "files of Spark": (
+        also(parquet("part-0.snappy.parquet"), lambda root: put(root, {"_SUCCESS": "", ".part-0.crc": "x"})),
+        "",
+        expect(2, None, ONLY),
+    ),
+    "a pattern of another split": (parquet("test-0.parquet"), "/test-*.parquet", expect(2)),
+    "a folder of another split": (parquet("test-0.parquet"), "", "split: got 'train', accepted: test"),
     # Tars.
     "a tar with a json": (
         tar("x.tar", {"1.png": picture(), "1.json": '{"label": 2}', "2.png": picture(1), "2.json": '{"label": 3}'}),
@@ -556,6 +590,21 @@ IN_ORDER = {
         tar("x.tar", {"1.png": picture(), "1.cls": "4", "2.jpg": picture(1, kind="JPEG"), "2.cls": "5", "2.txt": "b"}),
         "",
         expect(2, None, ["image", "cls", "txt", "__key__"], cls=[4, 5], txt=[None, "b"]),
+    ),
+    "a tar of a Mac": (
+        tar("x.tar", {"1.png": picture(), "1.cls": "4", "__MACOSX/._1.png": "x"}),
+        "",
+        expect(1, None, ["image", "cls", "__key__"], cls=[4]),
+    ),
+    "a tar with json of some": (
+        tar("x.tar", {"1.png": picture(), "1.json": '{"a": 1}', "2.png": picture(), "3.png": picture()}),
+        "",
+        expect(3, None, ["image", "json", "__key__"]),
+    ),
+    "a tar of two images a sample": (
+        tar("x.tar", {"1.left.png": picture(), "1.right.png": picture()}),
+        "",
+        r"several image columns \(left.png, right.png\)",
     ),
     "tars next to their tables": (
         also(tar("0.tar", {"1.png": picture()}), parquet("0.parquet", table=lambda: pa.table({"url": ["http://x"]}))),

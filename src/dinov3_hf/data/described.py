@@ -122,7 +122,8 @@ def _with_masks(listing: Listing, pairs: Pairs, source: str) -> Layout:
     if others:
         notes.append(f"{len(others)} other images are skipped ({others[0]})")
     masks = {file: pairs.masks[key] for key, file in both.items()}
-    return Layout("images with masks", listing.root, "images", splits, masks=masks, notes=notes)
+    used = [file for file in listing.files if file.startswith("ImageSets/Segmentation/")]
+    return Layout("images with masks", listing.root, "images", splits, masks=masks, notes=notes, used=used)
 
 
 def _with_texts(listing: Listing, pairs: Pairs, source: str) -> Layout:
@@ -141,7 +142,10 @@ def _with_texts(listing: Listing, pairs: Pairs, source: str) -> Layout:
     else:
         read = partial(_read_yolo_files, root, of_image, yolo_names(root, listing.files))
         kind = "images with boxes in YOLO files"
-    return Layout(kind, root, "images", splits, read_objects=read, notes=notes)
+    names_of = [file for file in listing.files if file.endswith((".yaml", ".yml", "classes.txt"))]
+    lists = [file for file in listing.files if file.startswith("ImageSets/Main/")]
+    used = [*pairs.texts.values(), *(lists if is_voc else names_of)]
+    return Layout(kind, root, "images", splits, read_objects=read, notes=notes, used=used)
 
 
 def _read_yolo_files(root: Path, texts: dict[str, str], names: list[str] | None, files: list[str]) -> tuple[list, Any]:
@@ -199,7 +203,8 @@ def _coco_layout(listing: Listing, images: list[str], files: list[str], reading:
     def read(chosen: list[str]) -> tuple[list, Any]:
         return [objects[image] for image in chosen], objects_feature(names)
 
-    return Layout("images with boxes in COCO files", listing.root, "images", splits, read_objects=read, notes=notes)
+    kind = "images with boxes in COCO files"
+    return Layout(kind, listing.root, "images", splits, read_objects=read, notes=notes, used=files)
 
 
 def _places(names: "Sequence[str] | dict[str, Objects]", present: set[str], file: str) -> dict[str, str]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-# Parquet files whose columns are compared before any is read.
-FOOTERS = 16
+# Parquet files whose footers are read before any run.
+FOOTERS = 512
 BUILDERS = {"parquet": "parquet", "pq": "parquet", "tar": "webdataset"}
 
 
@@ -120,25 +120,38 @@ def load_files(
             if mixed is not None:
                 return mixed
         else:
-            check_schemas(files, source)
+            files = with_rows(files, source)
         # `datasets` reads a name as a pattern.
         files = [glob.escape(file) for file in files]
     return load_dataset(builder, data_files={"train": list(files)}, split="train", streaming=streaming, **options)
 
 
-def check_schemas(files: Sequence[str], source: str) -> None:
-    """Refuse Parquet files with other columns than the first one, from the footers of a few of them."""
+def with_rows(files: Sequence[str], source: str) -> list[str]:
+    """Return the Parquet files that have rows, from their footers; of many files, only some are looked at.
+
+    Raises `Refused` if none has rows, or if some have other columns than the first.
+    """
     import pyarrow.parquet as pq
 
     step = max(1, len(files) // FOOTERS)
-    first, *others = [(file, set(pq.read_schema(file).names)) for file in dict.fromkeys((*files[::step], files[-1]))]
-    for file, names in others:
-        if names != first[1]:
-            differing = ", ".join(sorted(names ^ first[1]))
+    footers = {file: pq.read_metadata(file) for file in dict.fromkeys((*files[::step], files[-1]))}
+    empty = {file for file, footer in footers.items() if not footer.num_rows}
+    kept = [file for file in files if file not in empty]
+    if not kept:
+        raise Refused(f"data: the Parquet files of {source!r} have no rows, accepted: at least one image")
+    if empty:
+        say(source, [f"{len(empty)} Parquet files without rows are skipped"])
+    columns = {file: set(footer.schema.to_arrow_schema().names) for file, footer in footers.items()}
+    first = kept[0]
+    columns.setdefault(first, set(pq.read_schema(first).names))
+    for file in footers:
+        if file not in empty and columns[file] != columns[first]:
+            differing = ", ".join(sorted(columns[file] ^ columns[first]))
             raise Refused(
-                f"data: of the Parquet files of {source!r}, {os.path.basename(first[0])} and {os.path.basename(file)} "
+                f"data: of the Parquet files of {source!r}, {os.path.basename(first)} and {os.path.basename(file)} "
                 f"differ in columns ({differing}), accepted: a pattern of files with the same columns"
             )
+    return kept
 
 
 def image_rows(root: Path, files: Sequence[str], columns: dict[str, tuple[list, Any]]) -> "Dataset":

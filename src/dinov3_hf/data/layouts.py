@@ -39,7 +39,7 @@ def layout_of(root: Path, source: str, reading: str | None = None, seconds: floa
             raise Refused(_no_images(listing, source))
         layout = _layout_of_images(listing, images, reading, source)
         layout.tables = [] if reading in ("images", "masks", "boxes") else tables
-    kept = set(data) if layout.builder != "images" else {*images, *layout.tables}
+    kept = set(data) if layout.builder != "images" else {*images, *layout.tables, *layout.used}
     left = Counter(suffix_of(file) for file in listing.files if file not in kept)
     left = Counter({f".{suffix} files" if suffix else "unnamed files": count for suffix, count in left.items()})
     layout.skipped |= listing.skipped | dict(sorted(left.items()))
@@ -48,6 +48,11 @@ def layout_of(root: Path, source: str, reading: str | None = None, seconds: floa
         tables_left = [file for file in listing.named("csv", "tsv", "jsonl", "xlsx") if file not in layout.tables]
         if tables_left:
             layout.notes.append(f"{tables_left[0]} is not read (metadata.csv with a column file_name would be)")
+    if layout.builder == "images" and layout.read_objects is None:
+        named = {file.rpartition(".")[0] for file in images}
+        sides = [file for file in listing.named("txt", "json") if file.rpartition(".")[0] in named]
+        if sides:
+            layout.notes.append(f"{len(sides)} files with the names of images are not read ({sides[0]})")
     pictures = [name for name in left if name.split()[0].lstrip(".") in OTHER_IMAGES]
     if pictures:
         layout.notes.append("skipped: " + ", ".join(f"{left[name]} {name}" for name in pictures) + " (not readable)")
@@ -56,10 +61,11 @@ def layout_of(root: Path, source: str, reading: str | None = None, seconds: floa
 
 def _no_images(listing: Listing, source: str) -> str:
     suffixes = Counter(suffix_of(file) or "unnamed" for file in listing.files)
-    held = ", ".join(f"{count} .{suffix}" for suffix, count in suffixes.most_common(4))
+    held = ", ".join(f"{count} .{suffix} files" for suffix, count in suffixes.most_common(4))
+    held = ", ".join([*([held] if held else []), *(f"{count} {reason}" for reason, count in listing.skipped.items())])
     listed = ", ".join(IMAGE_EXTENSIONS[:14])
     return (
-        f"data: no images under {listing.root}{f' ({held} files)' if held else ''}, accepted: files named {listed} "
+        f"data: no images under {listing.root}{f' ({held})' if held else ''}, accepted: files named {listed} "
         "and other images, .parquet or .tar"
     )
 

@@ -67,7 +67,7 @@ def find_pairs(files: Sequence[str], images: Sequence[str]) -> Pairs | None:
     plain = {}
     # Most folders are of classes, and may hold a million images.
     if not any(side_of(f"{folder}/x")[0] for folder in {"/".join(file.split("/")[:-1][:2]) for file in files}):
-        return _in_one_folder([file for file in images if ENDING.search(file)], images)
+        return _in_one_folder([file for file in images if ENDING.search(file)], images) or _with_xml(files, images)
     for file in files:
         side, key = side_of(file)
         is_text = suffix_of(file) in ("txt", "xml")
@@ -79,7 +79,8 @@ def find_pairs(files: Sequence[str], images: Sequence[str]) -> Pairs | None:
             if not OTHER_MAPS.search(PurePosixPath(file).stem):
                 pairs.masks[key] = file
         elif side == "image":
-            pairs.images[key] = file
+            if pairs.images.setdefault(key, file) != file:
+                pairs.others.append(file)
         elif side == "map":
             pairs.maps.append(file)
         else:
@@ -102,6 +103,13 @@ def _in_one_folder(ending: Sequence[str], images: Sequence[str]) -> Pairs | None
     masks = {ENDING.sub("", file): file for file in ending}
     keys = {str(PurePosixPath(file).with_suffix("")): file for file in images if not ENDING.search(file)}
     return Pairs(keys, masks) if set(masks) <= set(keys) else None
+
+
+def _with_xml(files: Sequence[str], images: Sequence[str]) -> Pairs | None:
+    """Return pairs of x.jpg and x.xml in one folder."""
+    texts = {file.rpartition(".")[0]: file for file in files if suffix_of(file) == "xml"}
+    keys = {str(PurePosixPath(file).with_suffix("")): file for file in images} if texts else {}
+    return Pairs(keys, texts=texts) if set(texts) & set(keys) else None
 
 
 def voc_lists(root: Path, files: Sequence[str], kind: str) -> dict[str, list[str]]:

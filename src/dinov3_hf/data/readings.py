@@ -32,6 +32,8 @@ class Layout:
     # Reads the objects of images: one value an image, and the column's feature.
     read_objects: Callable[[list[str]], tuple[list, Any]] | None = None
     tables: list[str] = field(default_factory=list)
+    # Further files that are read: those of boxes, classes and lists.
+    used: list[str] = field(default_factory=list)
     # What a person must know whatever they do: said when the source is opened.
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Samples looked at, at the start of the first tar and of the last.
 LOOKED_AT = 100
+# What a Mac adds to an archive.
+HIDDEN_MEMBER = "__MACOSX"
 
 
 def load_mixed_tars(files: list[str], streaming: bool) -> "Dataset | IterableDataset | None":
@@ -26,10 +28,11 @@ def load_mixed_tars(files: list[str], streaming: bool) -> "Dataset | IterableDat
     from datasets import Dataset, Features, Image, IterableDataset
 
     kinds = [_kinds(file) for file in dict.fromkeys((files[0], files[-1]))]
-    samples = set().union(*kinds)
+    has_hidden = any(frozenset({HIDDEN_MEMBER}) in kind for kind in kinds)
+    samples = set().union(*kinds) - {frozenset({HIDDEN_MEMBER})}
     suffixes = {suffix for sample in samples for suffix in sample if suffix in IMAGE_EXTENSIONS}
     several = any(sum(suffix in IMAGE_EXTENSIONS for suffix in sample) > 1 for sample in samples)
-    if len(samples) < 2 or not suffixes or several:
+    if (len(samples) < 2 and not has_hidden) or not suffixes or several:
         return None
     sides = sorted({suffix for sample in samples for suffix in sample} - suffixes)
     first = list(itertools.islice(read_samples(files[:1], tuple(sides)), LOOKED_AT))
@@ -53,6 +56,8 @@ def _feature(values: list) -> Any:
 
 def split_name(name: str) -> tuple[str, str]:
     """Return the key and suffix of a member, as WebDataset does: the suffix begins at the first dot of the name."""
+    if name.startswith(f"{HIDDEN_MEMBER}/") or "/._" in f"/{name}":
+        return "", HIDDEN_MEMBER
     match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)
     return (match.group(1), match.group(2).lower()) if match else ("", "")
 
@@ -63,6 +68,8 @@ def _kinds(file: str) -> set[frozenset[str]]:
     with tarfile.open(file) as tar:
         for member in tar:
             key, suffix = split_name(member.name)
+            if suffix == HIDDEN_MEMBER:
+                samples[HIDDEN_MEMBER] = {HIDDEN_MEMBER}
             if member.isfile() and key:
                 if key not in samples and len(samples) == LOOKED_AT:
                     break
