@@ -88,3 +88,17 @@ def test_arrays_of_full_range_are_scaled():
     values = np.linspace(0, 65535, 81).astype(np.uint16).reshape(1, 9, 9)
     pixels = Dinov3ImageProcessor(do_resize=False, do_normalize=False)(values, return_tensors="pt").pixel_values
     assert pixels.min() == 0 and pixels.max() == pytest.approx(1) and len(pixels.unique()) == 81
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_float_tensors_follow_transformers_or_the_range(dtype):
+    values = torch.linspace(0, 255, 108).round().reshape(3, 6, 6).to(dtype)
+    settings = {"do_resize": False, "return_tensors": "pt"}
+    expected = Dinov3ImageProcessor()(values.byte(), **settings).pixel_values
+    found = Dinov3ImageProcessor()(values.requires_grad_(), **settings).pixel_values
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0)
+    assert torch.equal(Dinov3ImageProcessor(value_range=(0, 255))(values, **settings).pixel_values, expected)
+    with pytest.raises(
+        ValueError, match="^value_range: got none for b?float[0-9]+ values from -1 to 254, accepted: two"
+    ):
+        Dinov3ImageProcessor()(values - 1)

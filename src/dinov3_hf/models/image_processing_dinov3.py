@@ -115,15 +115,23 @@ class Dinov3ImageProcessor(TorchvisionBackend):
 
 def _checked(image: Any, value_range: tuple[float, float] | None, do_rescale: bool | None) -> Any:
     """Return an array or tensor whose values the rescaling may divide by 255; raises `ValueError` for any other."""
-    values = image.cpu().numpy() if isinstance(image, torch.Tensor) else image
-    if not isinstance(values, np.ndarray) or values.dtype in (np.uint8, np.bool_):
+    if not isinstance(image, torch.Tensor | np.ndarray) or image.dtype in (
+        torch.uint8,
+        torch.bool,
+        np.uint8,
+        np.bool_,
+    ):
         return image
-    if value_range is not None or values.dtype == np.uint16:
-        return as_bytes(values, value_range)
-    least, most = (values.min(), values.max()) if values.size else (0, 0)
+    name = str(image.dtype).removeprefix("torch.")
+    if value_range is not None or name == "uint16":
+        if isinstance(image, torch.Tensor):
+            # numpy knows no bfloat16.
+            image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
+        return as_bytes(image, value_range)
+    least, most = (image.min(), image.max()) if 0 not in image.shape else (0, 0)
     if do_rescale and not (least >= 0 and most <= 255):
         raise ValueError(
-            f"value_range: got none for {values.dtype.name} values from {least:g} to {most:g}, accepted: two numbers "
+            f"value_range: got none for {name} values from {least:g} to {most:g}, accepted: two numbers "
             "(what is black and what is white), values from 0 to 255, or do_rescale=False"
         )
     return image
