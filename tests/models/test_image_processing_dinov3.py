@@ -98,7 +98,5 @@ def test_float_tensors_follow_transformers_or_the_range(dtype):
     found = Dinov3ImageProcessor()(values.requires_grad_(), **settings).pixel_values
     torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0)
     assert torch.equal(Dinov3ImageProcessor(value_range=(0, 255))(values, **settings).pixel_values, expected)
-    with pytest.raises(
-        ValueError, match="^value_range: got none for b?float[0-9]+ values from -1 to 254, accepted: two"
-    ):
+    with pytest.raises(ValueError, match="^value_range: got none for b?float[0-9]+ values from -1 to 254"):
         Dinov3ImageProcessor()(values - 1)

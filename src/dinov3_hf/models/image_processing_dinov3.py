@@ -115,14 +115,9 @@ class Dinov3ImageProcessor(TorchvisionBackend):
 
 def _checked(image: Any, value_range: tuple[float, float] | None, do_rescale: bool | None) -> Any:
     """Return an array or tensor whose values the rescaling may divide by 255; raises `ValueError` for any other."""
-    if not isinstance(image, torch.Tensor | np.ndarray) or image.dtype in (
-        torch.uint8,
-        torch.bool,
-        np.uint8,
-        np.bool_,
-    ):
+    name = str(image.dtype).removeprefix("torch.") if isinstance(image, torch.Tensor | np.ndarray) else None
+    if name in (None, "uint8", "bool"):
         return image
-    name = str(image.dtype).removeprefix("torch.")
     if value_range is not None or name == "uint16":
         if isinstance(image, torch.Tensor):
             # numpy knows no bfloat16.
