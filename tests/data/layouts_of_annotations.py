@@ -1,6 +1,6 @@
 """Masks and boxes next to images: how each is made, what is asked of it, and what it gives."""
 
-from .layout_makers import MASK, OBJECTS, ONLY, also, coco, expect, files, masks, put, voc
+from .layout_makers import LABEL, MASK, OBJECTS, ONLY, also, coco, expect, files, masks, put, voc
 
 
 ANNOTATIONS = {
@@ -87,6 +87,16 @@ ANNOTATIONS = {
         also(files("images/1.jpg", "images/1.png"), masks("masks/1.png")),
         "",
         expect(1, None, MASK, path="1.jpg"),
+    ),
+    "VOCdevkit": (
+        also(files("VOC2012/JPEGImages/1.jpg"), masks("VOC2012/SegmentationClass/1.png")),
+        "",
+        r"accepted: \S+/VOC2012, classes:",
+    ),
+    "MVTec": (
+        also(files("train/good/1.png", "test/broken/2.png"), masks("ground_truth/broken/2_mask.png")),
+        "splits:@test",
+        expect(1, ["broken"], LABEL),
     ),
     # Boxes.
     "COCO": (

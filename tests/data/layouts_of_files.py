@@ -105,8 +105,17 @@ FILES = {
         "",
         expect(2, None, ONLY),
     ),
-    "a pattern of another split": (parquet("test-0.parquet"), "/test-*.parquet", expect(2)),
+    "a pattern of another split": (
+        parquet("test-0.parquet"),
+        "/test-*.parquet",
+        expect(2, note="files named test are read as split train"),
+    ),
     "a folder of another split": (parquet("test-0.parquet"), "", "split: got 'train', accepted: test"),
+    "Hive partitions": (
+        also(parquet("label=a/0.parquet"), parquet("label=b/0.parquet")),
+        "",
+        expect(4, None, ONLY, note="folders called label=... give no column"),
+    ),
     # Tars.
     "a tar with a json": (
         tar("x.tar", {"1.png": picture(), "1.json": '{"label": 2}', "2.png": picture(1), "2.json": '{"label": 3}'}),

@@ -31,7 +31,7 @@ FOLDERS = {
     "one class called like a split": (
         files("car/1.png", "plane/2.png", "train/3.png"),
         "",
-        expect(3, ["car", "plane", "train"], LABEL),
+        expect(3, ["car", "plane", "train"], LABEL, note="train is taken for a class, as car, plane are"),
     ),
     "a split next to one other folder": (
         files("train/1.png", "extra/2.png"),
@@ -120,10 +120,25 @@ FOLDERS = {
         "1 .parquet files and 1 .tar",
     ),
     "only unreadable images": (files("1.heic", "2.svg"), "", r"no images under \S+ \(1 .heic files, 1 .svg files\)"),
-    "unreadable images too": (files("a/1.heic", "a/2.png"), "", expect(1)),
+    "unreadable images too": (files("a/1.heic", "a/2.png"), "", expect(1, note="skipped: 1 .heic files")),
     "an empty folder": (lambda root: None, "", "no images under"),
     "an archive": (files("x.zip"), "/x.zip", "holds .zip files, accepted: .parquet or .tar"),
     "one image": (files("x.png"), "/x.png", "accepted: .parquet or .tar; images: the folder that holds them"),
+    "labels in a table of another name": (
+        lambda root: put(root, {"train/1.jpg": None, "train.csv": "id,label\n1,a\n"}),
+        "",
+        expect(1, None, ONLY, note=r"train.csv is not read \(metadata.csv with a column file_name would be\)"),
+    ),
+    "texts with the names of images": (
+        lambda root: put(root, {"1.jpg": None, "1.txt": "a cat"}),
+        "",
+        expect(1, None, ONLY, note="1 files with the names of images are not read"),
+    ),
+    "a folder called images and another": (
+        files("images/1.png", "screenshots/2.png"),
+        "",
+        expect(2, ["images", "screenshots"], LABEL),
+    ),
     # Metadata.
     "metadata.csv": (
         lambda root: put(root, {"1.png": None, "2.png": None, "metadata.csv": "file_name,score\n2.png,5\n1.png,6\n"}),

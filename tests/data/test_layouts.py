@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +63,8 @@ def test_layout(tmp_path, name, capfd):
         assert {key: np.array(value).tolist() for key, value in found[0]["objects"].items()} == expected["objects"]
     if "mask" in expected:
         assert expected["mask"] in found[0]["mask"]["path"]
+    if "note" in expected:
+        assert re.search(rf"data: \S+: .*{expected['note']}", capfd.readouterr().err)
     if "path" in expected:
         assert found[0]["image"]["path"].endswith(expected["path"])
 

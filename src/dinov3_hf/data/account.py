@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
+from ..terminal import is_first_process
 from .columns import find_image_column, holds_bytes
 from .folders import builder_of, local_files
 from .layouts import layout_of
@@ -94,6 +95,14 @@ def describe_source(
             if account.split in account.splits:
                 account.splits[account.split] = len(rows)
     return account
+
+
+def print_account(
+    source: str, split: str, rows: "Dataset | IterableDataset", image_column: str | None = None
+) -> None:
+    """Print what a source was taken for, from the first process of a run: the opening lines of every verb."""
+    if is_first_process():
+        print(*describe_source(source, split, rows, image_column).lines(), sep="\n")
 
 
 def _of_files(source: str, split: str, end: float) -> Account:
