@@ -116,3 +116,13 @@ def test_corrupted_files_raise_bad_image_alone(count):
                 bad += 1
                 assert "\n" not in str(error)
     assert bad > count / 3
+
+
+def test_the_table_is_published():
+    page = (Path(__file__).parents[2] / "docs" / "pixel_values.md").read_text()
+    lines = ["| kind | declared range | |", "|---|---|---|"]
+    for name, _, declared, expected in TABLE:
+        limits = " to ".join(map(str, declared)) if declared else ""
+        lines.append(f"| {name} | {limits} | {'refused' if isinstance(expected, str) else 'read'} |")
+    table = "\n".join(lines)
+    assert page.endswith(f"-->\n{table}\n"), table
