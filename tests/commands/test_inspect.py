@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dinov3_hf.cli import main
-from dinov3_hf.data import inspection_run
+from dinov3_hf.data import inspection_rows, inspection_run
 
 from ..processes import run_processes
 
@@ -181,6 +181,43 @@ def test_another_recipe_or_a_finished_run_is_refused(folder, parquet, tmp_path, 
         assert words in (shown := capsys.readouterr().err) and shown.count("\n") == 1
     assert {file: file.read_bytes() for file in out.iterdir()} == before
     assert inspect(folder, out, "--max-images", "3", "--overwrite")["total"]["rows"] == 3
+
+
+def stop_after(monkeypatch, rows):
+    """Let reading fail for good after so many rows."""
+    calls = iter(range(rows))
+
+    def read_or_fail(read, what):
+        if next(calls, None) is None:
+            raise ValueError("page 3 is cut\nat 0x7f")
+        return read()
+
+    monkeypatch.setattr(inspection_rows, "with_retries", read_or_fail)
+
+
+def test_a_source_that_breaks_off_fails_in_one_line_and_goes_on(parquet, tmp_path, monkeypatch, capsys):
+    whole = inspect(parquet, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 20)
+        assert main(["inspect", str(parquet), "--output-dir", str(tmp_path / "out")]) == 3
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1 and "page 3 is cut" in errors[0] and "the same command goes on from there" in errors[0]
+    again = inspect(parquet, tmp_path / "out")
+    # Counting the end of a split's only shard, 20 reads are 19 rows.
+    assert "after 19 rows" in capsys.readouterr().out and again["splits"] == whole["splits"]
+
+
+def test_a_source_that_changed_meanwhile_is_refused(folder, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection_run, "SAVE_SECONDS", 0.0)
+        patch.setattr(inspection_run.Pass, "find_duplicates", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["inspect", str(folder), "--output-dir", str(tmp_path / "out")])
+    (folder / "a" / "new.png").write_bytes(picture(50))
+    capsys.readouterr()
+    assert main(["inspect", str(folder), "--output-dir", str(tmp_path / "out")]) == 2
+    assert "the source has changed" in (shown := capsys.readouterr().err) and shown.count("\n") == 1
+    assert inspect(folder, tmp_path / "out", "--overwrite")["total"]["rows"] == 14
 
 
 def test_one_split_and_a_few_rows(parquet, tmp_path, capsys):

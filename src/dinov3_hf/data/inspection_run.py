@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import Refused
+from ..errors import Failed, Refused
 from ..terminal import progress_bar
 from .duplicates import find_duplicates
 from .inspection import MAX_CLASSES, Account, add_bounded, encoded_bytes, image_hash, look_at, plain, unclear_values
@@ -90,7 +90,11 @@ class Pass:
         before, rows = self.seconds, read_rows(split, self.place)
         with progress_bar(total=total, initial=self.place.in_split, unit=" images", desc=split.name) as bar:
             while self.max_images is None or self.place.in_split < self.max_images:
-                item = next(rows, None)
+                try:
+                    item = next(rows, None)
+                except Failed:
+                    self.save(files)
+                    raise
                 if item is None:
                     break
                 self.take(split, account, *item, files)
