@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..data.columns import check_column, undecoded
 from ..data.masks import check_mask_column, check_mask_fits, read_mask, resize_mask
-from ..data.pixels import decode_image, read_size
+from ..data.pixels import check_turned_alike, decode_image, read_size
 from ..data.sequences import Video, read_videos
 from ..data.views import check_image_size
 from ..errors import Refused
@@ -169,6 +169,7 @@ class _Frames:
         except (OSError, ValueError):
             return None
         check_mask_fits(mask, read_size(values[self.image_column]), row)
+        check_turned_alike(values[self.image_column], values[self.mask_column], row, "mask_column")
         return mask
 
     def tokens(self, name: str, row: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from ..data.masks import (
     map_values,
     read_mask,
 )
-from ..data.pixels import BadImage, decode_image
+from ..data.pixels import BadImage, check_turned_alike, decode_image
 from ..errors import Refused
 from ..pipelines.class_embeddings import (
     check_class_names,
@@ -93,7 +93,7 @@ def evaluate_zero_shot_segmentation(
     unreadable, misfit, counts = 0, 0, []
     rows = undecoded(rows.select_columns([image_column, mask_column]))
     bar = progress_bar(rows, desc="zero-shot-segmentation", unit="image", disable=not progress)
-    for row in bar:
+    for number, row in enumerate(bar):
         try:
             image, mask = decode_image(row[image_column]), read_mask(row[mask_column] or {"path": ""})
         except (BadImage, OSError):
@@ -102,6 +102,7 @@ def evaluate_zero_shot_segmentation(
         if image.shape[-2:] != mask.shape:
             misfit += 1
             continue
+        check_turned_alike(row[image_column], row[mask_column], number, "mask_column")
         mask = map_values(mask, mask_values, stored)
         counted = mask != ignore_index
         labels = mask[counted]

@@ -22,7 +22,7 @@ from ..data.masks import (
     read_mask,
     resize_mask,
 )
-from ..data.pixels import BadImage, decode_image, read_size
+from ..data.pixels import BadImage, check_turned_alike, decode_image, read_size
 from ..errors import Refused
 from ..evaluation.intervals import bootstrap_interval, mean_iou, pixel_accuracy, with_interval
 from ..evaluation.iou import (
@@ -79,6 +79,7 @@ class Segmentation:
                 continue
             try:
                 check_mask_fits(mask, read_size(values[self.image_column]), row)
+                check_turned_alike(values[self.image_column], values[data.mask_column], row, "mask_column")
             except BadImage:
                 continue
             stored.update(_pixels(mask))
