@@ -82,6 +82,15 @@ def test_evaluation_counts_what_it_says():
     assert mean == pytest.approx(result.metrics[0]["model"])
 
 
+def test_test_rows_of_one_class_are_refused(monkeypatch):
+    train, test = coloured_images(30, seed=0), coloured_images(12, seed=1)
+    alone = test.select([row for row, label in enumerate(test["label"]) if label == test["label"][0]])
+    monkeypatch.setattr(Bench, "extract", lambda *given, **named: pytest.fail("the network was run"))
+    bench = Bench(tiny_model(), Preprocessing(32, 32), progress=False)
+    with pytest.raises(ValueError, match="label_column: all .* rows of test have 'label' .*, and a constant answer"):
+        evaluate_knn(bench, train, alone, ks=(3,))
+
+
 def test_evaluation_equals_features_taken_by_hand():
     train, test = coloured_images(30, seed=0), coloured_images(20, seed=1)
     model = tiny_model()

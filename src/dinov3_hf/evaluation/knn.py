@@ -14,7 +14,7 @@ from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .features import RAW_PIXELS_SIDE
 from .iou import confusion_matrix
-from .labels import LabelledFeatures, accuracy_by_class, hits_interval, most_frequent_hits
+from .labels import LabelledFeatures, accuracy_by_class, check_two_classes, hits_interval, most_frequent_hits
 from .result import Result
 
 
@@ -40,6 +40,7 @@ def evaluate_knn(
     check_column(train, image_column, "image_column")
     check_column(test, image_column, "image_column")
     names, *index_of = read_vocabulary(train, test, label_column)
+    check_two_classes(test, label_column)
     ks = sorted(set(ks))
     if not 1 <= ks[0] <= ks[-1] <= len(train):
         raise Refused(f"k: got {ks}, accepted: 1 to the number of train images ({len(train)})")

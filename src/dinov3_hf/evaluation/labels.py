@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import Refused
 from .bench import Bench
 from .intervals import wilson_interval
 
@@ -65,3 +66,17 @@ def most_frequent_hits(labels: torch.Tensor) -> torch.Tensor:
 def hits_interval(hits: torch.Tensor) -> list[float]:
     """Return the 95 % interval (Wilson, 1927) of the share of `hits` [N] (bool)."""
     return list(wilson_interval(int(hits.sum()), len(hits)))
+
+
+def check_two_classes(rows: "Dataset", label_column: str, split: str = "test") -> None:
+    """Raise `Refused` if all rows have one label: a constant answer would be right on all of them."""
+    present = rows.unique(label_column)
+    if len(present) < 2:
+        feature = rows.features[label_column]
+        names = [
+            feature.int2str(value) if hasattr(feature, "int2str") and value is not None else value for value in present
+        ]
+        raise Refused(
+            f"label_column: all {len(rows)} rows of {split} have {label_column!r} {', '.join(map(str, names))}, and a "
+            "constant answer scores 1, accepted: at least two classes"
+        )

@@ -14,7 +14,7 @@ from ..visualization.confusion import confusion_picture
 from .bench import Bench
 from .features import RAW_PIXELS_SIDE
 from .iou import confusion_matrix
-from .labels import LabelledFeatures, accuracy_by_class, hits_interval, most_frequent_hits
+from .labels import LabelledFeatures, accuracy_by_class, check_two_classes, hits_interval, most_frequent_hits
 from .result import Result
 
 
@@ -135,6 +135,7 @@ class ClassificationData:
             check_column(rows, image_column, f"{where}image_column")
             check_column(rows, label_column, f"{where}label_column")
         names, *index_of = read_vocabulary(train, test, label_column)
+        check_two_classes(test, label_column)
         num_classes = len(names)
         names, index_of_others = join_vocabularies(names, train, others, label_column)
         train_labels = torch.tensor([index_of[0][value] for value in train[label_column]])

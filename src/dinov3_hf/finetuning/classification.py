@@ -10,7 +10,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..data.columns import read_vocabulary
 from ..data.pixels import decode_image
 from ..errors import Refused
-from ..evaluation.labels import hits_interval, most_frequent_hits
+from ..evaluation.labels import check_two_classes, hits_interval, most_frequent_hits
 from ..models.modeling_dinov3 import Dinov3ForImageClassification, Dinov3Model
 from .arguments import FinetuneRecipe
 from .examples import SMALLEST_CROP, View
@@ -34,6 +34,7 @@ class Classification:
                 f"label_column: test has the class{'es' if len(beyond) > 1 else ''} {', '.join(beyond[:5])}, "
                 f"accepted: the {len(self.names)} classes of train"
             )
+        check_two_classes(test, self.label_column)
         # Splits may number their classes differently.
         self.test_index_of = {value: self.names.index(name) for value, name in tested.items() if name in self.names}
         truth = torch.tensor([self.test_index_of[value] for value in test[self.label_column]])

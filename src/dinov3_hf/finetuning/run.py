@@ -93,6 +93,8 @@ def finetune(recipe: FinetuneRecipe, train: "Dataset", test: "Dataset", head_con
         metric["method"] = settings.method
         if settings.random_init:
             metric["random_init"] = metric.pop("model")
+            # An interval is that of the model.
+            metric.pop("interval", None)
     return Result(
         task=settings.task,
         protocol={
