@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 def open_sources(data: CaptionArguments) -> list["datasets.Dataset | datasets.IterableDataset"]:
-    """Open every source of pairs with its image and caption columns only, images undecoded."""
+    """Open every source of pairs with its images and captions only, undecoded; print what each was taken for."""
+    from dinov3_hf.data.account import print_account
     from dinov3_hf.data.captions import find_caption_columns
     from dinov3_hf.data.streams import load_source
 
@@ -41,6 +42,7 @@ def open_sources(data: CaptionArguments) -> list["datasets.Dataset | datasets.It
         }
         columns = find_caption_columns(load_source(source, data.split, **options), data.caption_columns)
         sources.append(load_source(source, data.split, columns=columns, **options))
+        print_account(source, data.split, sources[-1], data.image_column)
     return sources
 
 

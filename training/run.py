@@ -79,7 +79,8 @@ def prepare_output(recipe: RunRecipe, accelerator: "Accelerator", objective: "Ob
 
 
 def open_sources(data: DataArguments) -> list["datasets.Dataset | datasets.IterableDataset"]:
-    """Open every data source with its image column only, images undecoded."""
+    """Open every data source with its image column only, images undecoded, and print what each was taken for."""
+    from dinov3_hf.data.account import print_account
     from dinov3_hf.data.streams import load_source
 
     options: dict[str, Any] = {
@@ -87,7 +88,10 @@ def open_sources(data: DataArguments) -> list["datasets.Dataset | datasets.Itera
         "image_column": data.image_column,
         "num_images": data.num_images,
     }
-    return [load_source(source, data.split, columns=[], **options) for source in data.data]
+    sources = [load_source(source, data.split, columns=[], **options) for source in data.data]
+    for source, rows in zip(data.data, sources, strict=True):
+        print_account(source, data.split, rows, data.image_column)
+    return sources
 
 
 def probe_source(data: ProbedData) -> str | None:

@@ -87,7 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def load_splits(recipe: "FinetuneRecipe") -> tuple["Dataset", "Dataset"]:
-    """Return the train and test rows; `num_train` and `num_test` of them are drawn by the seed."""
+    """Return the train and test rows, of which `num_train` and `num_test` are drawn by the seed.
+
+    Prints what the source was taken for.
+    """
+    from dinov3_hf.data.account import print_account
     from dinov3_hf.data.streams import load_source
 
     data, seed = recipe.data, recipe.optimization.seed
@@ -99,6 +103,8 @@ def load_splits(recipe: "FinetuneRecipe") -> tuple["Dataset", "Dataset"]:
         )
         for name, (split, count) in zip(NUM_SCENES, asked, strict=True)
     )
+    for (split, _), rows in zip(asked, (train, test), strict=True):
+        print_account(source, split, rows, data.image_column)
     train, test = split_off_test(train, test, seed, data.data, data.test_split)
     return draw_rows(train, data.num_train, seed), draw_rows(test, data.num_test, seed)
 

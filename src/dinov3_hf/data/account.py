@@ -97,9 +97,7 @@ def describe_source(
     return account
 
 
-def print_account(
-    source: str, split: str, rows: "Dataset | IterableDataset", image_column: str | None = None
-) -> None:
+def print_account(source: str, split: str, rows: "Dataset | IterableDataset", image_column: str | None = None) -> None:
     """Print what a source was taken for, from the first process of a run: the opening lines of every verb."""
     if is_first_process():
         print(*describe_source(source, split, rows, image_column).lines(), sep="\n")
