@@ -111,7 +111,7 @@ def _of_files(source: str, split: str, end: float) -> Account:
         return Account(source, split, REMOTE[0])
     reading, name = (None, source) if os.path.exists(source) else split_reading(source)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         layout = layout_of(path, name, reading, seconds=SECONDS / 2)
         counts = {
             split_name: _rows_of_files(layout.builder, [str(path / file) for file in files], end)

@@ -100,7 +100,7 @@ def _open(
         return _open_urls(source, split, streaming, **options)
     reading, name = (None, source) if os.path.exists(source) else split_reading(source)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         with _openable(source):
             return open_folder(path, name, reading, split, streaming, wanted, **options)
     files = local_files(str(path))
