@@ -120,9 +120,11 @@ def test_labels_in_the_json_of_tars_are_columns(tmp_path):
     assert load_source(str(tmp_path), streaming=False)["y"] == [1, 2]
 
 
-def test_boxes_are_read_only_where_they_are_wanted(tmp_path):
-    put(tmp_path, {"images/1.jpg": None, "labels/1.txt": "no boxes"})
+@pytest.mark.parametrize("what", ["masks", "boxes"])
+def test_masks_and_boxes_are_read_only_where_they_are_wanted(tmp_path, what, capfd):
+    put(tmp_path, {"images/1.jpg": None, "labels/1.png" if what == "masks" else "labels/1.txt": b"no boxes"})
     assert load_source(str(tmp_path), columns=[]).column_names == ["image"]
+    assert f"images alone are read, without their {what}" in capfd.readouterr().err
 
 
 def test_notes_are_said_once(tmp_path, capfd):

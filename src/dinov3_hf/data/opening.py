@@ -27,8 +27,8 @@ def open_folder(
 ) -> "Dataset | IterableDataset":
     """Open a split of a folder; `options` are those of the builder of Parquet files.
 
-    Images and saved data sets give a `Dataset`: their rows hold paths, or are mapped from disk. Boxes are read only if
-    `objects` is among the `wanted` columns, or all are.
+    Images and saved data sets give a `Dataset`: their rows hold paths, or are mapped from disk. Masks and boxes are
+    read only if `mask` and `objects` are among the `wanted` columns, or all are.
     """
     layout = layout_of(path, source, reading)
     say(source, layout.notes)
@@ -66,7 +66,16 @@ def _images(layout: Layout, chosen: list[str | None], source: str, wanted: Seque
     if tables:
         files, columns, notes = _with_tables(layout, files, tables, source)
         say(source, notes)
-    if layout.masks:
+    notes = [
+        f"images alone are read, without their {what}"
+        for what, column, is_there in (
+            ("masks", "mask", layout.masks),
+            ("boxes", "objects", layout.read_objects is not None),
+        )
+        if is_there and wanted is not None and column not in wanted
+    ]
+    say(source, notes)
+    if layout.masks and (wanted is None or "mask" in wanted):
         columns["mask"] = ([str(layout.root / layout.masks[file]) for file in files], Image())
     if layout.labels and not columns and all(file in layout.labels for file in files):
         names = sorted({layout.labels[file] for file in files})
