@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import DepthEstimatorOutput
 
 from ..data.depths import check_depth_column, in_metres, read_depth
-from ..data.pixels import BadImage, decode_image
+from ..data.masks import check_mask_fits
+from ..data.pixels import BadImage, check_turned_alike, decode_image, read_size
 from ..errors import Refused
 from ..evaluation.depth import best_constants, constant_depths, constant_errors, depth_errors, sigma_loss
 from ..evaluation.intervals import mean_interval, with_interval
@@ -42,9 +43,17 @@ class Depth:
         for rows in (train, test):
             check_depth_column(rows, data.depth_column)
         medians = []
-        for row in progress_bar(train.select_columns([data.depth_column]), desc="depths of train", unit="image"):
+        rows = train.select_columns([image_column, data.depth_column])
+        for number, row in enumerate(progress_bar(rows, desc="depths of train", unit="image")):
             depths = self._depths(row)
-            if depths is not None and (depths > 0).any():
+            if depths is None:
+                continue
+            try:
+                check_mask_fits(depths, read_size(row[image_column]), number, "depth_column")
+                check_turned_alike(row[image_column], row[data.depth_column], number, "depth_column")
+            except BadImage:
+                continue
+            if (depths > 0).any():
                 medians.append(depths[depths > 0].median())
         if not medians:
             raise Refused(
