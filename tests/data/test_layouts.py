@@ -112,6 +112,16 @@ def test_a_folder_gives_the_same_rows_until_it_changes(tmp_path):
     assert load_source(str(tmp_path))._fingerprint != first
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_tars_of_several_suffixes_at_a_url(tmp_path, streaming):
+    for shard in range(2):
+        members = {"1.png": picture(shard), "1.cls": "4", "2.jpg": picture(5 + shard), "2.txt": "b"}
+        tar(f"{shard}.tar", members)(tmp_path)
+    rows = load_source(f"file://{tmp_path}/{{0..1}}.tar", streaming=streaming)
+    assert [row["image"]["path"] for row in rows] == ["1.png", "2.jpg"] * 2
+    assert [row["cls"] for row in rows] == [4, None] * 2
+
+
 def test_labels_in_the_json_of_tars_are_columns(tmp_path):
     tar(
         "x.tar",

@@ -13,6 +13,7 @@ from ..errors import Refused
 from .listing import IMAGE_EXTENSIONS, suffix_of
 from .readings import say
 from .split_names import ALL, matching, pick_split, split_of_file, split_of_folders
+from .tars import load_mixed_tars
 
 
 if TYPE_CHECKING:
@@ -114,8 +115,6 @@ def load_files(
             files = [relative[file] for file in splits[pick_split(names, split, source)]]
     if not is_remote:
         if builder == "webdataset":
-            from .tars import load_mixed_tars
-
             mixed = load_mixed_tars(list(files), streaming)
             if mixed is not None:
                 return mixed
@@ -123,7 +122,16 @@ def load_files(
             files = with_rows(files, source)
         # `datasets` reads a name as a pattern.
         files = [glob.escape(file) for file in files]
-    return load_dataset(builder, data_files={"train": list(files)}, split="train", streaming=streaming, **options)
+    try:
+        return load_dataset(builder, data_files={"train": list(files)}, split="train", streaming=streaming, **options)
+    except ValueError as error:
+        # What `datasets` says of samples with different members; local tars are looked at before.
+        mixed = None
+        if is_remote and builder == "webdataset" and "same types" in str(error):
+            mixed = load_mixed_tars(list(files), streaming, options.get("storage_options"))
+        if mixed is None:
+            raise
+        return mixed
 
 
 def with_rows(files: Sequence[str], source: str) -> list[str]:

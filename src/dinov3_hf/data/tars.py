@@ -1,5 +1,6 @@
 """WebDataset tars whose samples have images of several suffixes, read as one column."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -20,14 +21,16 @@ LOOKED_AT = 100
 HIDDEN_MEMBER = "__MACOSX"
 
 
-def load_mixed_tars(files: list[str], streaming: bool) -> "Dataset | IterableDataset | None":
+def load_mixed_tars(
+    files: list[str], streaming: bool, storage: dict[str, Any] | None = None
+) -> "Dataset | IterableDataset | None":
     """Return rows with all images in a column `image`, or None if every sample has the same members.
 
     The columns of other members are their suffixes, as in WebDataset: json is parsed, cls is a number, txt is text.
     """
     from datasets import Dataset, Features, Image, IterableDataset
 
-    kinds = [_kinds(file) for file in dict.fromkeys((files[0], files[-1]))]
+    kinds = [_kinds(file, storage or {}) for file in dict.fromkeys((files[0], files[-1]))]
     has_hidden = any(frozenset({HIDDEN_MEMBER}) in kind for kind in kinds)
     samples = set().union(*kinds) - {frozenset({HIDDEN_MEMBER})}
     suffixes = {suffix for sample in samples for suffix in sample if suffix in IMAGE_EXTENSIONS}
@@ -35,13 +38,16 @@ def load_mixed_tars(files: list[str], streaming: bool) -> "Dataset | IterableDat
     if (len(samples) < 2 and not has_hidden) or not suffixes or several:
         return None
     sides = sorted({suffix for sample in samples for suffix in sample} - suffixes)
-    first = list(itertools.islice(read_samples(files[:1], tuple(sides)), LOOKED_AT))
+    first = list(itertools.islice(read_samples(files[:1], tuple(sides), storage=storage), LOOKED_AT))
     known = {side: [row[side] for row in first if row[side] is not None] for side in sides}
     features = Features({"image": Image(decode=False), **{side: _feature(known[side]) for side in sides}})
     features["__key__"] = _feature(["key"])
     # Keys that only later samples have would be no part of the columns' types.
     keys = tuple(dict.fromkeys(key for record in known.get("json", []) for key in record))
-    arguments = {"gen_kwargs": {"files": files, "sides": tuple(sides), "keys": keys}, "features": features}
+    arguments = {
+        "gen_kwargs": {"files": files, "sides": tuple(sides), "keys": keys, "storage": storage},
+        "features": features,
+    }
     return (IterableDataset if streaming else Dataset).from_generator(read_samples, **arguments)
 
 
@@ -62,10 +68,23 @@ def split_name(name: str) -> tuple[str, str]:
     return (match.group(1), match.group(2).lower()) if match else ("", "")
 
 
-def _kinds(file: str) -> set[frozenset[str]]:
+@contextlib.contextmanager
+def _opened(file: str, storage: dict[str, Any]) -> Iterator[tarfile.TarFile]:
+    """Open a tar, or one at a URL as it comes; `storage` are options of its file system."""
+    if "://" not in file:
+        with tarfile.open(file) as tar:
+            yield tar
+        return
+    import fsspec
+
+    with fsspec.open(file, "rb", **storage) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+        yield tar
+
+
+def _kinds(file: str, storage: dict[str, Any]) -> set[frozenset[str]]:
     """Return the sets of suffixes that the first samples of a tar have."""
     samples: dict[str, set[str]] = {}
-    with tarfile.open(file) as tar:
+    with _opened(file, storage) as tar:
         for member in tar:
             key, suffix = split_name(member.name)
             if suffix == HIDDEN_MEMBER:
@@ -78,14 +97,17 @@ def _kinds(file: str) -> set[frozenset[str]]:
 
 
 def read_samples(
-    files: list[str], sides: tuple[str, ...], keys: tuple[str, ...] | None = None
+    files: list[str],
+    sides: tuple[str, ...],
+    keys: tuple[str, ...] | None = None,
+    storage: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield one row a sample of the tars: its image as bytes and path, and each member in `sides`, else None.
 
     Only `keys` of `json` members are kept; None keeps all.
     """
     for file in files:
-        with tarfile.open(file) as tar:
+        with _opened(file, storage or {}) as tar:
             row: dict[str, Any] = {}
             for member in tar:
                 key, suffix = split_name(member.name)
