@@ -167,7 +167,8 @@ def test_colours_are_found_and_their_opposites_last():
     assert values(result, "raw_pixels") == {"mAP": 1, "GAP": 1, "recall@1": 1, "recall@5": 1, "recall@10": 1}
     chance = values(result, "chance")
     assert chance["recall@1"] == pytest.approx(2 / 16)
-    assert chance["recall@5"] == pytest.approx(1 - 11 * 10 / (16 * 15))
+    # A random order has 0.54: five images of different colours are better.
+    assert chance["recall@5"] == pytest.approx(5 / 8) and chance["recall@10"] == 1
     # The relevant two of sixteen come last.
     opposite = dataset(coloured([7 - label for label in labels[:8]], 1), labels[:8])
     result = values(evaluate_instance_retrieval(bench(), gallery, opposite), "raw_pixels")
@@ -180,8 +181,26 @@ def test_labels_that_say_nothing_score_about_chance():
     gallery = dataset(noise(60, 0), generator.integers(0, 6, 60).tolist())
     query = dataset(noise(40, 1), generator.integers(0, 6, 40).tolist())
     result = evaluate_instance_retrieval(bench(), gallery, query)
+    labels = torch.tensor(gallery["label"])
+    counts = torch.tensor([int((labels == label).sum()) for label in query["label"]])
+    drawn = expected_average_precision(counts, 60).mean().item()
     for encoder in ("model", "random_init", "raw_pixels"):
-        assert values(result, encoder)["mAP"] == pytest.approx(values(result, "chance")["mAP"], abs=0.06)
+        assert values(result, encoder)["mAP"] == pytest.approx(drawn, abs=0.06)
+    assert drawn < values(result, "chance")["mAP"] < drawn + 0.2
+
+
+def test_one_order_for_all_queries_is_an_answer_without_looking():
+    """Most queries show one instance: to name it first is right more often than a random order is."""
+    shown, asked = [0] * 4 + [1] * 12, [0] * 9 + [1, 2]
+    gallery, query = dataset(noise(16, 0), shown), dataset(noise(11, 1), asked)
+    result = evaluate_instance_retrieval(bench(), gallery, query, ks=(1, 5))
+    chance = values(result, "chance")
+    # Four images of the first instance, then twelve of the second.
+    second = sum((place + 1) / (place + 5) for place in range(12)) / 12
+    assert chance["mAP"] == pytest.approx((9 * 1 + second) / 10)
+    assert (chance["recall@1"], chance["recall@5"]) == (0.9, 1)
+    # Nine of eleven first answers are right, all of the same confidence.
+    assert chance["GAP"] == pytest.approx(9 * 9 / 11 / 10)
 
 
 def test_equal_answers_count_against():
@@ -197,7 +216,7 @@ def test_own_row_is_left_out():
     with pytest.raises(ValueError, match="query: got the gallery's own rows, accepted: others, or exclude_same"):
         evaluate_instance_retrieval(bench(), rows, rows)
     result = evaluate_instance_retrieval(bench(), rows, rows, exclude_same=True, ks=(1,))
-    assert values(result, "raw_pixels")["mAP"] == 1 and values(result, "chance")["recall@1"] == pytest.approx(1 / 7)
+    assert values(result, "raw_pixels")["mAP"] == 1 and values(result, "chance")["recall@1"] == pytest.approx(1 / 6)
     assert result.protocol["num_test"] == 6 and result.protocol["queries_without_relevant_image"] == 2
     with pytest.raises(ValueError, match=r"exclude_same: got 3 queries, accepted: as many as the gallery \(8\)"):
         evaluate_instance_retrieval(bench(), rows, rows.select(range(3)), exclude_same=True)

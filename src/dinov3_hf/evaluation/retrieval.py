@@ -142,9 +142,11 @@ def evaluate_instance_retrieval(
         rankings[name] = search.run(bank, queries[name], bench, f"retrieval: {name.replace('_', ' ')}")
     answerable = search.num_relevant > 0
     num_relevant, num_items = search.num_relevant[answerable], search.num_items
+    constant = search.constant_order()
+    expected = expected_average_precision(num_relevant, num_items).mean().item()
     chances = {
-        "mAP": expected_average_precision(num_relevant, num_items).mean().item(),
-        "GAP": expected_gap(search.num_relevant / num_items, len(num_relevant)),
+        "mAP": max(expected, constant["average_precision"].mean().item()),
+        "GAP": max(expected_gap(search.num_relevant / num_items, len(num_relevant)), constant["gap"]),
     }
     values = {name: {"mAP": of["average_precision"].mean().item(), "GAP": of["gap"]} for name, of in rankings.items()}
     metrics = [
@@ -154,8 +156,8 @@ def evaluate_instance_retrieval(
     precisions = rankings["model"]["average_precision"].double().numpy()
     metrics[0] |= with_interval(mean_interval(precisions, bench.seed))
     for k in ks:
-        shares = {name: (of["rank"] < k).double().mean().item() for name, of in rankings.items()}
-        chance = chance_recall(num_relevant, num_items, k)
+        shares = {name: _share(of["rank"] < k) for name, of in rankings.items()}
+        chance = max(chance_recall(num_relevant, num_items, k), _share(constant["rank"] < k))
         interval = hits_interval(rankings["model"]["rank"] < k)
         metrics.append({"metric": "recall", "k": k, **shares, "chance": chance, "interval": interval})
     rows = torch.tensor(search.queries)[answerable].tolist()
@@ -180,7 +182,8 @@ def evaluate_instance_retrieval(
             "preprocessing": asdict(bench.whole if whole else bench.preprocessing),
             "baseline_seed": bench.seed,
             "raw_pixels": f"the network's input averaged down to at most {RAW_PIXELS_SIDE} pixels a side, flattened",
-            "chance": "a random order, in expectation",
+            "chance": "the better of a random order, in expectation, and of one order for all queries: by the number "
+            "of queries for which an image is relevant",
         },
         skipped_images={"train": len(gallery) - len(items["model"]), "test": len(query) - len(search.queries)},
         metrics=metrics,
@@ -209,6 +212,27 @@ class _Search:
             rows = self.queries[start : start + self.at_once]
             own = (torch.tensor(rows)[:, None] == self.items) & self.exclude_same
             yield slice(start, start + len(rows)), self.relevance.matrix(rows, self.items) & ~own, own
+
+    def constant_order(self) -> dict:
+        """Return "average_precision", "rank" and "gap", as `run` does, of one order of the items for all queries.
+
+        Items come in the order of the number of queries that they are relevant for, of equal ones the first.
+        """
+        answers = sum(relevant.sum(0) for _, relevant, _ in self.parts())
+        scores = (answers * len(self.items) - torch.arange(len(self.items))).double()
+        average_precision, ranks, right = [], [], []
+        for _, relevant, own in self.parts():
+            similarities, has = scores.expand(len(relevant), -1).masked_fill(own, -torch.inf), relevant.any(1)
+            rank, first = best_ranks(similarities[has], relevant[has]), torch.zeros_like(has)
+            first[has] = rank < 1
+            average_precision.append(precision_sums(similarities[has], relevant[has]) / relevant[has].sum(1))
+            ranks.append(rank)
+            right.append(first)
+        # All queries are answered with the same confidence.
+        hits = torch.cat(right)
+        total = precision_sums(torch.zeros(1, len(hits), dtype=torch.float64), hits[None]).item()
+        gap = total / int((self.num_relevant > 0).sum())
+        return {"average_precision": torch.cat(average_precision), "rank": torch.cat(ranks), "gap": gap}
 
     def run(self, bank: CosineBank, queries: Features, bench: Bench, description: str) -> dict:
         """Return "average_precision", "rank" (of the first relevant item) by answerable query, "gap" and "answers"."""
@@ -242,6 +266,10 @@ class _Search:
             "gap": total / int((self.num_relevant > 0).sum()),
             "answers": answers,
         }
+
+
+def _share(hits: torch.Tensor) -> float:
+    return hits.double().mean().item()
 
 
 def _picture(
