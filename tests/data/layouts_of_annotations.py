@@ -88,6 +88,16 @@ ANNOTATIONS = {
         "",
         expect(1, None, MASK, path="1.jpg"),
     ),
+    "masks one folder deeper than images": (
+        also(files("images/a.jpg"), masks("annotations/trimaps/a.png")),
+        "",
+        expect(1, None, MASK),
+    ),
+    "masks too deep": (
+        also(files("Train/Rural/images_png/1.png"), masks("Train/Rural/masks_png/1.png")),
+        "",
+        "images and masks deeper than masks are looked for",
+    ),
     "VOCdevkit": (
         also(files("VOC2012/JPEGImages/1.jpg"), masks("VOC2012/SegmentationClass/1.png")),
         "",

@@ -67,6 +67,16 @@ FOLDERS = {
         "",
         "hold splits .* the outermost folder is the class",
     ),
+    "splits two folders deeper": (
+        files("Data/CLS-LOC/train/a/1.png", "Data/CLS-LOC/val/2.png"),
+        "",
+        r"'Data/CLS-LOC' of \S+ holds splits \(train, val\), accepted: \S+/Data/CLS-LOC",
+    ),
+    "classes one folder deeper": (
+        files("images/cat/1.png", "images/dog/2.png"),
+        "",
+        r"lie in 'images', of which the folders may be classes \(cat, dog\), accepted: \S+/images, classes:",
+    ),
     "years": (files("train2017/a/1.png", "val2017/a/2.png"), "@validation", expect(1, ["a"], LABEL)),
     # Names.
     "every suffix": (

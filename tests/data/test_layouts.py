@@ -130,6 +130,11 @@ def test_labels_in_the_json_of_tars_are_columns(tmp_path):
     assert load_source(str(tmp_path), streaming=False)["y"] == [1, 2]
 
 
+def test_unclear_labels_are_refused_only_where_they_are_wanted(tmp_path):
+    files("images/cat/1.png", "images/dog/2.png")(tmp_path)
+    assert load_source(str(tmp_path), columns=[]).column_names == ["image"]
+
+
 @pytest.mark.parametrize("what", ["masks", "boxes"])
 def test_masks_and_boxes_are_read_only_where_they_are_wanted(tmp_path, what, capfd):
     put(tmp_path, {"images/1.jpg": None, "labels/1.png" if what == "masks" else "labels/1.txt": b"no boxes"})

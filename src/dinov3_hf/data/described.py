@@ -1,6 +1,7 @@
 """Folders in which files describe images: masks, boxes in JSON, text or XML."""
 
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,7 @@ from .objects import (
     voc_objects,
     yolo_names,
 )
-from .pairs import IMAGE_FOLDERS, MASK_FOLDERS, OTHER_FOLDERS, Pairs, find_pairs, voc_lists
+from .pairs import IMAGE_FOLDERS, MASK_FOLDERS, OTHER_FOLDERS, Pairs, by_stem, find_pairs, voc_lists
 from .readings import Layout
 from .split_names import is_split, split_of_file, split_of_folders
 
@@ -37,6 +38,8 @@ def described_images(listing: Listing, images: list[str], reading: str | None, s
     ]
     pairs = find_pairs(listing.files, images)
     _check_wrapped(images, source, reading)
+    if pairs is None and reading is None:
+        _check_deeper(images, source)
     if pairs is None and not chosen:
         return None
     ways = [
@@ -84,6 +87,18 @@ def _check_wrapped(images: Sequence[str], source: str, reading: str | None) -> N
             )
 
 
+def _check_deeper(images: Sequence[str], source: str) -> None:
+    """Refuse folders of images next to folders of masks that lie deeper than they are looked for."""
+    folders = {file.rpartition("/")[0] for file in images}
+    names = {re.sub("[-_](png|jpg|tif)$", "", name) for folder in folders for name in folder.lower().split("/")}
+    sides = [sorted(names & set(side)) for side in (IMAGE_FOLDERS, (*MASK_FOLDERS, *OTHER_FOLDERS))]
+    if all(sides):
+        raise Refused(
+            f"data: {source!r} holds folders called {sides[0][0]} and {sides[1][0]} deeper than masks are looked for, "
+            f"accepted: the folder that holds both, classes:{source}"
+        )
+
+
 def _by_split(keys: dict[str, str], lists: dict[str, list[str]]) -> tuple[dict[str | None, list[str]], int]:
     """Return the images of each split, told by lists, else by the folders of their keys; and how many are in none."""
     splits: dict[str | None, list[str]] = {}
@@ -103,6 +118,10 @@ def _alone(listing: Listing, pairs: Pairs) -> Layout:
 
 def _with_masks(listing: Listing, pairs: Pairs, source: str) -> Layout:
     both = {key: file for key, file in pairs.images.items() if key in pairs.masks}
+    if not both:
+        # Folders may differ between the sides where the names alone are enough.
+        pairs = by_stem(pairs)
+        both = {key: file for key, file in pairs.images.items() if key in pairs.masks}
     lists = voc_lists(listing.root, listing.files, "Segmentation")
     if len(both) * 2 < min(len(pairs.images), len(pairs.masks)) and not lists or not both:
         raise Refused(

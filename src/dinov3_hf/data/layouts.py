@@ -1,6 +1,7 @@
 """What a local folder is taken for: classes, splits, images with masks or boxes, Parquet files, tars, saved rows."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -175,7 +176,21 @@ def _class_folders(root: Path, images: list[str], reading: str | None, source: s
             loose = len(files) - len(nested)
             notes.append(f"no labels: {loose} of {len(files)} images lie outside folders of classes")
     kind = "images in folders of classes" if labels else "images"
-    return Layout(kind, root, "images", by_split, labels=labels, notes=notes)
+    unclear = _check_one_folder(images, source) if reading is None and not splits else ""
+    return Layout(kind, root, "images", by_split, labels=labels, notes=notes, unclear_labels=unclear)
+
+
+def _check_one_folder(images: list[str], source: str) -> str:
+    """Refuse splits below a folder that holds everything; return why labels are unclear if folders lie below it."""
+    top = os.path.commonpath([os.path.dirname(file) for file in images])
+    below = {file[len(top) + 1 :].split("/")[0] for file in images if file.count("/") > top.count("/") + 1}
+    if not top or len(below) < 2:
+        return ""
+    accepted = f"accepted: {source}/{top}, classes:{source} (one class), images:{source} (no labels)"
+    if all(is_split(name) for name in below):
+        raise Refused(f"data: {top!r} of {source!r} holds splits ({', '.join(sorted(below)[:4])}), {accepted}")
+    listed = ", ".join(sorted(below)[:4])
+    return f"data: all images of {source!r} lie in {top!r}, of which the folders may be classes ({listed}), {accepted}"
 
 
 def _check_splits_below(tops: dict[str, list[str]], source: str) -> None:

@@ -66,6 +66,8 @@ def _images(layout: Layout, chosen: list[str | None], source: str, wanted: Seque
     if tables:
         files, columns, notes = _with_tables(layout, files, tables, source)
         say(source, notes)
+    if layout.unclear_labels and (wanted is None or "label" in wanted):
+        raise Refused(layout.unclear_labels)
     notes = [
         f"images alone are read, without their {what}"
         for what, column, is_there in (

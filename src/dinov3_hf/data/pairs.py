@@ -105,6 +105,17 @@ def _in_one_folder(ending: Sequence[str], images: Sequence[str]) -> Pairs | None
     return Pairs(keys, masks) if set(masks) <= set(keys) else None
 
 
+def by_stem(pairs: Pairs) -> Pairs:
+    """Return pairs told by split and stem alone; as they were if two images or two masks of a split share a stem."""
+    sides = []
+    for side in (pairs.images, pairs.masks):
+        short = {"/".join(filter(None, (split_of_folders(key), PurePosixPath(key).name))): key for key in side}
+        if len(short) < len(side):
+            return pairs
+        sides.append({key: side[long] for key, long in short.items()})
+    return Pairs(sides[0], sides[1], pairs.texts, pairs.maps, pairs.others)
+
+
 def _with_xml(files: Sequence[str], images: Sequence[str]) -> Pairs | None:
     """Return pairs of x.jpg and x.xml in one folder."""
     texts = {file.rpartition(".")[0]: file for file in files if suffix_of(file) == "xml"}

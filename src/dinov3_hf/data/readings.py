@@ -34,6 +34,8 @@ class Layout:
     tables: list[str] = field(default_factory=list)
     # Further files that are read: those of boxes, classes and lists.
     used: list[str] = field(default_factory=list)
+    # Why labels are refused where they are wanted; without them, nothing is unclear.
+    unclear_labels: str = ""
     # What a person must know whatever they do: said when the source is opened.
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
