@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Group = TypeVar("Group")
+# Sources and splits that the current evaluation has printed; several tasks read the same ones.
+ANNOUNCED: set[tuple[str, str]] = set()
 
 
 class Groups(Protocol):
@@ -65,13 +67,17 @@ def only_test(task: Named, recipe: Groups, draw: Draw = draw_images) -> "tuple[N
 
 
 def load_rows(source: str, split: str, count: int, recipe: Groups) -> "Dataset":
-    """Open one split; raises `Refused` if it has no rows."""
+    """Open one split and print, once an evaluation, what it was taken for; raises `Refused` if it has no rows."""
+    from ..data.account import print_account
     from ..data.streams import load_source
 
     column = recipe.of(DataArguments).image_column
     rows = load_source(source, split, streaming=False, image_column=column, num_images=count)
     if not len(rows):
         raise Refused(f"data: split {split!r} of {source!r} has no rows, accepted: at least one image")
+    if (source, split) not in ANNOUNCED:
+        ANNOUNCED.add((source, split))
+        print_account(source, split, rows, column)
     return rows
 
 

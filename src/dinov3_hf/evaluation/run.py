@@ -9,7 +9,7 @@ from .arguments import DataArguments, TrainArguments, WhatArguments
 from .loading import Aligned, load_bench, load_evaluated_text_model
 from .result import Result
 from .results import drop_no_metrics
-from .rows import describe_rows
+from .rows import ANNOUNCED, describe_rows
 from .task import Evaluation, Repetition, Task
 
 
@@ -36,6 +36,7 @@ def evaluate(recipe: Evaluation, processes: dict | None = None) -> dict:
 
     All rows are loaded before the model, so that wrong columns raise `Refused` early.
     """
+    ANNOUNCED.clear()
     rows = {task.name: task.rows(task, recipe) for task in recipe.measured()}
     # A `Bench` or an `Aligned`, whichever the chosen tasks take.
     subject: Any
