@@ -18,8 +18,8 @@ import gradio as gr
 from gradio.data_classes import FileData, ListFiles
 from PIL import Image
 
-from dinov3_hf.data.pixel_values import Range
 from dinov3_hf.data.scenes import render_scene
+from dinov3_hf.models.pixel_values_dinov3 import Range
 from dinov3_hf.pipelines.inputs import LIMITS, InputError, read_image
 
 

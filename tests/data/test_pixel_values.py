@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import dinov3_hf
 from dinov3_hf import Dinov3ImageProcessor
 from dinov3_hf.data.pixels import BadImage, decode_image, read_size
 from dinov3_hf.pipelines.inputs import InputError, read_image
@@ -83,12 +82,6 @@ def test_a_range_is_two_numbers(declared):
     ):
         with pytest.raises(ValueError, match="^value_range: got .*accepted: two numbers, the first below the second"):
             make()
-
-
-def test_the_rule_is_one_text():
-    folder = Path(dinov3_hf.__file__).parent
-    copy = folder / "models" / "pixel_values_dinov3.py"
-    assert copy.read_bytes() == (folder / "data" / "pixel_values.py").read_bytes()
 
 
 # Corrupted files

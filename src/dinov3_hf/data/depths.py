@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import Refused
+from ..models.pixel_values_dinov3 import upright
 from .columns import check_column, undecoded
-from .pixel_values import upright
 
 
 if TYPE_CHECKING:

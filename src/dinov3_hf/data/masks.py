@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from ..errors import Refused
+from ..models.pixel_values_dinov3 import upright
 from .columns import check_column, undecoded
-from .pixel_values import upright
 from .pixels import check_turned_alike, read_size
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..errors import Refused
-from .pixel_values import BadImage, Range, check_range, orientation, rgb_pixels, stored_orientation
+from ..models.pixel_values_dinov3 import BadImage, Range, check_range, orientation, rgb_pixels, stored_orientation
 
 
 __all__ = ["MAX_PIXELS", "BadImage", "StoredImage", "check_turned_alike", "decode_image", "read_size"]

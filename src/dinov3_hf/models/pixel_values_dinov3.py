@@ -1,7 +1,6 @@
 """What the stored values of an image mean: one rule for training, the image processor and the demos.
 
-`data/pixel_values.py` and `models/pixel_values_dinov3.py` hold this same text, which a test compares: a saved image
-processor carries its code and may import nothing else of the package.
+It lies with the models because a saved image processor carries its code and may import nothing else of the package.
 
 1. 8 bits a channel are 0 to 255. A declared `value_range` does not concern them.
 2. More than 8 bits: the range is that of the file's depth tags (TIFF: BitsPerSample 12, MaxSampleValue where it is

@@ -10,11 +10,11 @@ from torchvision.transforms.v2 import functional as F
 from ..checkpoints import load_aligned, load_model, tiny_checkpoint
 from ..checkpoints.loading import read_config
 from ..checkpoints.processors import processor_for
-from ..data.pixel_values import Range
 from ..data.views import standardize
 from ..errors import Refused
 from ..models.configuration_dinotxt import DinoTxtConfig
 from ..models.modeling_dinov3 import Dinov3ForPreTraining, Dinov3Model
+from ..models.pixel_values_dinov3 import Range
 
 
 @dataclass(frozen=True)

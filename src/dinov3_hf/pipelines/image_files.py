@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from ..data.pixel_values import Range
+from ..models.pixel_values_dinov3 import Range
 from .inputs import LIMITS, InputError, check_file, read_image
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageSequence
 
-from ..data.pixel_values import BadImage, Range, rgb_pixels, to_rgb, upright
 from ..errors import Refused
+from ..models.pixel_values_dinov3 import BadImage, Range, rgb_pixels, to_rgb, upright
 
 
 if TYPE_CHECKING:

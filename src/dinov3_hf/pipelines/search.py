@@ -13,12 +13,12 @@ from torch.nn.functional import normalize
 from ..checkpoints import load_aligned, tiny_checkpoint
 from ..checkpoints.processors import processor_for
 from ..data.columns import find_image_column
-from ..data.pixel_values import Range
 from ..data.pixels import BadImage, decode_image
 from ..data.streams import load_source
 from ..errors import Refused
 from ..models.modeling_dinotxt import DinoTxtModel
 from ..models.modeling_dinov3 import Dinov3Model
+from ..models.pixel_values_dinov3 import Range
 from .class_embeddings import text_features, unknown_words
 from .encoder import Encoder, is_aligned
 from .inputs import InputError
