@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 def open_sources(data: CaptionArguments) -> list["datasets.Dataset | datasets.IterableDataset"]:
     """Open every source of pairs with its images and captions only, undecoded; print what each was taken for."""
-    from dinov3_hf.data.account import print_account
     from dinov3_hf.data.captions import find_caption_columns
+    from dinov3_hf.data.sources.account import print_account
     from dinov3_hf.data.streams import load_source
 
     sources = []

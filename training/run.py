@@ -80,7 +80,7 @@ def prepare_output(recipe: RunRecipe, accelerator: "Accelerator", objective: "Ob
 
 def open_sources(data: DataArguments) -> list["datasets.Dataset | datasets.IterableDataset"]:
     """Open every data source with its image column only, images undecoded, and print what each was taken for."""
-    from dinov3_hf.data.account import print_account
+    from dinov3_hf.data.sources.account import print_account
     from dinov3_hf.data.streams import load_source
 
     options: dict[str, Any] = {

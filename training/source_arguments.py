@@ -26,6 +26,8 @@ class SourceArguments:
         "for each source, the share of the steps whose images all come from it; one with a share above 0 is in no "
         "mixed step (DINOv3: 0.1 for ImageNet-1k, 0 for the others); empty: all steps are mixed",
         [],
+        at_least=0,
+        at_most=1,
     )
     split: str = described("split to train on", "train", common=True)
     image_column: str | None = described(

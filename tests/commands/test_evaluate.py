@@ -375,7 +375,10 @@ def test_text_tasks_measure_what_the_functions_do(aligned, tmp_path, capsys):
             for x in wanted.metrics
         ]
         assert result["protocol"] == json.loads(json.dumps(wanted.protocol))
+    assert shown.startswith("data: scenes:single: rendered scenes, split test")
     lines = shown.splitlines()
+    # What was read comes first, then the table.
+    lines = lines[next(index for index, line in enumerate(lines) if line.endswith("verdict")) :]
     assert lines[0].split() == ["model", "95%", "interval", "chance", "verdict"]
     assert sum(line.startswith(tuple(tasks)) for line in lines) == 2 + 6 + 2
     classes = {row["class"]: row for row in record["results"][2]["per_class"]}

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from dinov3_hf.cli import main
-from dinov3_hf.data import inspection_rows, inspection_run
+from dinov3_hf.data.inspection import rows as inspection_rows
+from dinov3_hf.data.inspection import run as inspection_run
 
 from ..processes import run_processes
 

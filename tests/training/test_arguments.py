@@ -86,7 +86,7 @@ def test_unknown_key_names_the_nearest(tmp_path):
             "data: [a, b]\ndata_weights: [1]",
             "data_weights: got [1.0], accepted: empty, or a number above 0 for each of the 2",
         ),
-        ("data_homogeneous: [2]", "data_homogeneous: got [2.0], accepted: empty, or a share of the steps from 0 to 1"),
+        ("data_homogeneous: [2]", "data_homogeneous: got [2], accepted: a list of numbers from 0 to 1"),
         ("data_homogeneous: [0.1]", "data_homogeneous: got [0.1], accepted: shares whose sum is 1 (here 0.1) if all"),
         ("data: [a, b]\ndata_homogeneous: [0.1]", "data_homogeneous: got [0.1], accepted: empty, or a share of the"),
         (

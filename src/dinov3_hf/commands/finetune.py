@@ -91,7 +91,7 @@ def load_splits(recipe: "FinetuneRecipe") -> tuple["Dataset", "Dataset"]:
 
     Prints what the source was taken for.
     """
-    from dinov3_hf.data.account import print_account
+    from dinov3_hf.data.sources.account import print_account
     from dinov3_hf.data.streams import load_source
 
     data, seed = recipe.data, recipe.optimization.seed

@@ -24,9 +24,9 @@ from ..terminal import print_next
 
 
 if TYPE_CHECKING:
-    from ..data.account import Account as SourceAccount
-    from ..data.inspection_rows import Split
-    from ..data.inspection_run import Pass
+    from ..data.inspection.rows import Split
+    from ..data.inspection.run import Pass
+    from ..data.sources.account import Account as SourceAccount
 
 
 REPORT, SHEET = "inspect.json", "contact_sheet.png"
@@ -80,9 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..data.account import describe_source
-    from ..data.inspection_rows import ALL_ROWS, open_splits
-    from ..data.inspection_run import Pass
+    from ..data.inspection.rows import ALL_ROWS, open_splits
+    from ..data.inspection.run import Pass
+    from ..data.sources.account import describe_source
 
     recipe = recipe_from_flags(arguments, InspectRecipe)
     settings = recipe.inspection
@@ -154,9 +154,9 @@ def write_report(
     work: "Pass", recipe: InspectRecipe, account: "SourceAccount", refused: dict[str, str]
 ) -> dict[str, Any]:
     """Write the JSON, the contact sheet and the lists of a finished pass, and return what the JSON holds."""
-    from ..data.inspection import Account
-    from ..data.inspection_report import label_summary
-    from ..data.inspection_run import DUPLICATES_FILE, SKIPPED_FILE
+    from ..data.inspection.facts import Account
+    from ..data.inspection.report import label_summary
+    from ..data.inspection.run import DUPLICATES_FILE, SKIPPED_FILE
     from ..provenance import versions
     from ..visualization.contact_sheet import draw_contact_sheet
 
@@ -201,7 +201,7 @@ def write_report(
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
     """Print what a person wants to know first of what the JSON holds."""
-    from ..data.inspection_report import account_lines, duplicate_line, label_line, verdict
+    from ..data.inspection.report import account_lines, duplicate_line, label_line, verdict
 
     for name, account in [*report["splits"].items(), *([("total", report["total"])] * (len(report["splits"]) > 1))]:
         print(f"\n{name}: {account['rows']:,} rows, {account['readable']:,} readable images")

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import Refused
-from .listing import IMAGE_EXTENSIONS, MAGIC
+from .sources.listing import IMAGE_EXTENSIONS, MAGIC
 
 
 if TYPE_CHECKING:

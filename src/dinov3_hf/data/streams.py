@@ -13,12 +13,12 @@ import numpy as np
 
 from ..errors import Refused
 from .columns import find_image_column
-from .folders import BUILDERS, builder_of, count_up, load_files, local_files
-from .listing import IMAGE_EXTENSIONS, suffix_of
-from .opening import open_folder
-from .readings import split_reading
 from .retries import StreamError, with_retries
-from .tars import with_json_columns
+from .sources.folders import BUILDERS, builder_of, count_up, load_files, local_files
+from .sources.listing import IMAGE_EXTENSIONS, suffix_of
+from .sources.opening import open_folder
+from .sources.readings import split_reading
+from .sources.tars import with_json_columns
 
 
 if TYPE_CHECKING:

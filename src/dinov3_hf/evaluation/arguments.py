@@ -130,6 +130,7 @@ class MaskValueArguments:
         "mask values of the classes, in their order, as 0 255 for background and foreground; other values than these "
         "and ignore_index are refused; none: a mask's values are the indices of its classes",
         [],
+        at_least=0,
     )
 
 

@@ -68,7 +68,7 @@ def only_test(task: Named, recipe: Groups, draw: Draw = draw_images) -> "tuple[N
 
 def load_rows(source: str, split: str, count: int, recipe: Groups) -> "Dataset":
     """Open one split and print, once an evaluation, what it was taken for; raises `Refused` if it has no rows."""
-    from ..data.account import print_account
+    from ..data.sources.account import print_account
     from ..data.streams import load_source
 
     column = recipe.of(DataArguments).image_column

@@ -76,6 +76,7 @@ class DataArguments:
         "mask values of the classes, in their order, as 0 255 for background and foreground; other values than these "
         "and ignore_index are refused; none: a mask's values are the indices of its classes",
         [],
+        at_least=0,
     )
     ignore_index: int | None = described("mask value of pixels to ignore; null: 255", None)
     depth_column: str = described("column of the depth maps: images in which 0 means unknown", "depth")

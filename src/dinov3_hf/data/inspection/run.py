@@ -10,12 +10,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import Failed, Refused
-from ..terminal import progress_bar
+from ...errors import Failed, Refused
+from ...terminal import progress_bar
+from ..pixels import BadImage
 from .duplicates import find_duplicates
-from .inspection import MAX_CLASSES, Account, add_bounded, encoded_bytes, image_hash, look_at, plain, unclear_values
-from .inspection_rows import Place, Split, read_rows
-from .pixels import BadImage
+from .facts import MAX_CLASSES, Account, add_bounded, encoded_bytes, image_hash, look_at, plain, unclear_values
+from .rows import Place, Split, read_rows
 
 
 # Images among which byte-identical ones are looked for: 32 MB of digests.

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dinov3_hf.data import duplicates
-from dinov3_hf.data.duplicates import find_duplicates
+from dinov3_hf.data.inspection import duplicates
+from dinov3_hf.data.inspection.duplicates import find_duplicates
 
 
 def search(folder, values, splits, hashed):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Refused
+from ...errors import Refused
 from .folders import image_rows, load_files
 from .layouts import layout_of
 from .metadata import metadata_columns

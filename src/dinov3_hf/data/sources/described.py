@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import Refused
+from ...errors import Refused
 from .listing import Listing, suffix_of
 from .objects import (
     Objects,
@@ -168,7 +168,7 @@ def _with_texts(listing: Listing, pairs: Pairs, source: str) -> Layout:
 
 
 def _read_yolo_files(root: Path, texts: dict[str, str], names: list[str] | None, files: list[str]) -> tuple[list, Any]:
-    from .pixels import BadImage, read_size
+    from ..pixels import BadImage, read_size
 
     values: list[Objects] = []
     for file in files:

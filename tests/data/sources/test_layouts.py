@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dinov3_hf.data.listing import IMAGE_EXTENSIONS
+from dinov3_hf.data.sources.listing import IMAGE_EXTENSIONS
 from dinov3_hf.data.streams import RowStream, load_source
 from dinov3_hf.errors import Refused
 

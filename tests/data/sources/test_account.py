@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dinov3_hf.data.account import describe_source
+from dinov3_hf.data.sources.account import describe_source
 from dinov3_hf.data.streams import load_source
 
 
@@ -72,7 +72,7 @@ def test_the_account_ends_in_time(tmp_path, monkeypatch):
         time.sleep(0.05)
         return 8, 8
 
-    monkeypatch.setattr("dinov3_hf.data.account.SECONDS", 0.3)
+    monkeypatch.setattr("dinov3_hf.data.sources.account.SECONDS", 0.3)
     monkeypatch.setattr("dinov3_hf.data.pixels.read_size", slow)
     start = time.monotonic()
     account = describe_source(str(tmp_path), "train", rows)

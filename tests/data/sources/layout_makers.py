@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dinov3_hf.data.listing import IMAGE_EXTENSIONS, suffix_of
+from dinov3_hf.data.sources.listing import IMAGE_EXTENSIONS, suffix_of
 
 
 @functools.cache

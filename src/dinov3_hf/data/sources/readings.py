@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..terminal import is_first_process
+from ...terminal import is_first_process
 
 
 # How a folder may be told to be read, as "classes:FOLDER".

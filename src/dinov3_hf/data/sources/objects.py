@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ..errors import Refused
+from ...errors import Refused
 
 
 # The boxes [x, y, width, height] in pixels of one image, and their classes.

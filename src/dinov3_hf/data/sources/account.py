@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Refused
-from ..terminal import is_first_process
-from .columns import find_image_column, holds_bytes
+from ...errors import Refused
+from ...terminal import is_first_process
+from ..columns import find_image_column, holds_bytes
 from .folders import builder_of, local_files
 from .layouts import layout_of
 from .opening import choose_splits
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SECONDS = 3.0
 LOOKED_AT = 200
 SHARDS = 8
+SCENES = "rendered scenes"
 REMOTE = ("files at a URL", "data set of the hub")
 KINDS = {"parquet": "Parquet files", "webdataset": "WebDataset tars"}
 
@@ -106,7 +107,7 @@ def print_account(source: str, split: str, rows: "Dataset | IterableDataset", im
 def _of_files(source: str, split: str, end: float) -> Account:
     """Describe what the names of files and the footers of Parquet files tell."""
     if source.split(":")[0] == "scenes":
-        return Account(source, split, "rendered scenes")
+        return Account(source, split, SCENES)
     if "://" in source:
         return Account(source, split, REMOTE[0])
     reading, name = (None, source) if os.path.exists(source) else split_reading(source)
@@ -175,8 +176,8 @@ def _describe_rows(account: Account, rows: "Dataset | IterableDataset", image_co
         splits = rows.info.splits or {}
         account.splits = account.splits or {split: about.num_examples for split, about in splits.items()}
         account.rows = account.splits.get(account.split)
-    if name is None or (is_stream and account.kind in REMOTE):
-        # A look at images could take longer than there is.
+    if name is None or (is_stream and account.kind in (*REMOTE, SCENES)):
+        # A look at images could take longer than there is; scenes would be rendered for it.
         return
     _look_at_images(account, rows, name, end)
 
@@ -207,7 +208,7 @@ def _classes(feature: Any) -> list[str]:
 
 def _look_at_images(account: Account, rows: "Dataset | IterableDataset", name: str, end: float) -> None:
     """Read the headers of images spread over the rows, while there is time."""
-    from .pixels import BadImage, read_size
+    from ..pixels import BadImage, read_size
 
     sizes = []
     for value in _spread(rows, name, end):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Refused
+from ...errors import Refused
 from .listing import IMAGE_EXTENSIONS, suffix_of
 from .readings import say
 from .split_names import ALL, matching, pick_split, split_of_file, split_of_folders

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from ..errors import Refused
+from ...errors import Refused
 
 
 SPLIT_NAMES = ("train", "training", "validation", "valid", "val", "test", "testing", "dev", "eval", "evaluation")

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Failed, Refused
-from .columns import find_image_column
-from .inspection import plain
-from .readings import split_reading
-from .retries import with_retries
-from .streams import is_hub_id, load_source
+from ...errors import Failed, Refused
+from ..columns import find_image_column
+from ..retries import with_retries
+from ..sources.readings import split_reading
+from ..streams import is_hub_id, load_source
+from .facts import plain
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from .account import Account as SourceAccount
+    from ..sources.account import Account as SourceAccount
 
 # A split that no source has; the name of the rows of a source without splits.
 NO_SPLIT, ALL_ROWS = "no such split", "all"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from .pixels import BadImage, StoredImage, decode_image
-from .retries import with_retries
+from ..pixels import BadImage, StoredImage, decode_image
+from ..retries import with_retries
 
 
 # Bytes of the digest by which images are the same; among four million the chance of an error is one in a million.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov3_hf.data import inspection
-from dinov3_hf.data.inspection import (
+from dinov3_hf.data.inspection import facts as inspection
+from dinov3_hf.data.inspection.facts import (
     OTHER,
     Account,
     add_bounded,

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..errors import Refused
+from ...errors import Refused
 from .described import described_images
 from .folders import BUILDERS, files_of_splits
 from .listing import IMAGE_EXTENSIONS, OTHER_IMAGES, Listing, scan, suffix_of

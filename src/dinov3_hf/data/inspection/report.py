@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from .inspection import MAX_CLASSES, OTHER, most_common
-from .inspection_rows import Split
+from .facts import MAX_CLASSES, OTHER, most_common
+from .rows import Split
 
 
 def label_summary(split: Split, counts: Counter) -> dict[str, Any] | None:

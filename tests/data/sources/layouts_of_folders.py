@@ -4,7 +4,7 @@ import json
 
 import pyarrow as pa
 
-from dinov3_hf.data.listing import IMAGE_EXTENSIONS
+from dinov3_hf.data.sources.listing import IMAGE_EXTENSIONS
 
 from .layout_makers import (
     LABEL,
