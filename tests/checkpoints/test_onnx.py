@@ -52,6 +52,7 @@ def test_onnxruntime_gives_the_same_outputs_for_any_batch_and_size(directory, mo
         torch.testing.assert_close(found, getattr(expected, name), atol=1e-4, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_graph_is_one_file_unless_the_weights_are_too_large_for_it(directory, model, tmp_path, monkeypatch):
     assert [file.name for file in directory.iterdir()] == ["model.onnx"]
     monkeypatch.setattr("dinov3_hf.checkpoints.onnx._MAX_BYTES_IN_GRAPH", 0)

@@ -266,7 +266,8 @@ def inspect_and_weigh(rank: int, file: str, folder: str) -> None:
     (Path(folder) / "memory.json").write_text(json.dumps(answer))
 
 
-@pytest.mark.parametrize("count", [5000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [5000, 100_000])
 def test_memory_does_not_grow_with_the_rows(count, tmp_path):
     """The growth is that of one group of Parquet rows and of the digests, in MB."""
     different = [picture(seed, side=4) for seed in range(500)]

@@ -187,7 +187,7 @@ def open_rows(server, kind):
 @needs_aiohttp
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 @pytest.mark.parametrize("reader, readers", [(0, 1), (1, 3), (4, 5)])
-@pytest.mark.parametrize("tries_of_datasets", [1, 3])
+@pytest.mark.parametrize("tries_of_datasets", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_row_comes_once_and_in_order(server, capsys, monkeypatch, kind, reader, readers, tries_of_datasets):
     monkeypatch.setitem(retries.DATASETS_RETRIES, "STREAMING_READ_MAX_RETRIES", tries_of_datasets)
     before = datasets.config.STREAMING_READ_MAX_RETRIES

@@ -20,6 +20,12 @@ def page(tab, serve):
     return tab
 
 
+@pytest.mark.parametrize("window", [390], indirect=True)
+def test_it_opens_on_a_telephone(page):
+    """Afterwards `tab` checks that nothing is wider than the window; what it does when used is slow at this width."""
+    assert page.viewport_size["width"] == 390
+
+
 def chequered(size):
     """Noise in which no two patches are alike."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))

@@ -11,6 +11,12 @@ def page(tab, serve):
     return tab
 
 
+@pytest.mark.parametrize("window", [390], indirect=True)
+def test_it_opens_on_a_telephone(page):
+    """Afterwards `tab` checks that nothing is wider than the window; what it does when used is slow at this width."""
+    assert page.viewport_size["width"] == 390
+
+
 def captions(page):
     return page.locator("#masks figcaption").all_inner_texts()
 

@@ -17,6 +17,12 @@ def page(tab, serve):
     return tab
 
 
+@pytest.mark.parametrize("window", [390], indirect=True)
+def test_it_opens_on_a_telephone(page):
+    """Afterwards `tab` checks that nothing is wider than the window; what it does when used is slow at this width."""
+    assert page.viewport_size["width"] == 390
+
+
 def wait_for(page, field, words):
     page.wait_for_function(
         "([field, words]) => document.querySelector(field)?.innerText.includes(words)", arg=[field, words]

@@ -1,6 +1,5 @@
 """What pictures share: exact pixels, names as they are, and Matplotlib only while something is drawn."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -18,6 +17,8 @@ from dinov3_hf.visualization.style import (
     to_image,
     write,
 )
+
+from ..processes import run_processes
 
 
 @pytest.mark.parametrize("size", [(29, 57), (113, 201), (1000, 1302)])
@@ -61,12 +62,28 @@ def test_legends_break_into_lines_and_show_their_colours():
         assert (rows.mean(), columns.mean()) == pytest.approx((20 + 22 * line + 10.5, 16.5), abs=1)
 
 
-def test_matplotlib_comes_with_the_first_picture_and_pyplot_never():
-    code = (
-        "import sys; from dinov3_hf.visualization import answers, boxes, charts, classes, confusion, depths, "
-        "features, heat, matches, report, tiles, tracks; from dinov3_hf.finetuning import depth; "
-        "print('matplotlib' in sys.modules); charts.curve_picture('a', {'model': [(1, 2), (2, 3)]}, 'x'); "
-        "print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+def import_pictures(rank, file):
+    from dinov3_hf.finetuning import depth  # noqa: F401
+    from dinov3_hf.visualization import (  # noqa: F401
+        answers,
+        boxes,
+        charts,
+        classes,
+        confusion,
+        depths,
+        features,
+        heat,
+        matches,
+        report,
+        tiles,
+        tracks,
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["False", "True", "False"]
+
+    before = "matplotlib" in sys.modules
+    charts.curve_picture("a", {"model": [(1, 2), (2, 3)]}, "x")
+    file.write_text(f"{before} {'matplotlib' in sys.modules} {'matplotlib.pyplot' in sys.modules}")
+
+
+def test_matplotlib_comes_with_the_first_picture_and_pyplot_never(tmp_path):
+    run_processes(import_pictures, tmp_path / "seen.txt", world=1)
+    assert (tmp_path / "seen.txt").read_text() == "False True False"
