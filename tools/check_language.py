@@ -8,13 +8,13 @@ return of the package and its benchmarks has one.
 
 import ast
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("src", "training", "text_alignment", "spaces", "benchmarks", "tests", "docs", "tools")
 TEXTS = (".py", ".md", ".yaml", ".cfg", ".toml", ".txt", ".html", ".css", ".js")
 ARTICLES = "a|an|the|its|their|each|every|no|of|these|those|all|other|both|same|another|which|several|two|three|four"
 # A pattern, and what to write instead.
@@ -41,9 +41,9 @@ WHOLE_PAGE = Path("tools/check_language.py")
 
 def files() -> list[Path]:
     """Return the project's files of text."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    paths = [Path(line) for line in listed.stdout.splitlines()]
-    return [path for path in paths if path.suffix in TEXTS and path != WHOLE_PAGE and (ROOT / path).is_file()]
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
+    paths = [path.relative_to(ROOT) for path in paths if path.suffix in TEXTS and path.is_file()]
+    return sorted(path for path in paths if path != WHOLE_PAGE and "__pycache__" not in path.parts)
 
 
 def old_words(path: Path, text: str) -> Iterator[str]:
@@ -91,7 +91,7 @@ def main() -> int:
             words += old_names(path, tree)
             types += untyped(path, tree)
     print(*words, *types, sep="\n", end="\n" if words or types else "")
-    print(f"old words: {len(words)}, untyped parameters and returns: {len(types)}")
+    print(f"{len(files())} files; old words: {len(words)}, untyped parameters and returns: {len(types)}")
     return 1 if words or types else 0
 
 
