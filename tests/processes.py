@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +11,8 @@ from torch.multiprocessing import start_processes
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dinov3_hf.training.batches import collate
+
+from .ports import free_port
 
 
 PRELOADED = [
@@ -32,10 +33,7 @@ def run_processes(work: Callable[..., None], *arguments, world: int = 2) -> None
     Each has one thread and its own memory. Raises what one of them raised.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start_processes(_run, args=(world, port, work, arguments), nprocs=world, start_method="forkserver")
+    start_processes(_run, args=(world, free_port(), work, arguments), nprocs=world, start_method="forkserver")
 
 
 def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,34 +1,11 @@
 """Which column holds what, and which classes a label has."""
 
-import io
-
-import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, Value
-from PIL import Image as PilImage
+from datasets import ClassLabel, Dataset, Features, Value
 
 from dinov3_hf.data.columns import read_vocabulary
 
-
-COLOURS = ClassLabel(names=["red", "green", "blue"])
-
-
-def png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def coloured_images(num, seed, side=32, label=COLOURS, bad=()):
-    """Images of one noisy colour each, labelled with it: every image feature of any worth separates them."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 3, num)
-    pixels = generator.integers(0, 60, (num, side, side, 3), dtype=np.uint8)
-    for index, colour in enumerate(labels):
-        pixels[index, :, :, colour] += 180
-    images = [{"bytes": b"not an image", "path": None} if i in bad else png(image) for i, image in enumerate(pixels)]
-    values = labels.tolist() if isinstance(label, ClassLabel) else [["c", "a", "b"][index] for index in labels]
-    return Dataset.from_dict({"image": images, "label": values}, features=Features({"image": Image(), "label": label}))
+from ..samples import coloured_images
 
 
 def test_text_labels_and_numbers_are_classes():

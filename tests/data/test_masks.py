@@ -19,23 +19,19 @@ from dinov3_hf.data.masks import (
     read_masks,
 )
 
-
-def encode(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+from ..samples import png
 
 
 def test_masks_keep_indices_and_refuse_colours():
     indices = np.array([[0, 3], [255, 7]], dtype=np.uint8)
-    assert read_mask(encode(indices)).tolist() == indices.tolist()
+    assert read_mask(png(indices)).tolist() == indices.tolist()
     palette = PilImage.fromarray(indices).convert("P")
     palette.putdata([0, 3, 200, 7])
     buffer = io.BytesIO()
     palette.save(buffer, format="PNG")
     assert read_mask({"bytes": buffer.getvalue()}).tolist() == [[0, 3], [200, 7]]
     with pytest.raises(ValueError, match="mask: got an image of mode RGB, accepted: one channel"):
-        read_mask(encode(np.zeros((2, 2, 3), dtype=np.uint8)))
+        read_mask(png(np.zeros((2, 2, 3), dtype=np.uint8)))
 
 
 @pytest.mark.parametrize("values, ignored", [([0, 255], 7), ([255, 0], 7), ([1, 2], 0), ([900, -3, 4], 11)])
@@ -101,7 +97,7 @@ def test_two_classes_are_enough():
 
 def test_all_masks_that_can_be_read_are_counted():
     masks = [np.array([[0, 255], [255, 2]], np.uint8), np.array([[2, 2]], np.uint8)]
-    column = [*map(encode, masks), {"bytes": b"no image", "path": None}, None]
+    column = [*map(png, masks), {"bytes": b"no image", "path": None}, None]
     rows = Dataset.from_dict({"mask": column}, features=Features({"mask": Image()}))
     assert count_values(rows, "mask") == {0: 1, 255: 2, 2: 3}
 

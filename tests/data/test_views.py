@@ -10,32 +10,14 @@ from PIL import Image as PilImage
 
 from dinov3_hf.data.views import Preprocessing, WholeImage, image_sizes
 
-
-SIZES = [(32, 32), (40, 24), (24, 64), (24, 64), (31, 33)]
-
-
-def encode(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def images(num=12, seed=0, sizes=SIZES, bad=()):
-    generator = np.random.default_rng(seed)
-    encoded = [
-        encode(generator.integers(0, 255, (*sizes[index % len(sizes)], 3), dtype=np.uint8))
-        if index not in bad
-        else {"bytes": b"no image", "path": None}
-        for index in range(num)
-    ]
-    return Dataset.from_dict({"image": encoded}, features=Features({"image": Image()}))
+from ..samples import SIZES, images_of_sizes
 
 
 def test_whole_images_keep_their_shape():
     view = WholeImage(32, 8)
     assert view.size(100, 50) == (64, 32) and view.size(50, 70) == (32, 48) and view.size(50, 72) == (32, 48)
     assert view.size(1, 1000) == (32, 32000)
-    rows = images()
+    rows = images_of_sizes()
     assert image_sizes(rows, "image") == [SIZES[index % 5] for index in range(12)]
     turned = PilImage.fromarray(np.zeros((10, 30, 3), np.uint8))
     exif = turned.getexif()

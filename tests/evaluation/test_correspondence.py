@@ -1,12 +1,9 @@
 """Correspondence against naive loops, and where the answer is known."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.scenes import load_scenes
@@ -15,6 +12,8 @@ from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.correspondence import evaluate_correspondence, read_keypoints, read_pairs
 from dinov3_hf.evaluation.features import raw_patch_features
 from dinov3_hf.pipelines.matching import find_matches, sample_tokens
+
+from ..samples import png
 
 
 PATCH = 8
@@ -28,12 +27,6 @@ def tiny_model():
 
 def bench(image_size=48, **fields):
     return Bench(tiny_model(), Preprocessing(image_size, image_size), progress=False, batch_size=4, **fields)
-
-
-def png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def dataset(images, keypoints):

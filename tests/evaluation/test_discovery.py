@@ -1,12 +1,9 @@
 """TokenCut against dense solutions and cases whose answer is known."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as PilImage
 from torchvision.ops import box_iou
 
 from dinov3_hf import Dinov3Config, Dinov3Model
@@ -25,6 +22,8 @@ from dinov3_hf.evaluation.discovery import (
     second_eigenvector,
 )
 
+from ..samples import png
+
 
 def tiny_model():
     torch.manual_seed(0)
@@ -34,12 +33,6 @@ def tiny_model():
 
 def bench(image_size=64, **fields):
     return Bench(tiny_model(), Preprocessing(image_size, image_size), progress=False, batch_size=4, **fields)
-
-
-def png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def bright_boxes(num, seed=0, height=64, width=96, value=1, turn=0):

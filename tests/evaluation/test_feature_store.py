@@ -1,13 +1,10 @@
 """Features on disk: what is computed, what is kept, what is refused; interrupted, repeated and shared."""
 
-import io
 import threading
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image
-from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.views import Preprocessing
@@ -16,31 +13,13 @@ from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.feature_store import Extractor, FeatureStore
 from dinov3_hf.pipelines.windows import Windowed
 
-
-SIZES = [(32, 32), (40, 24), (24, 64), (24, 64), (31, 33)]
+from ..samples import images_of_sizes
 
 
 def tiny_model(seed=0):
     torch.manual_seed(seed)
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     return Dinov3Model(Dinov3Config(**sizes, patch_size=8, image_size=32, layerscale_value=0.1)).eval()
-
-
-def encode(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def images(num=12, seed=0, sizes=SIZES, bad=()):
-    generator = np.random.default_rng(seed)
-    encoded = [
-        encode(generator.integers(0, 255, (*sizes[index % len(sizes)], 3), dtype=np.uint8))
-        if index not in bad
-        else {"bytes": b"no image", "path": None}
-        for index in range(num)
-    ]
-    return Dataset.from_dict({"image": encoded}, features=Features({"image": Image()}))
 
 
 def by_hand(model, rows, view, take):
@@ -55,7 +34,7 @@ def by_hand(model, rows, view, take):
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_features_are_those_of_the_network(whole):
-    model, rows = tiny_model(), images()
+    model, rows = tiny_model(), images_of_sizes()
     bench = Bench(model, Preprocessing(32, 40), batch_size=4, progress=False)
     features = bench.extract(rows, "image", "patches", "images", whole=whole)
     assert set(features) == {"model", "random_init", "raw_pixels"}
@@ -77,7 +56,7 @@ def test_features_are_those_of_the_network(whole):
 
 
 def test_global_features_are_class_tokens_and_mean_patches():
-    model, rows = tiny_model(), images()
+    model, rows = tiny_model(), images_of_sizes()
     bench = Bench(model, Preprocessing(32, 32), batch_size=5, progress=False)
     cls = bench.extract(rows, "image", "cls", "images")["model"].stack()
     joined = bench.extract(rows, "image", "cls+mean", "images")["model"].stack()
@@ -90,13 +69,13 @@ def test_global_features_are_class_tokens_and_mean_patches():
 def test_bad_images_are_left_out_and_named_by_row():
     bench = Bench(tiny_model(), Preprocessing(32, 32), batch_size=4, progress=False, baselines=False)
     for whole in (False, True):
-        rows = images(bad=(0, 5))
+        rows = images_of_sizes(bad=(0, 5))
         features = bench.extract(rows, "image", "cls", "images", whole=whole)["model"]
         assert features.kept == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11] and len(features) == 10
         good = bench.extract(rows.select(features.kept), "image", "cls", "images", whole=whole)["model"]
         torch.testing.assert_close(features.stack(), good.stack(), rtol=0, atol=2e-6)
     with pytest.raises(ValueError, match="image_column: none of the 2 images in 'image' could be decoded"):
-        bench.extract(images(2, bad=(0, 1)), "image", "cls", "images")
+        bench.extract(images_of_sizes(2, bad=(0, 1)), "image", "cls", "images")
 
 
 def counting(bench, monkeypatch):
@@ -109,7 +88,7 @@ def counting(bench, monkeypatch):
 
 
 def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
-    rows, results = images(), []
+    rows, results = images_of_sizes(), []
     for _ in range(2):
         bench = Bench(tiny_model(), Preprocessing(32, 32), FeatureStore(tmp_path), 5, baselines=False, progress=False)
         seen = counting(bench, monkeypatch)
@@ -127,7 +106,7 @@ def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
     ],
 )
 def test_other_weights_and_views_are_computed_anew(change, tmp_path):
-    rows, found = images(), []
+    rows, found = images_of_sizes(), []
     for extra in ({}, change):
         settings = {"model": tiny_model(), "preprocessing": Preprocessing(32, 32)} | extra
         bench = Bench(**settings, store=FeatureStore(tmp_path), baselines=False, progress=False)
@@ -136,7 +115,7 @@ def test_other_weights_and_views_are_computed_anew(change, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):
-    rows = images(20)
+    rows = images_of_sizes(20)
     plain = Bench(tiny_model(), Preprocessing(32, 32), batch_size=3, baselines=False, progress=False)
     expected = plain.extract(rows, "image", "patches", "images")["model"].stack()
     bench = Bench(tiny_model(), Preprocessing(32, 32), FeatureStore(tmp_path), 3, baselines=False, progress=False)
@@ -158,7 +137,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):
 
 
 def test_processes_share_the_work_and_give_the_same(tmp_path, monkeypatch):
-    rows = images(20, bad=(7,))
+    rows = images_of_sizes(20, bad=(7,))
     plain = Bench(tiny_model(), Preprocessing(32, 32), batch_size=3, progress=False)
     expected = plain.extract(rows, "image", "patches", "images")
     barrier, found, counts = threading.Barrier(3, timeout=60), {}, {}
@@ -202,17 +181,17 @@ def test_values_that_are_not_finite_are_refused():
     with pytest.raises(
         ValueError, match="features: model gives values that are not finite for 4 of 4 images, the first"
     ):
-        bench.extract(images(), "image", "cls", "images")
+        bench.extract(images_of_sizes(), "image", "cls", "images")
 
 
 def test_too_small_a_disk_and_empty_splits_are_refused(monkeypatch):
     bench = Bench(tiny_model(), Preprocessing(32, 32), baselines=False, progress=False)
     with pytest.raises(ValueError, match="data: got a split without rows, accepted: at least one image"):
-        bench.extract(images().select([]), "image", "cls", "images")
+        bench.extract(images_of_sizes().select([]), "image", "cls", "images")
     free = feature_store.shutil.disk_usage("/")._replace(free=100)
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda path: free)
     with pytest.raises(ValueError, match="cache_dir: .* has 0.0 GB free, accepted: at least"):
-        bench.extract(images(), "image", "cls", "images")
+        bench.extract(images_of_sizes(), "image", "cls", "images")
 
 
 def test_extractor_grids():

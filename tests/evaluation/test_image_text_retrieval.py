@@ -8,9 +8,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PilImage
 from sklearn.metrics import top_k_accuracy_score
-from transformers import DINOv3ViTImageProcessor
 
-from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.data.captions import find_caption_columns
 from dinov3_hf.evaluation import image_text_retrieval
 from dinov3_hf.evaluation.image_text_retrieval import (
@@ -18,7 +16,8 @@ from dinov3_hf.evaluation.image_text_retrieval import (
     evaluate_retrieval,
     recall_at_k,
 )
-from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
+
+from ..samples import tiny_aligned
 
 
 CAPTIONS = ["a red dog", "a dog", "two cats by a tree", "a house", "a blue boat", "a dog"]
@@ -26,14 +25,7 @@ CAPTIONS = ["a red dog", "a dog", "two cats by a tree", "a house", "a blue boat"
 
 @pytest.fixture(scope="module")
 def aligned():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    vision = Dinov3Model(Dinov3Config(**sizes, patch_size=8, image_size=32, layerscale_value=0.5))
-    tokenizer = train_tokenizer(CAPTIONS, 300, context_length=16)
-    text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": 2}
-    head = {"layerscale_value": 0.5, "drop_path_rate": 0.0}
-    model = DinoTxtModel.from_backbone(vision, text, vision_head_config=head, projection_dim=32).eval()
-    return model, DinoTxtProcessor(DINOv3ViTImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+    return tiny_aligned(CAPTIONS)
 
 
 def pictures(num):

@@ -1,12 +1,8 @@
 """k-NN classification against scikit-learn, and the evaluation around it."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
-from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.views import Preprocessing
@@ -15,32 +11,13 @@ from dinov3_hf.evaluation.features import randomly_initialised, raw_image_featur
 from dinov3_hf.evaluation.knn import evaluate_knn
 from dinov3_hf.pipelines.neighbours import knn_classify
 
-
-COLOURS = ClassLabel(names=["red", "green", "blue"])
+from ..samples import coloured_images
 
 
 def tiny_model(seed=0, **fields):
     torch.manual_seed(seed)
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     return Dinov3Model(Dinov3Config(**{**sizes, "patch_size": 8, "image_size": 32, "layerscale_value": 0.1, **fields}))
-
-
-def png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def coloured_images(num, seed, side=32, label=COLOURS, bad=()):
-    """Images of one noisy colour each, labelled with it: every image feature of any worth separates them."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 3, num)
-    pixels = generator.integers(0, 60, (num, side, side, 3), dtype=np.uint8)
-    for index, colour in enumerate(labels):
-        pixels[index, :, :, colour] += 180
-    images = [{"bytes": b"not an image", "path": None} if i in bad else png(image) for i, image in enumerate(pixels)]
-    values = labels.tolist() if isinstance(label, ClassLabel) else [["c", "a", "b"][index] for index in labels]
-    return Dataset.from_dict({"image": images, "label": values}, features=Features({"image": Image(), "label": label}))
 
 
 def test_random_init_depends_on_the_seed_alone():

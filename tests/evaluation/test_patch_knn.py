@@ -1,12 +1,9 @@
 """Patch labels, mIoU and patch k-NN against naive loops."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image
-from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.views import Preprocessing
@@ -16,17 +13,13 @@ from dinov3_hf.evaluation.iou import confusion_matrix, intersection_over_union
 from dinov3_hf.evaluation.patch_knn import evaluate_patch_knn, patch_labels
 from dinov3_hf.pipelines.neighbours import knn_classify
 
+from ..samples import png
+
 
 def tiny_model():
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     return Dinov3Model(Dinov3Config(**sizes, patch_size=8, image_size=32, layerscale_value=0.1))
-
-
-def encode(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def scenes(num, seed, side=32, ignored=False):
@@ -41,8 +34,8 @@ def scenes(num, seed, side=32, ignored=False):
         mask[y : y + side // 2, x : x + side // 2] = kind
         if ignored:
             mask[:8] = 255
-        images.append(encode(image))
-        masks.append(encode(mask))
+        images.append(png(image))
+        masks.append(png(mask))
     columns = {"image": images, "mask": masks}
     return Dataset.from_dict(columns, features=Features({"image": Image(), "mask": Image()}))
 
@@ -152,7 +145,7 @@ def stored_as(rows, values):
 
     def change(row):
         mask = np.asarray(row["mask"])
-        return {"mask": encode(np.array(values, dtype=np.uint8)[mask])}
+        return {"mask": png(np.array(values, dtype=np.uint8)[mask])}
 
     return rows.map(change, features=rows.features)
 
@@ -175,7 +168,7 @@ def test_patches_whose_majority_is_one_class_are_refused():
     def corner(row):
         mask = np.zeros((32, 32), np.uint8)
         mask[0, 0] = 1
-        return {"mask": encode(mask)}
+        return {"mask": png(mask)}
 
     train = scenes(6, 0)
     bench = Bench(tiny_model(), Preprocessing(32, 32), progress=False)

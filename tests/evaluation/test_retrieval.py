@@ -1,13 +1,11 @@
 """Instance retrieval against scikit-learn, naive loops and every order counted out."""
 
-import io
 from itertools import permutations, product
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.views import Preprocessing
@@ -22,6 +20,8 @@ from dinov3_hf.evaluation.retrieval import (
 )
 from dinov3_hf.pipelines.neighbours import CosineBank
 
+from ..samples import png
+
 
 def tiny_model():
     torch.manual_seed(0)
@@ -31,12 +31,6 @@ def tiny_model():
 
 def bench(image_size=32, **fields):
     return Bench(tiny_model(), Preprocessing(image_size, image_size), progress=False, batch_size=4, **fields)
-
-
-def png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def dataset(images, labels, positives=None, label=None):

@@ -1,12 +1,9 @@
 """Linear segmentation: crops, loss and metrics against independent ones, and the evaluation end to end."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image
-from PIL import Image as PilImage
 from torch import nn
 
 from dinov3_hf import Dinov3Config, Dinov3Model
@@ -25,17 +22,13 @@ from dinov3_hf.evaluation.dense_probe import (
 from dinov3_hf.evaluation.feature_store import FeatureStore
 from dinov3_hf.evaluation.segmentation import evaluate_segmentation, read_labels, segmentation_loss
 
+from ..samples import png
+
 
 def tiny_model():
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     return Dinov3Model(Dinov3Config(**sizes, patch_size=8, image_size=32, layerscale_value=0.1))
-
-
-def png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def dataset(images, masks):

@@ -14,6 +14,8 @@ from dinov3_hf.data.views import Preprocessing
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.tracking import contour_accuracy, evaluate_tracking, region_similarity
 
+from ..samples import png
+
 
 def tiny_model():
     torch.manual_seed(0)
@@ -23,12 +25,6 @@ def tiny_model():
 
 def tiny_bench(**fields):
     return Bench(tiny_model(), Preprocessing(32, 32), progress=False, batch_size=4, **fields)
-
-
-def png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def video_rows(columns: dict) -> Dataset:

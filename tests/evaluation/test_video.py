@@ -1,13 +1,11 @@
 """The attentive probe on videos whose class is the order of their frames, and the evaluation around it."""
 
-import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from PIL import Image as PilImage
 
 from dinov3_hf import Dinov3Config, Dinov3Model
 from dinov3_hf.data.views import Preprocessing
@@ -15,6 +13,8 @@ from dinov3_hf.evaluation import probe, video
 from dinov3_hf.evaluation.bench import Bench
 from dinov3_hf.evaluation.feature_store import FeatureStore
 from dinov3_hf.evaluation.video import AttentiveProbe, Clips, evaluate_video, sinusoidal_positions
+
+from ..samples import png
 
 
 ORDERS = ClassLabel(names=["red first", "blue first"])
@@ -26,12 +26,6 @@ def tiny_bench(**fields):
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     model = Dinov3Model(Dinov3Config(**sizes, patch_size=8, image_size=16, layerscale_value=0.1))
     return Bench(model, Preprocessing(16, 16), **{"progress": False, "batch_size": 32, **fields})
-
-
-def png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def ordered_videos(num, seed, shuffle_labels=False, bad=(), num_frames=2) -> Dataset:

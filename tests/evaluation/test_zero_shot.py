@@ -6,12 +6,11 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PilImage
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
-from transformers import DINOv3ViTImageProcessor
 
-from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.evaluation.intervals import wilson_interval
 from dinov3_hf.evaluation.zero_shot import evaluate_zero_shot, read_labels
-from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
+
+from ..samples import tiny_aligned
 
 
 NAMES = ["cat", "dog", "red house", "tree", "car", "boat"]
@@ -20,15 +19,7 @@ NAMES = ["cat", "dog", "red house", "tree", "car", "boat"]
 @pytest.fixture(scope="module")
 def aligned():
     """A small random model whose tokenizer knows neither "photo" nor "boat"."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    vision = Dinov3Model(Dinov3Config(**sizes, patch_size=8, image_size=32, layerscale_value=0.5))
-    tokenizer = train_tokenizer([f"a picture of a {name}" for name in NAMES[:5]], 300, context_length=16)
-    text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": 2}
-    head = {"layerscale_value": 0.5, "drop_path_rate": 0.0}
-    model = DinoTxtModel.from_backbone(vision, text, vision_head_config=head, projection_dim=32).eval()
-    image_processor = DINOv3ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6])
-    return model, DinoTxtProcessor(image_processor, tokenizer)
+    return tiny_aligned([f"a picture of a {name}" for name in NAMES[:5]], image_mean=[0.4, 0.5, 0.6])
 
 
 def pictures(num):

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
-from transformers import DINOv3ViTImageProcessor
 
-from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
 from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
 from dinov3_hf.pipelines import class_embeddings as class_embeddings_module
 from dinov3_hf.pipelines.class_embeddings import (
@@ -23,6 +21,8 @@ from dinov3_hf.pipelines.class_embeddings import (
     text_features,
 )
 
+from ..samples import tiny_aligned
+
 
 NAMES = ["cat", "dog", "red house", "tree", "car", "boat"]
 
@@ -30,15 +30,7 @@ NAMES = ["cat", "dog", "red house", "tree", "car", "boat"]
 @pytest.fixture(scope="module")
 def aligned():
     """A small random model whose tokenizer knows neither "photo" nor "boat"."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    vision = Dinov3Model(Dinov3Config(**sizes, patch_size=8, image_size=32, layerscale_value=0.5))
-    tokenizer = train_tokenizer([f"a picture of a {name}" for name in NAMES[:5]], 300, context_length=16)
-    text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": 2}
-    head = {"layerscale_value": 0.5, "drop_path_rate": 0.0}
-    model = DinoTxtModel.from_backbone(vision, text, vision_head_config=head, projection_dim=32).eval()
-    image_processor = DINOv3ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6])
-    return model, DinoTxtProcessor(image_processor, tokenizer)
+    return tiny_aligned([f"a picture of a {name}" for name in NAMES[:5]], image_mean=[0.4, 0.5, 0.6])
 
 
 @pytest.mark.parametrize("part", ["image", "patch"])

@@ -7,10 +7,7 @@ import pytest
 import torch
 from PIL import Image as PilImage
 from torch.nn.functional import interpolate
-from transformers import DINOv3ViTImageProcessor
 
-from dinov3_hf import DinoTxtModel, DinoTxtProcessor, Dinov3Config, Dinov3Model
-from dinov3_hf.models.tokenization_dinotxt import train_tokenizer
 from dinov3_hf.pipelines import class_maps as class_maps_module
 from dinov3_hf.pipelines.class_embeddings import class_embeddings
 from dinov3_hf.pipelines.class_maps import (
@@ -22,23 +19,15 @@ from dinov3_hf.pipelines.class_maps import (
     window_and_stride,
 )
 
+from ..samples import tiny_aligned
+
 
 NAMES = ["background", "cat", "dog", "tree"]
 
 
 @pytest.fixture(scope="module")
 def aligned():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    vision = Dinov3Model(Dinov3Config(**sizes, patch_size=8, image_size=32, layerscale_value=0.5))
-    tokenizer = train_tokenizer(NAMES, 300, context_length=16)
-    text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": 2}
-    head = {"layerscale_value": 0.5, "drop_path_rate": 0.0}
-    model = DinoTxtModel.from_backbone(vision, text, vision_head_config=head, projection_dim=32).eval()
-    # Far from each other, so that every class wins somewhere.
-    torch.nn.init.normal_(model.text_model.token_embedding.weight, std=1)
-    image_processor = DINOv3ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6])
-    return model, DinoTxtProcessor(image_processor, tokenizer)
+    return tiny_aligned(NAMES, spread=True, image_mean=[0.4, 0.5, 0.6])
 
 
 def naive_logits(model, pixel_values, embeddings, window, stride):

@@ -2,18 +2,13 @@
 
 import importlib
 import shutil
-import socket
 
 import pytest
 
+from ..ports import free_port
+
 
 WIDTHS = (1280, 390)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

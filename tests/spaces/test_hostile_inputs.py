@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import free_port
+from ..ports import free_port
 
 
 httpx = pytest.importorskip("httpx")

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from dinov3_hf.training.param_groups import parameter_groups
 from dinov3_hf.training.schedules import Schedules
 from dinov3_hf.training.students import HeadedNetwork, new_student, student_config
 
+from ..ports import free_port
 from ..processes import run_processes
 
 
@@ -140,12 +140,6 @@ def work(rank, folder):
     RowExchange.patches = lambda self, rows, masks, moved: rows
     results["apart"] = run(folder, "apart", accelerator, names, GROUP_SIZES)
     torch.save(results, folder / f"{rank}.pt")
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
