@@ -83,7 +83,8 @@ def main() -> int:
     """Print every finding and the counts; return 1 if there is one."""
     words: list[str] = []
     types: list[str] = []
-    for path in files():
+    paths = files()
+    for path in paths:
         text = (ROOT / path).read_text()
         words += old_words(path, text)
         if path.suffix == ".py" and path.parts[0] != "tests":
@@ -91,7 +92,7 @@ def main() -> int:
             words += old_names(path, tree)
             types += untyped(path, tree)
     print(*words, *types, sep="\n", end="\n" if words or types else "")
-    print(f"{len(files())} files; old words: {len(words)}, untyped parameters and returns: {len(types)}")
+    print(f"{len(paths)} files; old words: {len(words)}, untyped parameters and returns: {len(types)}")
     return 1 if words or types else 0
 
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> "tqdm":
     return _lines()(items, **options)
 
 
+@cache
 def _lines() -> type["tqdm"]:
     """Return the bar that writes lines; tqdm is imported when there is something to show."""
     from tqdm import tqdm

@@ -56,8 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"results: {output}" + (f", pictures: {', '.join(path.name for path in pictures)}" if pictures else ""))
     if verdict := summary(record["results"]):
         print(f"verdict: {verdict}")
-    has_text = any(getattr(task, "has_text", False) for task in recipe.chosen)
-    print_next(["demo", "open_vocabulary_segmentation" if has_text else "dense_features", "--model", model])
+    print_next(["demo", "open_vocabulary_segmentation" if recipe.has_text else "dense_features", "--model", model])
     return 0
 
 

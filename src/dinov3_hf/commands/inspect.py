@@ -26,7 +26,7 @@ from ..terminal import print_next
 if TYPE_CHECKING:
     from ..data.inspection.rows import Split
     from ..data.inspection.run import Pass
-    from ..data.sources.account import Account as SourceAccount
+    from ..data.sources.account import Account
 
 
 REPORT, SHEET = "inspect.json", "contact_sheet.png"
@@ -150,17 +150,15 @@ def check_folder(folder: Path, recipe: InspectRecipe) -> bool:
     return True
 
 
-def write_report(
-    work: "Pass", recipe: InspectRecipe, account: "SourceAccount", refused: dict[str, str]
-) -> dict[str, Any]:
+def write_report(work: "Pass", recipe: InspectRecipe, account: "Account", refused: dict[str, str]) -> dict[str, Any]:
     """Write the JSON, the contact sheet and the lists of a finished pass, and return what the JSON holds."""
-    from ..data.inspection.facts import Account
+    from ..data.inspection.facts import ImageSummary
     from ..data.inspection.report import label_summary
     from ..data.inspection.run import DUPLICATES_FILE, SKIPPED_FILE
     from ..provenance import versions
     from ..visualization.contact_sheet import draw_contact_sheet
 
-    folder, total = work.folder, Account()
+    folder, total = work.folder, ImageSummary()
     for part in work.accounts:
         total.merge(part)
     splits = {

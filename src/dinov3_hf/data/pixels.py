@@ -22,6 +22,13 @@ MAX_PIXELS = 178_956_970
 StoredImage = dict[str, bytes | str | None] | bytes | bytearray | memoryview | str | Image.Image | None
 
 
+def stored_value(value: StoredImage) -> bytes | bytearray | memoryview | str | Image.Image | None:
+    """Return what a row holds of an image: its encoded bytes, else its path; anything but a dictionary as it is."""
+    if isinstance(value, dict):
+        return value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    return value
+
+
 def decode_image(value: StoredImage, max_pixels: int = MAX_PIXELS, value_range: Range | None = None) -> torch.Tensor:
     """Decode bytes, a `{"bytes", "path"}` dictionary or a PIL image to RGB uint8 [3, H, W].
 
@@ -31,8 +38,7 @@ def decode_image(value: StoredImage, max_pixels: int = MAX_PIXELS, value_range: 
     complete image of at most `max_pixels`.
     """
     check_range(value_range)
-    if isinstance(value, dict):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    value = stored_value(value)
     try:
         # Pillow warns of sizes it still accepts and of metadata it cannot read: noise, among millions of images.
         with warnings.catch_warnings():
@@ -76,8 +82,7 @@ def check_turned_alike(image: StoredImage, label_map: StoredImage, row: int, fie
 @contextmanager
 def _header(value: StoredImage) -> Iterator[Image.Image]:
     """Open an image without decoding it; errors within become `BadImage`."""
-    if isinstance(value, dict):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    value = stored_value(value)
     if value is None:
         raise BadImage("got a NoneType, accepted: an encoded image")
     try:

@@ -11,7 +11,7 @@ from PIL import Image
 from dinov3_hf.data.inspection import facts as inspection
 from dinov3_hf.data.inspection.facts import (
     OTHER,
-    Account,
+    ImageSummary,
     add_bounded,
     encoded_bytes,
     look_at,
@@ -43,7 +43,7 @@ def pictures(count, seed=0):
 
 
 def account_of(images):
-    account = Account()
+    account = ImageSummary()
     for data in images:
         account.add(look_at(data), len(data))
     return account
@@ -113,7 +113,7 @@ def test_an_account_survives_json_and_adds_up():
     parts[0].skip("cut (12 bytes)", ("I;16", (3.0, 900.0)))
     parts[1].labels["cat"] += 2
     parts[1].labels[None] += 1
-    again = [Account.from_state(json.loads(json.dumps(part.state_dict()))) for part in parts]
+    again = [ImageSummary.from_state(json.loads(json.dumps(part.state_dict()))) for part in parts]
     assert [part.summary() for part in again] == [part.summary() for part in parts]
     assert again[1].labels == parts[1].labels
     again[0].merge(again[1])

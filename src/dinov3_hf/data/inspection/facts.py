@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from ..pixels import BadImage, StoredImage, decode_image
+from ..pixels import BadImage, StoredImage, decode_image, stored_value
 from ..retries import with_retries
 
 
@@ -48,8 +48,7 @@ class Facts:
 
 def encoded_bytes(value: StoredImage) -> bytes:
     """Return the encoded bytes of an image as a row holds it; raises `BadImage` if there are none."""
-    if isinstance(value, dict):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    value = stored_value(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if not isinstance(value, str):
@@ -165,7 +164,7 @@ def add_bounded(counts: Counter, key: Any, limit: int) -> None:
 
 
 @dataclass
-class Account:
+class ImageSummary:
     """What the images of a split are; every number is a count or a sum of whole numbers, exact in any order."""
 
     rows: int = 0
@@ -217,7 +216,7 @@ class Account:
         low, high = self.ranges.get(mode, values)
         self.ranges[mode] = [min(low, values[0]), max(high, values[1])]
 
-    def merge(self, other: "Account") -> None:
+    def merge(self, other: "ImageSummary") -> None:
         """Add what another account counted."""
         for name, value in vars(other).items():
             if isinstance(value, dict) and not isinstance(value, Counter):
@@ -234,7 +233,7 @@ class Account:
         return state | {"histogram": self.histogram.tolist()}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Account":
+    def from_state(cls, state: dict[str, Any]) -> "ImageSummary":
         """Return the account of which this is the state."""
         account = cls()
         for name, value in state.items():

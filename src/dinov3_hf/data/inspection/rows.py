@@ -17,7 +17,7 @@ from .facts import plain
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from ..sources.account import Account as SourceAccount
+    from ..sources.account import Account
 
 # A split that no source has; the name of the rows of a source without splits.
 NO_SPLIT, ALL_ROWS = "no such split", "all"
@@ -54,7 +54,7 @@ class Split:
 
 
 def open_splits(
-    account: "SourceAccount", split: str | None, image_column: str | None, label_column: str | None, num_images: int
+    account: "Account", split: str | None, image_column: str | None, label_column: str | None, num_images: int
 ) -> tuple[list[Split], dict[str, str]]:
     """Open the splits of a source, or one of them; returns them, and why others were not read, by their names.
 

@@ -14,7 +14,7 @@ from ...errors import Failed, Refused
 from ...terminal import progress_bar
 from ..pixels import BadImage
 from .duplicates import find_duplicates
-from .facts import MAX_CLASSES, Account, add_bounded, encoded_bytes, image_hash, look_at, plain, unclear_values
+from .facts import MAX_CLASSES, ImageSummary, add_bounded, encoded_bytes, image_hash, look_at, plain, unclear_values
 from .rows import Place, Split, read_rows
 
 
@@ -62,7 +62,7 @@ class Pass:
     folder: Path
     max_images: int | None = None
     place: Place = field(default_factory=Place)
-    accounts: list[Account] = field(default_factory=list)
+    accounts: list[ImageSummary] = field(default_factory=list)
     hashed: list[int] = field(default_factory=list)
     tiles: Tiles = field(default_factory=Tiles)
     seconds: float = 0.0
@@ -70,7 +70,7 @@ class Pass:
     def run(self) -> None:
         """Read every row that was not read yet."""
         if not self.accounts:
-            self.accounts, self.hashed = [Account() for _ in self.splits], [0] * len(self.splits)
+            self.accounts, self.hashed = [ImageSummary() for _ in self.splits], [0] * len(self.splits)
             self.clear()
         with (
             open(self.folder / SKIPPED_FILE, "ab") as skipped,
@@ -104,7 +104,7 @@ class Pass:
                     self.save(files)
                     saved = time.monotonic()
 
-    def take(self, split: Split, account: Account, name: str, row: dict, files: tuple[BinaryIO, ...]) -> None:
+    def take(self, split: Split, account: ImageSummary, name: str, row: dict, files: tuple[BinaryIO, ...]) -> None:
         """Count one row."""
         skipped, hashes, names = files
         data = b""
@@ -170,7 +170,7 @@ class Pass:
             )
         self.tiles.stride, self.tiles.position = state["stride"], state["position"]
         self.place, self.hashed, self.seconds = Place(**state["place"]), state["hashed"], state["seconds"]
-        self.accounts = [Account.from_state(account) for account in state["accounts"]]
+        self.accounts = [ImageSummary.from_state(account) for account in state["accounts"]]
         for name, length in zip((SKIPPED_FILE, HASH_FILE, NAME_FILE), state["lengths"], strict=True):
             # Rows after the last state are read again.
             os.truncate(self.folder / name, length)
